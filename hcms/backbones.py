@@ -94,7 +94,7 @@ class Motion(nn.Module):
 PRESETS = dict(
     paper=dict(spec=dict(steps=128, frame_size=224, clip_size=256, clip_frames=32, clip_seconds=64/30),
                audio=dict(width=1.), appearance=dict(name='efficientnet_b3'), motion=dict(depth=50, stem=(64, 8))),
-    demo=dict(spec=dict(steps=32, frame_size=48, clip_size=40, clip_frames=8, clip_seconds=.8),
+    demo=dict(spec=dict(steps=32, frame_size=56, clip_size=40, clip_frames=8, clip_seconds=.8),
               audio=dict(width=.1875), appearance=dict(name='test_efficientnet'),
               motion=dict(depth=18, stem=(16, 4), kernels=((1, 5, 5), (3, 5, 5)), fusion=5)))
 NETWORKS = dict(audio=MobileNetV1, appearance=Appearance, motion=Motion)

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['MODALITIES', 'LETTERS', 'ID_RULE', 'InputError', 'check_choice', 'check_id', 'repo_root', 'home', 'canonical_json',
-           'fingerprint', 'rng_for', 'write_whole', 'versions', 'commit']
+           'fingerprint', 'rng_for', 'write_whole', 'worker_pool', 'versions', 'commit']
 
-# %% ../nbs/00_core.ipynb #90658391
+# %% ../nbs/00_core.ipynb #06489436
 import difflib, hashlib, json, os, re, tempfile
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 import numpy as np
 
@@ -100,6 +102,15 @@ def write_whole(
         Path(tmp).unlink(missing_ok=True)
         raise
     return path
+
+# %% ../nbs/00_core.ipynb #6a74e9d2
+def worker_pool(
+    workers:int,   # Processes
+    *start,        # Initializer and a tuple of its arguments, if any
+) -> ProcessPoolExecutor:
+    "Fresh processes, spawned rather than forked, with one thread each for matrix products."
+    for k in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'): os.environ[k] = '1'   # read by the children when they load numpy
+    return ProcessPoolExecutor(workers, get_context('spawn'), *start)
 
 # %% ../nbs/00_core.ipynb #9b82df9c
 def versions() -> dict:   # package -> version

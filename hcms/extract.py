@@ -5,17 +5,15 @@
 # %% auto #0
 __all__ = ['PARTIAL', 'open_views', 'extract_video', 'Extraction', 'extract']
 
-# %% ../nbs/12_extract.ipynb #063d23b5
+# %% ../nbs/12_extract.ipynb #ab91d285
 import hashlib
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 from .backbones import Backbones, load_backbones
-from .core import MODALITIES, InputError
+from .core import InputError, worker_pool
 from .media import read_steps
 from .store import FeatureStore
 
@@ -95,7 +93,7 @@ def extract(
         if id in before and before[id]['source']==_mark(path): result.aside[id] = before[id]['reason']
     jobs = [o for o in jobs if o[0] not in result.aside]
     if jobs:
-        with ProcessPoolExecutor(workers, get_context('spawn'), _start_worker, (preset, weights, store.root, seed)) as pool:
+        with worker_pool(workers, _start_worker, (preset, weights, store.root, seed)) as pool:
             for id,error in tqdm(pool.map(_work, jobs, chunksize=1), total=len(ids), initial=len(ids)-len(jobs), desc='extract', unit='video'):
                 if error is None: result.done += 1; continue
                 result.aside[id] = error

@@ -5,13 +5,11 @@
 # %% auto #0
 __all__ = ['pool_steps', 'decode_split', 'FinetuneConfig', 'finetune']
 
-# %% ../nbs/13_finetune.ipynb #861b04e8
+# %% ../nbs/13_finetune.ipynb #854cdbaf
 import json
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 import numpy as np
 import torch
@@ -20,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 from .backbones import build_backbone, save_weights
-from .core import MODALITIES, InputError, fingerprint, rng_for, write_whole
+from .core import MODALITIES, InputError, fingerprint, rng_for, worker_pool, write_whole
 from .media import MediaSpec, read_steps
 from .resume import load_state, save_state, threads
 
@@ -40,7 +38,10 @@ def _decode_one(job, folder, spec):
     row,path = job
     try: steps = read_steps(path, spec)
     except InputError as e: return str(e)
-    for m,x in zip(MODALITIES, (steps.patches, steps.frames, steps.clips)): np.load(folder/f'{m}.npy', mmap_mode='r+')[row] = x
+    for m,x in zip(MODALITIES, (steps.patches, steps.frames, steps.clips)):
+        rows = np.load(folder/f'{m}.npy', mmap_mode='r')
+        data = x.astype(rows.dtype).tobytes()
+        with open(folder/f'{m}.npy', 'r+b') as f: f.seek(rows.offset+row*len(data)); f.write(data)
 
 def decode_split(
     manifest,            # Videos, with files
@@ -56,7 +57,7 @@ def decode_split(
         ids = list(manifest.df.id)
         for m,(shape,dtype) in _shapes(spec).items(): open_memmap(folder/f'{m}.npy', 'w+', dtype, (len(ids), spec.steps, *shape))
         jobs = [(i, manifest.path_of(id)) for i,id in enumerate(ids)]
-        with ProcessPoolExecutor(workers, get_context('spawn')) as pool:
+        with worker_pool(workers) as pool:
             errors = list(tqdm(pool.map(partial(_decode_one, folder=folder, spec=spec), jobs, chunksize=4), total=len(ids), desc='decode', unit='video'))
         for e in filter(None, errors): tqdm.write(f'left out: {e}')
         write_whole(done, json.dumps(dict(key=key, ok=[e is None for e in errors])))

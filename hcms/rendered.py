@@ -6,17 +6,15 @@
 __all__ = ['TOKENS', 'CLASSES', 'family', 'Recipe', 'plot_video', 'synthesize', 'soundtrack', 'pictures', 'demo_rows',
            'render_video', 'render_demo', 'evidence']
 
-# %% ../nbs/04_rendered.ipynb #5ff7581b
+# %% ../nbs/04_rendered.ipynb #5242f879
 import json
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
-from .core import InputError, rng_for, write_whole
+from .core import InputError, rng_for, worker_pool, write_whole
 from .manifests import Manifest, write_manifest
 from .media import write_video
 
@@ -24,13 +22,13 @@ from .media import write_video
 TOKENS = dict(
     audio=('rising', 'falling', 'warble', 'pulses', 'bell', 'buzz'),         # melody, rhythm, timbre
     appearance=('horizontal', 'vertical', 'checkered', 'ringed', 'slanted'),  # the texture of the object
-    motion=('rightward', 'leftward', 'clockwise', 'counterclockwise', 'bouncing'))
+    motion=('rightward', 'leftward', 'upward', 'downward', 'shaking'))
 
 def _single(modality, n): return {f'{modality}_{o}': {modality: o} for o in TOKENS[modality][:n]}
 
 CLASSES = {**_single('audio', 4), **_single('appearance', 4), **_single('motion', 4),   # class -> {modality: token}
     'pair_bell_slanted': dict(audio='bell', appearance='slanted'), 'pair_buzz_slanted': dict(audio='buzz', appearance='slanted'),
-    'pair_buzz_bouncing': dict(audio='buzz', motion='bouncing'),   'pair_bell_bouncing': dict(audio='bell', motion='bouncing')}
+    'pair_buzz_shaking': dict(audio='buzz', motion='shaking'),   'pair_bell_shaking': dict(audio='bell', motion='shaking')}
 
 def family(label:str) -> str:   # 'audio', 'appearance', 'motion' or 'pair'
     "The family of a class: which modality tells it."
@@ -70,13 +68,12 @@ def plot_video(
     "What happens in each second of a video."
     tokens,n = CLASSES[label],recipe.seconds
     slots = [int(o) for o in rng.permutation(n)]
-    ev = slots[:rng.choice([2, 3, 4], p=[.2, .4, .4])]
-    seen = 'appearance' in tokens or 'motion' in tokens
-    objects = (ev if seen else []) + slots[4:9-(len(ev) if seen else 0)]
-    sounds = (ev if 'audio' in tokens else []) + slots[9:14-(len(ev) if 'audio' in tokens else 0)]
-    decoys = [o for o in slots if o not in ev]
-    whoosh = _deal(rng, ev if seen else [], decoys, 3)
-    rim = _deal(rng, ev if 'motion' in tokens else [], [o for o in objects if o not in ev or 'motion' not in tokens], 3)
+    ev = slots[:rng.choice([4, 5, 6], p=[.3, .4, .3])]
+    seen,moves,heard = 'appearance' in tokens or 'motion' in tokens,'motion' in tokens,'audio' in tokens
+    objects = (ev if seen else []) + slots[6:15-len(ev)*seen]
+    sounds = (ev if heard else []) + slots[7:16-len(ev)*heard]
+    whoosh = _deal(rng, ev if seen else [], [o for o in slots if not (seen and o in ev)], 5)
+    rim = _deal(rng, ev if moves else [], [o for o in objects if not (moves and o in ev)], 5)
     return [dict(evidence={m: s in ev and m in tokens for m in TOKENS},
                  sound=(tokens['audio'] if s in ev and 'audio' in tokens else 'tone') if s in sounds else None,
                  texture=(tokens.get('appearance', 'plain') if s in ev else rng.choice(['plain', 'blotched']).item()) if s in objects else None,
@@ -132,55 +129,58 @@ def _texture(name, x, y, rng):
     return dict(horizontal=lambda: wave(y), vertical=lambda: wave(x), slanted=lambda: wave((x+y)*.7071),
                 checkered=lambda: wave(x)^wave(y), ringed=lambda: wave(np.hypot(x, y)))[name]()
 
-def _path(name, u, rng):
-    "Where the object's middle is at times u in 0..1, in pixels from its anchor: (len(u), 2)."
-    a,turn = 26,2*np.pi*(u*1.25+rng.random())
-    sweep = 2*a*((u*1.25+rng.random())%1)-a
-    zero = np.zeros_like(u)
-    return np.stack(dict(
-        rightward=lambda: (sweep, zero), leftward=lambda: (-sweep, zero), bouncing=lambda: (zero, a*np.sin(turn)),
-        clockwise=lambda: (a*np.cos(turn), a*np.sin(turn)), counterclockwise=lambda: (a*np.cos(turn), -a*np.sin(turn)),
-        trembling=lambda: tuple(rng.uniform(-a, a)+rng.normal(0, .8, len(u)) for _ in range(2)))[name](), -1)
+def _shift(name, seconds, rng):
+    "How far the scene has moved at each time, in pixels: (F, 2), x and y."
+    along,still = rng.uniform(45, 60)*seconds,np.zeros_like(seconds)
+    return np.stack(dict(rightward=lambda: (along, still), leftward=lambda: (-along, still), downward=lambda: (still, along), upward=lambda: (still, -along),
+        shaking=lambda: (9*np.sin(2*np.pi*(2.5*seconds+rng.random())), still),
+        trembling=lambda: tuple(rng.normal(0, .7, (2, len(seconds)))))[name](), -1)
 
 # %% ../nbs/04_rendered.ipynb #62fc5c3f
 def _draw(frames, slot, rng):
     "Paint one slot's object into its frames (F, S, S, 3), float32, in place."
-    F,S,R = *frames.shape[:2],34
+    S,R = frames.shape[1],32
     r,kind = rng.uniform(22, 28),rng.integers(3)
     colours = rng.permutation([rng.uniform(150, 250, 3), rng.uniform(10, 95, 3)]).astype(np.float32)
-    centre = rng.uniform(44, S-44, 2) + _path(slot['movement'], np.arange(F)/F, rng)
-    corner = np.round(centre).astype(int)
-    y,x = np.mgrid[-R:R+1, -R:R+1].astype(np.float32)                        # pixels around the object ...
-    x,y = (o + (corner-centre)[:,i,None,None].astype(np.float32) for i,o in enumerate((x, y)))   # ... from its exact middle: (F, 65, 65)
+    cx,cy = rng.uniform(R+2, S-R-2, 2)                      # its exact middle
+    ox,oy = int(cx),int(cy)
+    y,x = np.mgrid[-R:R+1, -R:R+1] + np.array([oy-cy, ox-cx])[:,None,None]
     away = (np.hypot(x, y), np.maximum(abs(x), abs(y))*1.1, (abs(x)+abs(y))*.8)[kind]
     paint = colours[_texture(slot['texture'], x, y, rng).astype(int)]
     if slot['rim']: paint[away>r-3] = 255
     cover = np.clip(r-away+.5, 0, 1)[...,None]
-    for f,(ox,oy) in enumerate(corner):
-        ys,xs = slice(max(oy-R, 0), min(oy+R+1, S)),slice(max(ox-R, 0), min(ox+R+1, S))
-        cut = (f, slice(ys.start-oy+R, ys.stop-oy+R), slice(xs.start-ox+R, xs.stop-ox+R))
-        frames[f,ys,xs] += cover[cut]*(paint[cut]-frames[f,ys,xs])
+    under = frames[:, oy-R:oy+R+1, ox-R:ox+R+1]
+    under += cover*(paint-under)
+
+def _mottle(rng, n, S):
+    "Smooth noise of n x n blobs that tiles: (S, S) in 0..1."
+    low = rng.random((n, n))
+    low = np.concatenate([low, low[:1]]); low = np.concatenate([low, low[:,:1]], 1)
+    at = np.arange(S)*n/S; i = at.astype(int); w = at-i
+    rows = low[i]*(1-w)[:,None] + low[i+1]*w[:,None]
+    return rows[:,i]*(1-w) + rows[:,i+1]*w
 
 # %% ../nbs/04_rendered.ipynb #20a69ab2
 def _backdrop(rng, S):
-    "A soft field of two muted colours with a little grain: (S, S, 3)."
-    low = rng.random((5, 5))
-    at = np.linspace(0, 3.999, S); i = at.astype(int); w = at-i
-    rows = low[i]*(1-w)[:,None] + low[i+1]*w[:,None]
-    soft = (rows[:,i]*(1-w) + rows[:,i+1]*w)[...,None]
+    "A soft field of two muted colours, mottled: (S, S, 3)."
     a,b = rng.uniform(70, 180, (2, 3))
-    return (a*soft + b*(1-soft) + rng.normal(0, 2, (S, S, 1))).astype(np.float32)
+    soft = _mottle(rng, 4, S)[...,None]
+    return (a*soft + b*(1-soft) + 90*(_mottle(rng, 14, S)[...,None]-.5)).astype(np.float32)
 
 def pictures(
     plot,                   # What happens when
     rng,
     recipe:Recipe=Recipe(),
 ) -> np.ndarray:            # (seconds*fps, size, size, 3) uint8
-    "The pictures of a plot: objects come and go before a backdrop that slowly pans."
-    S,fps,n = recipe.size,recipe.fps,recipe.seconds*recipe.fps
+    "The pictures of a plot: objects come and go before a backdrop that slowly pans, and in some slots moves."
+    S,fps = recipe.size,recipe.fps
     back = np.tile(_backdrop(rng, S), (2, 2, 1))
-    pan = np.round((np.arange(n)/n)[:,None]*rng.uniform(-20, 20, 2)).astype(int) % S
-    frames = np.stack([back[y:y+S, x:x+S] for y,x in pan])
+    at,shifts = rng.uniform(0, S, 2),[]
+    for slot in plot:
+        seconds = np.arange(1, fps+1)/fps
+        shifts.append(at + (_shift(slot['movement'], seconds, rng) if slot['movement'] else rng.uniform(-2, 2, 2)*seconds[:,None]))
+        at = shifts[-1][-1]
+    frames = np.stack([back[y:y+S, x:x+S] for x,y in np.round(-np.concatenate(shifts)).astype(int)%S])
     for s,slot in enumerate(plot):
         if slot['texture']: _draw(frames[s*fps:(s+1)*fps], slot, rng)
     return np.clip(frames, 0, 255).astype(np.uint8)
@@ -216,9 +216,11 @@ def render_demo(
     if note.exists() and json.loads(note.read_text())!=asdict(recipe):
         raise InputError(note, f'is of another corpus than the recipe {asdict(recipe)}; delete {root} or name another folder')
     write_whole(note, json.dumps(asdict(recipe)))
-    with ProcessPoolExecutor(workers, get_context('spawn')) as pool:
-        jobs = pool.map(partial(render_video, folder=root/'videos', recipe=recipe), list(zip(rows.id, rows.labels)), chunksize=4)
-        for _ in tqdm(jobs, total=len(rows), desc='render', unit='video'): pass
+    todo = [o for o in zip(rows.id, rows.labels) if not all((root/'videos'/f'{o[0]}{s}').exists() for s in ('.mp4', '.json'))]
+    if todo:
+        with worker_pool(workers) as pool:
+            jobs = pool.map(partial(render_video, folder=root/'videos', recipe=recipe), todo, chunksize=4)
+            for _ in tqdm(jobs, total=len(rows), initial=len(rows)-len(todo), desc='render', unit='video'): pass
     manifest = Manifest(rows, classes=list(CLASSES), root=root, name='demo')
     write_manifest(manifest, root/'manifest.csv')
     return manifest

@@ -1,0 +1,29 @@
+# make reports [DATASET=demo]   every table into reports/DATASET, from nothing
+# make test                     all tests
+# make notebooks                JupyterLab on nbs/
+# Each makes .venv first, with what requirements.lock pins.
+PYTHON  ?= $(shell command -v python3.11 || command -v python3)
+DATASET ?= demo
+BIN     := .venv/bin
+
+.PHONY: reports test notebooks export clean
+reports: .venv/ready
+	$(BIN)/hcms report $(DATASET)
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+notebooks: .venv/ready
+	$(BIN)/jupyter lab nbs
+
+export: .venv/ready            # after editing notebooks: clean them, rewrite hcms/ and README.md
+	cd nbs && ../$(BIN)/nbdev_clean && ../$(BIN)/nbdev_export && ../$(BIN)/python make_readme.py
+
+.venv/ready: requirements.lock settings.ini setup.py
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+clean:                         # what was made; the corpus and the trained models too
+	rm -rf data checkpoints

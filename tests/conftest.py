@@ -1,0 +1,26 @@
+"A tiny demo corpus, prepared once for all tests that need the whole path from files to tables."
+import os, subprocess, sys
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+
+def hcms(*args, home, check=True, cwd=ROOT, **kw):
+    "Run the `hcms` command with HCMS_HOME set."
+    out = subprocess.run([BIN/'hcms', *map(str, args)], cwd=cwd, env=dict(os.environ, HCMS_HOME=str(home), HCMS_DATA=''), capture_output=True, text=True, **kw)
+    if check: assert out.returncode==0, out.stderr[-3000:]
+    return out
+
+@pytest.fixture(scope='session')
+def tiny_home(tmp_path_factory):
+    "HCMS_HOME with 64 rendered videos, trained demo backbones and all features."
+    home = tmp_path_factory.mktemp('home')
+    code = f"""
+from hcms import runs
+from hcms.rendered import Recipe
+if __name__ == '__main__': print(runs.prepare_demo(Recipe(per_class=4, training=2, selection=1)))
+"""
+    (home/'prepare.py').write_text(code)
+    subprocess.run([sys.executable, home/'prepare.py'], env=dict(os.environ, HCMS_HOME=str(home)), check=True, capture_output=True, text=True)
+    return home
