@@ -37,7 +37,7 @@ def render(workers:int=WORKERS):
 
 @app.command('finetune')
 def finetune_command(dataset:str=DATASET, workers:int=WORKERS):
-    "Train the three backbones on the train split."
+    "Finetune the three backbones on the train split."
     from hcms.runs import finetune_backbones
     finetune_backbones(dataset, workers)
 
@@ -47,7 +47,7 @@ def extract_command(dataset:str=DATASET, workers:int=WORKERS):
     from hcms.extract import extract
     from hcms.runs import Dataset
     d = Dataset(dataset)
-    print(extract(d.manifest, d.store, d.preset, d.folder/'backbones', workers))
+    print(extract(d.manifest, d.store, d.preset, d.folder/'backbones'/'finetuned', workers))
 
 @app.command('train')
 def train_command(dataset:str=DATASET, seeds:int=typer.Option(3, min=1, help='runs'), epochs:int=typer.Option(0, help="0: the data set's own"), workers:int=WORKERS):
@@ -61,9 +61,8 @@ def train_command(dataset:str=DATASET, seeds:int=typer.Option(3, min=1, help='ru
 @app.command()
 def report(dataset:str=typer.Argument('demo', help='demo, activitynet or fcvid'), seeds:int=typer.Option(3, min=1, help='runs of every configuration'), epochs:int=typer.Option(0, help="0: the data set's own"), workers:int=WORKERS):
     "Regenerate every table into reports/DATASET, preparing what is missing of the demo."
-    from hcms.report import make_reports
-    failed = make_reports(dataset, dict(seeds=seeds, epochs=epochs, workers=workers))
-    if failed: raise typer.Exit(1)
+    from hcms.driver import make_reports
+    if make_reports(dataset, seeds, epochs, workers): raise typer.Exit(1)
 
 @store_app.command()
 def verify(root:Path=typer.Argument(help='folder of the store')):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pool_steps', 'decode_split', 'FinetuneConfig', 'finetune']
 
-# %% ../nbs/13_finetune.ipynb #854cdbaf
+# %% ../nbs/13_finetune.ipynb #2253b5a9
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.lib.format import open_memmap
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -92,11 +93,13 @@ def finetune(
     num_classes:int,
     out,                     # Where the weights go: OUT.safetensors; the state of the training lies beside it meanwhile
     config:FinetuneConfig=FinetuneConfig(),
+    start=None,              # Weights to start from; random ones by default
     position:int=0,          # Line of the progress bar
 ) -> list:                   # One dict an epoch: loss
     "Train a network with a linear head on labels of whole videos; resumes where it was stopped."
     if len(media)<config.videos: raise InputError('train split', f'{len(media)} videos are fewer than one batch of {config.videos}')
-    net = build_backbone(modality, preset, config.seed).train()
+    net = build_backbone(modality, preset, config.seed)
+    if start: net.load_state_dict(load_file(start))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         head = nn.Linear(net.size, num_classes)
@@ -108,14 +111,15 @@ def finetune(
         for k,v in parts.items(): v.load_state_dict(was[k])
         history = was['history']
     y = torch.as_tensor(targets)
-    bar = tqdm(range(len(history), config.epochs), desc=f'finetune {modality}', unit='epoch', position=position, initial=len(history), total=config.epochs)
+    bar = tqdm(range(len(history), config.epochs), desc=f'{Path(out).parent.name}: {modality}', unit='epoch', position=position, initial=len(history), total=config.epochs)
     with threads(config.threads):
+        model.train()
         for epoch in bar:
             history.append(dict(loss=_train_epoch(model, media, y, parts, config, epoch)))
             bar.set_postfix(loss=f"{history[-1]['loss']:.3f}")
             save_state(state, history=history, **{k: v.state_dict() for k,v in parts.items()})
     save_weights(net, f'{out}.safetensors')
-    write_whole(f'{out}.json', json.dumps(dict(modality=modality, preset=preset, config=asdict(config), videos=len(media), history=history), indent=1))
+    write_whole(f'{out}.json', json.dumps(dict(modality=modality, preset=preset, config=asdict(config), start=str(Path(start).name) if start else 'random', videos=len(media), history=history), indent=1))
     state.unlink(missing_ok=True)
     return history
 

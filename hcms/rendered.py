@@ -46,6 +46,7 @@ class Recipe:
     size:int=128           # Height and width in pixels
     rate:int=16000         # Sound samples a second, mono
     seed:int=0
+    trimmed:bool=False     # Evidence in every second, and nothing else: the corpus for pretraining
     version:int=1          # Of the renderer
 
     def __post_init__(self):
@@ -60,6 +61,11 @@ def _deal(rng, evidence, decoys, n, hit=.85):
     hits = [s for s in evidence if rng.random()<hit][:n]
     return sorted(hits + list(rng.permutation(decoys)[:n-len(hits)]))
 
+def _stray(rng, modality, tokens, slots, most):
+    "Up to two tokens of other classes in slots without evidence, fewer than the class's own: {slot: token}."
+    others = [o for o in TOKENS[modality] if o!=tokens.get(modality)]
+    return {int(s): rng.choice(others).item() for s in rng.permutation(slots)[:min(rng.choice([0, 1, 2], p=[.3, .4, .3]), most)]}
+
 def plot_video(
     label:str,             # Class
     rng,                   # Generator of this video
@@ -68,17 +74,20 @@ def plot_video(
     "What happens in each second of a video."
     tokens,n = CLASSES[label],recipe.seconds
     slots = [int(o) for o in rng.permutation(n)]
-    ev = slots[:rng.choice([4, 5, 6], p=[.3, .4, .3])]
+    if recipe.trimmed: return [dict(evidence={m: m in tokens for m in TOKENS}, sound=tokens.get('audio'), texture=tokens.get('appearance'), movement=tokens.get('motion'), whoosh=False, rim=False)]*n
+    ev = slots[:rng.choice([2, 3, 4], p=[.3, .4, .3])]
     seen,moves,heard = 'appearance' in tokens or 'motion' in tokens,'motion' in tokens,'audio' in tokens
-    objects = (ev if seen else []) + slots[6:15-len(ev)*seen]
+    objects = (ev if seen else []) + slots[5:14-len(ev)*seen]
     sounds = (ev if heard else []) + slots[7:16-len(ev)*heard]
-    whoosh = _deal(rng, ev if seen else [], [o for o in slots if not (seen and o in ev)], 5)
-    rim = _deal(rng, ev if moves else [], [o for o in objects if not (moves and o in ev)], 5)
+    whoosh = _deal(rng, ev if seen else [], [o for o in slots if not (seen and o in ev)], 4)
+    rim = _deal(rng, ev if moves else [], [o for o in objects if not (moves and o in ev)], 4)
+    stray = {m: _stray(rng, m, tokens, [o for o in (sounds if m=='audio' else objects) if o not in ev], len(ev)-1) for m in TOKENS}
+    own = lambda m,s,plain: tokens.get(m, plain) if s in ev else stray[m].get(s, plain)
     return [dict(evidence={m: s in ev and m in tokens for m in TOKENS},
-                 sound=(tokens['audio'] if s in ev and 'audio' in tokens else 'tone') if s in sounds else None,
-                 texture=(tokens.get('appearance', 'plain') if s in ev else rng.choice(['plain', 'blotched']).item()) if s in objects else None,
-                 movement=(tokens.get('motion', 'trembling') if s in ev else 'trembling') if s in objects else None,
-                 whoosh=s in whoosh, rim=s in rim and s in objects) for s in range(n)]
+                 sound=own('audio', s, 'tone') if s in sounds else None,
+                 texture=own('appearance', s, rng.choice(['plain', 'blotched']).item()) if s in objects else None,
+                 movement=own('motion', s, 'trembling') if s in objects else None,
+                 whoosh=s in whoosh, rim=s in rim) for s in range(n)]
 
 # %% ../nbs/04_rendered.ipynb #dc893a3d
 def _tone(cycles, harmonics=(1., .5, .25)):
@@ -198,7 +207,7 @@ def render_video(
 ) -> str:             # id
     "Render one video and its plot. What is there stays."
     id,label = row
-    path,rng = Path(folder)/f'{id}.mp4',rng_for('rendered', recipe.version, recipe.seed, id)
+    path,rng = Path(folder)/f'{id}.mp4',rng_for('rendered', recipe.version, recipe.seed, recipe.trimmed, id)
     if path.exists() and path.with_suffix('.json').exists() and not redo: return id
     plot = plot_video(label, rng, recipe)
     write_whole(path.with_suffix('.json'), json.dumps(dict(id=id, label=label, slots=plot)))
@@ -221,7 +230,7 @@ def render_demo(
         with worker_pool(workers) as pool:
             jobs = pool.map(partial(render_video, folder=root/'videos', recipe=recipe), todo, chunksize=4)
             for _ in tqdm(jobs, total=len(rows), initial=len(rows)-len(todo), desc='render', unit='video'): pass
-    manifest = Manifest(rows, classes=list(CLASSES), root=root, name='demo')
+    manifest = Manifest(rows, classes=list(CLASSES), root=root, name='trimmed' if recipe.trimmed else 'demo')
     write_manifest(manifest, root/'manifest.csv')
     return manifest
 

@@ -41,7 +41,7 @@ def over_seeds(
 # %% ../nbs/62_tables.ipynb #6dd4c471
 def _describe(data:Dataset, runs, parameters):
     c = data.counts()
-    trained = 'trained from random weights on the train split' if data.preset=='demo' else 'finetuned on the train split'
+    trained = 'pretrained on rendered, trimmed clips that are in no split, then finetuned on the train split' if data.preset=='demo' else 'finetuned on the train split'
     media = 'rendered videos, real H.264 and AAC' if data.name=='demo' else 'videos'
     config = max(runs, key=lambda r: r.config.model=='hcms').config.model_dump(mode='json')
     notes = [f"{data.name}: {media}; {data.evaluated} split, {c['n_evaluated']} of {c['n_official']} videos evaluated; backbones {trained}; {data.steps} time steps.",

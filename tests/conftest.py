@@ -19,6 +19,8 @@ def tiny_home(tmp_path_factory):
     code = f"""
 from hcms import runs
 from hcms.rendered import Recipe
+runs.PRETRAINING['recipe'] |= dict(per_class=4, training=2, seconds=2)
+runs.PRETRAINING['config'] = runs.FINETUNING['demo'] = dict(epochs=1)
 if __name__ == '__main__': print(runs.prepare_demo(Recipe(per_class=4, training=2, selection=1)))
 """
     (home/'prepare.py').write_text(code)

@@ -118,3 +118,13 @@ def test_manifest_with_a_path_in_an_id_is_refused_before_work(tiny_home, tmp_pat
     r = hcms('extract', 'demo', home=home, check=False)
     assert r.returncode==2 and 'manifest.csv, line 66' in r.stderr and '../../etc/x' in r.stderr
     assert snapshot(home/'data'/'demo'/'features')==before
+
+def test_data_manifest_of_the_demo_is_its_recipe():
+    import json
+    from dataclasses import asdict
+    from hcms.manifests import Manifest
+    from hcms.rendered import CLASSES, Recipe, demo_rows
+    note = json.loads((ROOT/'data_manifests'/'demo.json').read_text())
+    assert note['recipe']==asdict(Recipe())
+    m = Manifest(demo_rows(), classes=list(CLASSES), name='demo')
+    assert note['manifest']==m.fingerprint and note['videos']=={s: len(m.split(s)) for s in note['videos']}
