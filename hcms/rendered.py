@@ -64,7 +64,7 @@ def _deal(rng, evidence, decoys, n, hit=.85):
 def _stray(rng, modality, tokens, slots, most):
     "Up to two tokens of other classes in slots without evidence, fewer than the class's own: {slot: token}."
     others = [o for o in TOKENS[modality] if o!=tokens.get(modality)]
-    return {int(s): rng.choice(others).item() for s in rng.permutation(slots)[:min(rng.choice([0, 1, 2], p=[.3, .4, .3]), most)]}
+    return {int(s): rng.choice(others).item() for s in rng.permutation(slots)[:min(rng.choice([0, 1, 2], p=[.5, .4, .1]), most)]}
 
 def plot_video(
     label:str,             # Class
