@@ -154,7 +154,7 @@ def gate_table(data:Dataset, runs, parameters, out) -> pd.DataFrame:
     return shown
 
 # %% ../nbs/62_tables.ipynb #46aa2620
-BUDGETS = dict(demo=[10, 20, 40, 60, 80, 120, 160, 200, 240, float('inf')]) | {o: g.budget_gflops.tolist() for o,g in paper_table(2).groupby('dataset')}
+BUDGETS = dict(demo=[35, 70, 140, 210, 280, 350, 420, 490, 560, float('inf')]) | {o: g.budget_gflops.tolist() for o,g in paper_table(2).groupby('dataset')}
 
 def table2(
     data:Dataset,
