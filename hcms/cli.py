@@ -55,7 +55,7 @@ def train_command(dataset:str=DATASET, seeds:int=typer.Option(3, min=1, help='ru
     from hcms.runs import config_for, get_runs, open_dataset
     data = open_dataset(dataset, workers)
     for r in get_runs(data, [config_for(data, seed=s, **(dict(epochs=epochs) if epochs else {})) for s in range(seeds)], workers):
-        print(f"seed {r.config.seed}: selection mAP {r.history.map.max():.3f}, in {data.folder/'runs'/r.key}")
+        print(f"seed {r.config.seed}: selection mAP {r.history['map'].max():.3f}, in {data.folder/'runs'/r.key}")
 
 # %% ../nbs/70_cli.ipynb #b91daeab
 @app.command()
