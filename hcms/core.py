@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODALITIES', 'LETTERS', 'ID_RULE', 'InputError', 'check_choice', 'check_id', 'repo_root', 'home', 'canonical_json',
-           'fingerprint', 'rng_for', 'write_whole', 'worker_pool', 'versions', 'commit']
+           'fingerprint', 'rng_for', 'write_whole', 'worker_pool', 'method_of', 'versions', 'commit']
 
 # %% ../nbs/00_core.ipynb #06489436
 import difflib, hashlib, json, os, re, tempfile
@@ -111,6 +111,16 @@ def worker_pool(
     "Fresh processes, spawned rather than forked, with one thread each for matrix products."
     for k in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'): os.environ[k] = '1'   # read by the children when they load numpy
     return ProcessPoolExecutor(workers, get_context('spawn'), *start)
+
+# %% ../nbs/00_core.ipynb #a9e5270e
+def method_of(cls):
+    "Decorator: put the function `_name` into `cls` as its method `name`."
+    def put(f):
+        f.__name__ = f.__name__[1:]
+        f.__qualname__ = f'{cls.__name__}.{f.__name__}'
+        setattr(cls, f.__name__, f)
+        return f
+    return put
 
 # %% ../nbs/00_core.ipynb #9b82df9c
 def versions() -> dict:   # package -> version

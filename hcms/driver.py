@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['NOTEBOOKS', 'run_notebook', 'make_reports']
 
-# %% ../nbs/63_driver.ipynb #607f3e54
+# %% ../nbs/63_driver.ipynb #6ca54519
 from pathlib import Path
 from tqdm.auto import tqdm
-from .core import InputError, home, repo_root
+from .core import home, repo_root
 from .report import write_index
 from .runs import config_for, get_runs, open_dataset
 from .tables import table1_configs
@@ -39,8 +39,8 @@ def make_reports(
     out,executed = Path(out_dir or home()/'reports'/dataset).resolve(),home()/'data'/'executed'
     executed.mkdir(parents=True, exist_ok=True)
     data = open_dataset(dataset, workers)
-    get_runs(data, table1_configs(data, seeds, epochs=epochs), workers)
-    get_runs(data, [config_for(data, **(dict(epochs=epochs) if epochs else {}))], workers)[0].model.save_pretrained(home()/'checkpoints'/dataset)
+    runs = get_runs(data, table1_configs(data, seeds, epochs=epochs), workers)
+    next(r for r in runs if r.config==config_for(data, epochs)).model.save_pretrained(home()/'checkpoints'/dataset)
     failed = []
     for name in tqdm(NOTEBOOKS, desc='report', unit='notebook'):
         copy = executed/f'{name}.ipynb'

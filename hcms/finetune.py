@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['pool_steps', 'decode_split', 'FinetuneConfig', 'finetune']
 
-# %% ../nbs/13_finetune.ipynb #2253b5a9
+# %% ../nbs/13_finetune.ipynb #0d029816
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path

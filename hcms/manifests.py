@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['SPLITS', 'COLUMNS', 'BAR', 'Manifest', 'write_manifest', 'read_manifest', 'hold_out']
 
-# %% ../nbs/02_manifests.ipynb #1ee22981
+# %% ../nbs/02_manifests.ipynb #1230561e
 import csv, difflib, hashlib, io, re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .core import ID_RULE, InputError, check_choice, fingerprint, write_whole
+from .core import ID_RULE, InputError, check_choice, fingerprint, method_of, write_whole
 
 # %% ../nbs/02_manifests.ipynb #ac57e6d2
 SPLITS = ('training', 'validation', 'testing', 'selection')
@@ -123,12 +123,7 @@ class Manifest:
         return fingerprint(dict(classes=self.classes, rows=self.df[['id', 'split', 'labels']].to_numpy().tolist()))
 
 # %% ../nbs/02_manifests.ipynb #19165c5a
-def _method(f):
-    "Put `_name` in its place as `Manifest.name`."
-    f.__name__ = f.__name__[1:]
-    f.__qualname__ = f'Manifest.{f.__name__}'
-    setattr(Manifest, f.__name__, f)
-    return f
+_method = method_of(Manifest)
 
 @_method
 def _split(self,

@@ -203,12 +203,10 @@ def render_video(
     row,              # (id, label)
     folder,           # Gets ID.mp4 and ID.json
     recipe:Recipe,
-    redo=False,       # Render again what is there?
 ) -> str:             # id
-    "Render one video and its plot. What is there stays."
+    "Render one video and its plot."
     id,label = row
     path,rng = Path(folder)/f'{id}.mp4',rng_for('rendered', recipe.version, recipe.seed, recipe.trimmed, id)
-    if path.exists() and path.with_suffix('.json').exists() and not redo: return id
     plot = plot_video(label, rng, recipe)
     write_whole(path.with_suffix('.json'), json.dumps(dict(id=id, label=label, slots=plot)))
     write_video(path, pictures(plot, rng, recipe), recipe.fps, soundtrack(plot, rng, recipe.rate), recipe.rate, preset='ultrafast')

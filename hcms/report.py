@@ -47,7 +47,7 @@ def sidecar(
     **more,              # Seeds, configuration, price lists ...
 ) -> dict:
     "What a number needs to be made again."
-    backbones = {m: dict(weights=w, price_gflops=p) for (m,w),p in zip(dataset.backbones.weights.items(), dataset.prices().values())}
+    backbones = {m: dict(weights=w, price_gflops=dataset.prices[m]) for m,w in dataset.backbones.weights.items()}
     return dict(dataset=dataset.name, parameters={k: v for k,v in parameters.items() if k!='out_dir'}, data=dataset.fingerprint, **dataset.counts(),
                 missing=dataset.missing, backbones=backbones, versions=versions(), commit=commit(), **more)
 

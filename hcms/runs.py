@@ -7,7 +7,7 @@ __all__ = ['DATASETS', 'EVALUATED', 'TRAINING', 'FINETUNING', 'PRETRAINING', 'VE
            'train_backbones', 'finetune_backbones', 'prepare_demo', 'open_dataset', 'Run', 'config_for', 'run_folder',
            'make_run', 'load_run', 'get_runs']
 
-# %% ../nbs/50_runs.ipynb #1ce6f515
+# %% ../nbs/50_runs.ipynb #55989729
 import json, os, shutil
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -19,13 +19,13 @@ from safetensors.torch import load, save
 from tqdm.auto import tqdm
 from .backbones import PRESETS, load_backbones, weights_path
 from .baselines import EarlyFusion
-from .core import MODALITIES, InputError, check_choice, fingerprint, home, versions, worker_pool, write_whole
+from .core import MODALITIES, InputError, check_choice, fingerprint, home, method_of, versions, worker_pool, write_whole
 from .costs import count_macs
 from .evaluate import Predictions
-from .extract import extract, open_views
+from .extract import Extraction, extract, open_views
 from .finetune import FinetuneConfig, decode_split, finetune
 from .hlstm import HCMS
-from .manifests import Manifest, hold_out, read_manifest
+from .manifests import hold_out, read_manifest
 from .media import MediaSpec
 from .paper import PAPER_DATASETS
 from .rendered import Recipe, render_demo
@@ -63,13 +63,15 @@ class Dataset:
     def __repr__(self): return f'Dataset({self.name}, {len(self.manifest)} videos, {len(self.classes)} classes)'
     @property
     def classes(self): return self.manifest.classes
+    @property
+    def weights(self): return self.folder/'backbones'/'finetuned'
     @cached_property
-    def backbones(self): return load_backbones(self.preset, self.folder/'backbones'/'finetuned')
+    def backbones(self): return load_backbones(self.preset, self.weights)
     @cached_property
     def views(self): return open_views(self.store, self.backbones)
     @property
     def steps(self): return self.backbones.spec.steps
-    @property
+    @cached_property
     def fingerprint(self): return fingerprint([self.manifest.fingerprint, sorted((m, v.fp) for m,v in self.views.items()), sorted(self.missing)])
     @cached_property
     def missing(self) -> dict:   # id -> reason
@@ -77,8 +79,20 @@ class Dataset:
         have = set.intersection(*(set(v.ids()) for v in self.views.values()))
         aside = self.store.set_aside_ids()
         return {id: aside.get(id, {}).get('reason', 'not extracted') for id in self.manifest.ids if id not in have}
+    @cached_property
+    def prices(self) -> dict:   # modality -> GFLOPs of one feature
+        "What this data set's own backbones cost, counted."
+        s = self.backbones.spec
+        shapes = dict(audio=((1, 96, 64), torch.float32), appearance=((1, s.frame_size, s.frame_size, 3), torch.uint8), motion=((1, s.clip_frames, s.clip_size, s.clip_size, 3), torch.uint8))
+        return {m: count_macs(net, torch.zeros(shapes[m][0], dtype=shapes[m][1]))/1e9 for m,net in self.backbones.nets.items()}
 
-# %% ../nbs/50_runs.ipynb #fd75a0b2
+# %% ../nbs/50_runs.ipynb #a91c0daf
+@method_of(Dataset)
+def _extract(self, workers:int=2) -> Extraction:
+    "Features of every video that has none yet."
+    return extract(self.manifest, self.store, self.preset, self.weights, workers)
+
+@method_of(Dataset)
 def _split(self,
     name:str,   # 'training', 'selection' or the evaluated split
 ) -> Split:
@@ -89,19 +103,12 @@ def _split(self,
     part = part.select([id for id in part.ids if id not in self.missing])
     return Split(list(part.ids), {m: v.load(part.ids)[0] for m,v in self.views.items()}, torch.from_numpy(part.targets()), part.multi_hot())
 
+@method_of(Dataset)
 def _counts(self) -> dict:   # n_evaluated, n_official
     "How many videos of the evaluated split there are features of, and how many it officially has."
     ids = self.manifest.split(self.evaluated).ids
     official = PAPER_DATASETS[self.name].n(self.evaluated) if self.name in PAPER_DATASETS else len(ids)
     return dict(n_evaluated=sum(id not in self.missing for id in ids), n_official=official)
-
-def _prices(self) -> dict:   # modality -> GFLOPs of one feature
-    "What this data set's own backbones cost, counted."
-    s = self.backbones.spec
-    shapes = dict(audio=((1, 96, 64), torch.float32), appearance=((1, s.frame_size, s.frame_size, 3), torch.uint8), motion=((1, s.clip_frames, s.clip_size, s.clip_size, 3), torch.uint8))
-    return {m: count_macs(net, torch.zeros(shapes[m][0], dtype=shapes[m][1]))/1e9 for m,net in self.backbones.nets.items()}
-
-Dataset.split,Dataset.counts,Dataset.prices = _split,_counts,_prices
 
 # %% ../nbs/50_runs.ipynb #ad491fc5
 def _train_one(job, manifest_path, out, preset, config, start):
@@ -130,6 +137,7 @@ def train_backbones(
         list(pool.map(partial(_train_one, manifest_path=manifest_path, out=out, preset=preset, config=config, start=start), enumerate(todo)))
     shutil.rmtree(out/'scratch')
 
+# %% ../nbs/50_runs.ipynb #b2b41caf
 def finetune_backbones(
     name:str,        # Data set
     workers:int=2,   # Processes
@@ -158,9 +166,9 @@ def prepare_demo(
     render_demo(folder, recipe, workers)
     finetune_backbones('demo', workers)
     data = Dataset('demo')
-    result = extract(data.manifest, data.store, 'demo', folder/'backbones'/'finetuned', workers)
+    result = data.extract(workers)
     if result.done or result.aside: print(result)
-    return Dataset('demo')
+    return data
 
 def open_dataset(name:str, workers:int=2) -> Dataset:
     "A data set, ready to train on. The demo is made on demand; of the others, what is missing is named."
@@ -178,20 +186,24 @@ class Run:
     history:pd.DataFrame
     predictions:Predictions
 
-def config_for(dataset:Dataset, **changes) -> TrainConfig:
+def config_for(
+    dataset:Dataset,
+    epochs:int=0,   # 0: the data set's own schedule
+    **changes,
+) -> TrainConfig:
     "The data set's training configuration with changes."
-    return train_config(**{**TRAINING[dataset.preset], **changes})
+    return train_config(**TRAINING[dataset.preset] | changes | (dict(epochs=epochs) if epochs else {}))
 
 def run_folder(dataset:Dataset, config:TrainConfig) -> Path:
     return dataset.folder/'runs'/fingerprint([VERSION, config.model_dump(mode='json'), dataset.fingerprint])
 
 # %% ../nbs/50_runs.ipynb #2f0d4f2c
-def make_run(dataset:Dataset, config:TrainConfig, splits:dict, position=None) -> Path:
+def make_run(dataset:Dataset, config:TrainConfig, splits:dict) -> Path:
     "Train a configuration and keep everything a table may ask for; goes on where it was stopped."
     folder = run_folder(dataset, config)
     if (folder/'run.json').exists(): return folder
     folder.mkdir(parents=True, exist_ok=True)
-    model,history = train(config, splits['training'], splits['selection'], folder/'state.pt', position)
+    model,history = train(config, splits['training'], splits['selection'], folder/'state.pt')
     model.save_pretrained(folder)
     test = splits[dataset.evaluated]
     logits,gates = predict_split(model, config, test)

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['MissingFeature', 'CorruptFeature', 'ExtractorView', 'FeatureStore']
 
-# %% ../nbs/11_store.ipynb #4168c679
+# %% ../nbs/11_store.ipynb #d4544808
 import errno, hashlib, json, os, re, secrets, socket, struct, time, zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 import torch
 from torch import Tensor
-from .core import ID_RULE, InputError, canonical_json, check_id, fingerprint, write_whole
+from .core import ID_RULE, InputError, canonical_json, check_id, fingerprint, method_of, write_whole
 
 # %% ../nbs/11_store.ipynb #63c9cf9d
 class MissingFeature(InputError, KeyError):
@@ -281,12 +281,7 @@ class FeatureStore:
     def __repr__(self): return f'FeatureStore({self.root})'
 
 # %% ../nbs/11_store.ipynb #f0dd6f1a
-def _method(f):
-    "Put `_name` in its place as `FeatureStore.name`."
-    f.__name__ = f.__name__[1:]
-    f.__qualname__ = f'FeatureStore.{f.__name__}'
-    setattr(FeatureStore, f.__name__, f)
-    return f
+_method = method_of(FeatureStore)
 
 @_method
 def _open(self,

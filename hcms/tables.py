@@ -6,20 +6,19 @@
 __all__ = ['BUDGETS', 'letters', 'over_seeds', 'table1_configs', 'table1', 'show_table1', 'family_table', 'gate_table', 'table2',
            'show_table2']
 
-# %% ../nbs/62_tables.ipynb #dd530d17
+# %% ../nbs/62_tables.ipynb #a61edeb8
 from itertools import combinations
 import numpy as np
 import pandas as pd
-import torch
-from .core import LETTERS, MODALITIES, InputError
+from .core import LETTERS, MODALITIES
 from .costs import PAPER_PRICES, gflops_per_video
-from .evaluate import Predictions, budget_row, by_group, headline, oracle_rows
+from .evaluate import budget_row, by_group, headline, oracle_rows
 from .metrics import mean_average_precision, softmax
-from .paper import paper_table
+from .paper import PAPER, paper_table
 from .plots import figure, plot_costs, save_figure
 from .rendered import evidence, family
 from .report import mean_pm, sidecar, write_table
-from .runs import Dataset, Run, config_for, get_runs
+from .runs import Dataset, config_for
 from .train import predict_split
 
 # %% ../nbs/62_tables.ipynb #508d66fa
@@ -57,20 +56,19 @@ def table1_configs(
     epochs:int=0,     # 0: as the data set's schedule says
 ) -> list:            # of TrainConfig
     "Early fusion of all seven combinations, at `views` and at all steps; HCMS, and its control with random gates."
-    short = dict(epochs=epochs) if epochs else {}
     early = [dict(model='early', modalities=c, views=v) for n in (1, 2, 3) for c in combinations(MODALITIES, n) for v in (views, None)]
     every = early + [dict(model='hcms'), dict(model='hcms', policy='random')]
-    return [config_for(data, **kw, **short, seed=s) for kw in every for s in range(seeds)]
+    return [config_for(data, epochs, **kw, seed=s) for kw in every for s in range(seeds)]
 
 # %% ../nbs/62_tables.ipynb #fb440f26
 _PAPER_NAMES = dict(early='LSTM', hcms='HCMS')
 
-def _table1_row(data, run, prices):
+def _table1_row(data, run):
     p,c = run.predictions,run.config
     row = headline(p, run.model)
     return dict(method=_PAPER_NAMES[c.model], modalities=letters(c.modalities), views=c.views or data.steps) | \
         {k: row[k] for k in ('map', 'map_interpolated', 'accuracy', 'gflops')} | \
-        dict(gflops_measured=float(gflops_per_video(p.gates, prices, run.model)['total'].mean())) | \
+        dict(gflops_measured=float(gflops_per_video(p.gates, data.prices, run.model)['total'].mean())) | \
         {k: row.get(k, np.nan) for k in ('skip_appearance', 'skip_motion')}
 
 def table1(
@@ -78,13 +76,12 @@ def table1(
     runs:list,       # From `table1_configs`
 ) -> pd.DataFrame:   # Shares from 0 to 1, GFLOPs a video; paper_* columns quoted
     "The numbers of Table 1, with the paper's beside them."
-    prices = data.prices()
-    df = over_seeds([_table1_row(data, r, prices) for r in runs if r.config.policy=='learned'], ['method', 'modalities', 'views'])
+    df = over_seeds([_table1_row(data, r) for r in runs if r.config.policy=='learned'], ['method', 'modalities', 'views'])
     paper = paper_table(1).assign(modalities=lambda d: d.modalities.str.replace('+', ' + '))
-    few = df.views < df.views.max()
+    few,every = PAPER.views
     for o in ('fcvid', 'activitynet'):
         quoted = paper[paper.dataset==o].set_index(['method', 'modalities', 'views'])
-        at = [(m, c, 10 if f else 128) for m,c,f in zip(df.method, df.modalities, few)]
+        at = [(m, c, every if v==df.views.max() else few) for m,c,v in zip(df.method, df.modalities, df.views)]
         df[f'paper_{o}_map'],df[f'paper_{o}_gflops'] = quoted.loc[at, 'map_pct'].to_numpy()/100,quoted.loc[at, 'gflops'].to_numpy()
     return df
 
@@ -95,13 +92,13 @@ def show_table1(numbers, data, parameters, runs, out) -> pd.DataFrame:
         'mAP %': mean_pm(numbers, 'map', 100), 'GFLOPs': mean_pm(numbers, 'gflops'), 'GFLOPs, own backbones': mean_pm(numbers, 'gflops_measured', digits=3)})
     for o,title in (('activitynet', 'ActivityNet'), ('fcvid', 'FCVID')):
         shown[f'paper, {title}: mAP %'] = (numbers[f'paper_{o}_map']*100).map('{:.1f}'.format)
-        shown[f'GFLOPs '+title] = numbers[f'paper_{o}_gflops'].map('{:.1f}'.format)
+        shown[f'paper, {title}: GFLOPs'] = numbers[f'paper_{o}_gflops'].map('{:.1f}'.format)
     notes,meta = _describe(data, runs, parameters)
     full,h = (numbers[(numbers.method==m) & (numbers.modalities==letters(MODALITIES))].iloc[-1] for m in ('LSTM', 'HCMS'))
     few = numbers[(numbers.method=='LSTM') & (numbers.modalities==letters(MODALITIES))].iloc[0]
     paper = '; '.join(f"{100*(h[f'paper_{o}_map']-full[f'paper_{o}_map']):+.1f} points at {h[f'paper_{o}_gflops']/full[f'paper_{o}_gflops']:.1%} and {h[f'paper_{o}_gflops']/few[f'paper_{o}_gflops']:.1%} on {o}" for o in ('fcvid', 'activitynet'))
     notes += [f'HCMS against A + I + M at all steps: {100*(h.map_mean-full.map_mean):+.1f} points of mAP at {h.gflops_mean/full.gflops_mean:.1%} of its cost, and {h.gflops_mean/few.gflops_mean:.1%} of its cost at {few.views} views. In the paper: {paper}.',
-              f'HCMS skips appearance at {h.skip_appearance_mean:.1%} and motion at {h.skip_motion_mean:.1%} of the steps. Mean ± standard deviation of {h.seeds} seeds. The paper\'s views are 10 and 128.']
+              f'HCMS skips appearance at {h.skip_appearance_mean:.1%} and motion at {h.skip_motion_mean:.1%} of the steps. Mean ± standard deviation of {h.seeds} seeds. The paper\'s views are {PAPER.views[0]} and {PAPER.views[1]}.']
     fig,ax = figure(height=3.)
     save_figure(plot_costs(numbers, ax, f'{data.name}: modalities, fusion and HCMS').figure, 'table1', out)
     write_table(numbers, shown, 'table1', out, f'Table 1. Modalities, fusion and HCMS on {data.name}', notes, meta)

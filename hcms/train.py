@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'train_config', 'Split', 'build_model', 'control_gates', 'predict_split', 'train']
 
-# %% ../nbs/40_train.ipynb #4b8f1e6a
+# %% ../nbs/40_train.ipynb #f999ec32
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 import numpy as np
 import torch
@@ -85,6 +84,7 @@ def build_model(
         if config.model=='early': return EarlyFusion(num_classes, config.modalities, **sizes)
         return HCMS(num_classes, config.modalities, nested=config.nested, copy_cell=config.copy_cell, **sizes)
 
+# %% ../nbs/40_train.ipynb #1148a1bb
 def control_gates(
     config:TrainConfig,
     B:int, T:int,        # Videos and steps

@@ -16,7 +16,7 @@ def hcms(*args, home, check=True, cwd=ROOT, **kw):
 def tiny_home(tmp_path_factory):
     "HCMS_HOME with 64 rendered videos, trained demo backbones and all features."
     home = tmp_path_factory.mktemp('home')
-    code = f"""
+    code = """
 from hcms import runs
 from hcms.rendered import Recipe
 runs.PRETRAINING['recipe'] |= dict(per_class=4, training=2, seconds=2)
