@@ -108,8 +108,9 @@ def worker_pool(
     workers:int,   # Processes
     *start,        # Initializer and a tuple of its arguments, if any
 ) -> ProcessPoolExecutor:
-    "Fresh processes, spawned rather than forked, with one thread each for matrix products."
+    "Fresh processes, spawned rather than forked, with one thread each for matrix products, that keep the memory they freed."
     for k in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'): os.environ[k] = '1'   # read by the children when they load numpy
+    for k in ('MALLOC_MMAP_THRESHOLD_', 'MALLOC_TRIM_THRESHOLD_'): os.environ[k] = str(2**30)      # read by their C library
     return ProcessPoolExecutor(workers, get_context('spawn'), *start)
 
 # %% ../nbs/00_core.ipynb #a9e5270e

@@ -18,8 +18,9 @@ from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import save
 from .core import MODALITIES, InputError, check_choice, write_whole
-from .gating import gumbel_gate, gumbel_noise
+from .gating import SKIP, USE, gumbel_gate, gumbel_noise
 from .paper import PAPER
+from .recurrence import recurrence
 
 # %% ../nbs/21_hlstm.ipynb #f282bd3b
 IN_SIZES     = dict(PAPER.feature_dim)     # Features of the three backbones
@@ -106,6 +107,10 @@ class Level(nn.Module):
     def scores(self, s, state):
         "Eqs. 3 and 5: (B, 2) from the features' part `s` and (h, c) at t-1."
         return torch.addmm(s, torch.cat(state, -1), self.gate.weight[:,sum(self.sizes[:-1]):].t()).to(state[0].dtype)
+    def state_weight(self):
+        "(2H,) what (h, c) at t-1 adds to the score to use less the score to skip."
+        w = self.gate.weight[:,sum(self.sizes[:-1]):]
+        return w[USE]-w[SKIP]
 
 # %% ../nbs/21_hlstm.ipynb #3fc1d2e7
 def products(
@@ -286,23 +291,22 @@ class HCMS(Online, Saved, library_name='hcms', tags=['video-classification']):
         "Eqs. 2 to 6 for a batch of videos, all steps."
         V = features_of(features, named, self.modalities, self.in_sizes)
         B,T,n = *V[0].shape[:2], len(V)
-        x = [l.project(o) for l,o in zip(self.levels, V)]
-        if gates is not None: gates = check_gates(gates, (B,T,n-1), self.nested).to(x[0])
+        if not tau>0: raise InputError('tau', f'must be above 0, not {tau}')
+        x = [l.project(o).transpose(0, 1) for l,o in zip(self.levels, V)]
+        if gates is not None: gates = check_gates(gates, (B,T,n-1), self.nested).to(x[0]).permute(2, 1, 0)
         blend = gates is None and (self.training if sample is None else sample)
-        noise = gumbel_noise((B,T,n-1,2), generator, x[0].device) if blend else None
-        per_step = lambda parts: list(zip(*(p.unbind(1) for p in parts)))
-        a = [per_step(l.lstm_parts(x[:k+1], self.nested)) for k,l in enumerate(self.levels)]
-        s = [per_step(l.gate_parts(x[:k], self.nested)) if k else None for k,l in enumerate(self.levels)]
-        state,top,G = self.init_state(B),[],[]
-        for t in range(T):
-            row = []
-            for k,level in enumerate(self.levels):
-                if k and gates is None:
-                    own = gumbel_gate(level.scores(total(s[k][t], row, blend), state[k]), tau, blend, hard, noise[:,t,k-1] if blend else None)[:,None]
-                    row.append(mix(row[-1], own, torch.zeros_like(own), blend) if self.nested and row else own)
-                elif k: row.append(gates[:,t,k-1:k])
-                new = lstm_update(total(a[k][t], row[:-1], blend), state[k], level.lstm.weight_hh)
-                state[k] = fuse(row[-1], new, state[k], state[k-1], self.copy_cell, blend) if k else new
-            top.append(state[-1][0]); G.append(torch.cat([new[0].new_zeros(B, 0), *row], 1))
-        steps = self.head(torch.stack(top, 1))
-        return HCMSOutput(steps[:,-1], steps, torch.stack(G, 1))
+        noise = gumbel_noise((B,T,n-1,2), generator, x[0].device).permute(2, 1, 0, 3) if blend else None
+        state,G = None,[]
+        for k,level in enumerate(self.levels):
+            row = [o[...,None] for o in G]
+            a,w = total(level.lstm_parts(x[:k+1], self.nested), row, blend),level.lstm.weight_hh
+            if k==0: state,_ = recurrence(a, w); continue
+            if gates is None:
+                s = total(level.gate_parts(x[:k], self.nested), row, blend)
+                if blend: s = s+noise[k-1].to(s)
+                under = G[-1] if self.nested and G else torch.ones_like(a[...,0])
+                state,g = recurrence(a, w, state, under, s[...,USE]-s[...,SKIP], level.state_weight(), tau, hard, blend, self.copy_cell)
+            else: state,g = recurrence(a, w, state, gates[k-1], copy_cell=self.copy_cell)
+            G.append(g)
+        steps = self.head(state[:,:,0].transpose(0, 1))
+        return HCMSOutput(steps[:,-1], steps, torch.stack(G, -1).transpose(0, 1) if G else steps.new_zeros(B, T, 0))

@@ -47,7 +47,7 @@ class Recipe:
     rate:int=16000         # Sound samples a second, mono
     seed:int=0
     trimmed:bool=False     # Evidence in every second, and nothing else: the corpus for pretraining
-    version:int=1          # Of the renderer
+    version:int=2          # Of the renderer
 
     def __post_init__(self):
         if not 0 < self.training < self.training+self.selection < self.per_class:
@@ -56,15 +56,14 @@ class Recipe:
         return 'training' if i<self.training else 'selection' if i<self.training+self.selection else 'testing'
 
 # %% ../nbs/04_rendered.ipynb #d614645f
-def _deal(rng, evidence, decoys, n, hit=.85):
-    "`n` of the slots get a cue: evidence with probability `hit`, the rest go to decoys."
-    hits = [s for s in evidence if rng.random()<hit][:n]
-    return sorted(hits + list(rng.permutation(decoys)[:n-len(hits)]))
+def _cued(rng, slots, evidence, hit=.85, false=.12):
+    "The slots that get a cue: each slot of the evidence with probability `hit`, each other with probability `false`."
+    return {s for s in slots if rng.random() < (hit if s in evidence else false)}
 
-def _stray(rng, modality, tokens, slots, most):
-    "Up to two tokens of other classes in slots without evidence, fewer than the class's own: {slot: token}."
+def _stray(rng, modality, tokens, slots, often=.3):
+    "In some videos, a token of another class in one slot without evidence: {slot: token}."
     others = [o for o in TOKENS[modality] if o!=tokens.get(modality)]
-    return {int(s): rng.choice(others).item() for s in rng.permutation(slots)[:min(rng.choice([0, 1, 2], p=[.5, .4, .1]), most)]}
+    return {rng.choice(slots).item(): rng.choice(others).item()} if rng.random()<often else {}
 
 def plot_video(
     label:str,             # Class
@@ -79,9 +78,8 @@ def plot_video(
     seen,moves,heard = 'appearance' in tokens or 'motion' in tokens,'motion' in tokens,'audio' in tokens
     objects = (ev if seen else []) + slots[5:14-len(ev)*seen]
     sounds = (ev if heard else []) + slots[7:16-len(ev)*heard]
-    whoosh = _deal(rng, ev if seen else [], [o for o in slots if not (seen and o in ev)], 4)
-    rim = _deal(rng, ev if moves else [], [o for o in objects if not (moves and o in ev)], 4)
-    stray = {m: _stray(rng, m, tokens, [o for o in (sounds if m=='audio' else objects) if o not in ev], len(ev)-1) for m in TOKENS}
+    whoosh,rim = _cued(rng, slots, ev if seen else []),_cued(rng, objects, ev if moves else [])
+    stray = {m: _stray(rng, m, tokens, [o for o in (sounds if m=='audio' else objects) if o not in ev]) for m in TOKENS}
     own = lambda m,s,plain: tokens.get(m, plain) if s in ev else stray[m].get(s, plain)
     return [dict(evidence={m: s in ev and m in tokens for m in TOKENS},
                  sound=own('audio', s, 'tone') if s in sounds else None,

@@ -30,6 +30,7 @@ class TrainConfig(BaseModel):
     views:int|None = Field(None, ge=1)                # Time steps used, evenly spaced; None: all
     skip_targets:tuple[float, ...] = (.6, .94)        # gamma of Eq. 10, a gate each
     weight:float = Field(2., ge=0)                    # lambda of Eq. 11
+    warmup:float = Field(0., ge=0, le=1)              # Share of training over which lambda rises from 0; 0: constant
     per_video:bool = False                            # Eq. 10 as printed, or on the batch's mean
     policy:Literal['learned', 'random'] = 'learned'   # Random gates of the same targets are the control
     nested:bool = True                                # Motion only where appearance is used
@@ -129,10 +130,12 @@ def _train_epoch(model, config, x, y, optimizer, epoch) -> dict:
     starts,sums = range(0, len(y), config.batch),dict(loss=0., ce=0., usage=0.)
     for n,i in enumerate(starts):
         at = torch.from_numpy(order[i:i+config.batch])
+        progress = (epoch+n/len(starts))/config.epochs
         if config.model=='early': options = {}
-        else: options = dict(tau=tau_at((epoch+n/len(starts))/config.epochs, *config.tau), hard=config.hard, generator=generator) | control_gates(config, len(at), x[0].shape[1], generator)
+        else: options = dict(tau=tau_at(progress, *config.tau), hard=config.hard, generator=generator) | control_gates(config, len(at), x[0].shape[1], generator)
         out = model(*[o[at] for o in x], **options)
-        terms = loss_terms(out, y[at], skip_targets=config.skip_targets if config.model=='hcms' else (0.,)*out.gates.shape[-1], weight=config.weight, per_video=config.per_video)
+        weight = config.weight*min(1., progress/config.warmup) if config.warmup else config.weight
+        terms = loss_terms(out, y[at], skip_targets=config.skip_targets if config.model=='hcms' else (0.,)*out.gates.shape[-1], weight=weight, per_video=config.per_video)
         optimizer.zero_grad(); terms['loss'].backward()
         nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
