@@ -46,8 +46,8 @@ def data_folder(name:str) -> Path:
 # %% ../nbs/50_runs.ipynb #868e5db2
 _SMALL = dict(audio=32, appearance=64, motion=128)
 TRAINING = dict(paper=dict(), demo=dict(proj_sizes=_SMALL, hidden_sizes=_SMALL, lr=3e-3, decay=.95, batch=32, epochs=26, skip_targets=(.6, .9)))
-FINETUNING = dict(paper=dict(), demo=dict(epochs=3, lr=2e-3))
-PRETRAINING = dict(recipe=dict(per_class=26, training=24, selection=1, seconds=4, trimmed=True, seed=1), config=dict(epochs=5))   # the demo's stand-in for AudioSet, ImageNet and Kinetics
+FINETUNING = dict(paper=dict(), demo=dict(epochs=3, lr=1e-3))
+PRETRAINING = dict(recipe=dict(per_class=26, training=24, selection=1, seconds=4, trimmed=True, seed=1), config=dict(epochs=8))   # the demo's stand-in for AudioSet, ImageNet and Kinetics
 
 # %% ../nbs/50_runs.ipynb #fdfcd9b1
 class Dataset:
