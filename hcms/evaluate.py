@@ -16,12 +16,13 @@ from .metrics import gate_precision_recall, per_class_ap, skip_ratios, softmax, 
 # %% ../nbs/41_evaluate.ipynb #009c236f
 class Predictions(NamedTuple):
     "What a model said and did on N videos."
-    step_logits:np.ndarray   # (N, T, C)
-    gates:np.ndarray         # (N, T, n-1)
-    y:np.ndarray             # (N,) primary class
-    labels:np.ndarray        # (N, C) 0/1
+    logits:np.ndarray              # (N, C) after the last step
+    gates:np.ndarray               # (N, T, n-1)
+    y:np.ndarray                   # (N,) primary class
+    labels:np.ndarray              # (N, C) 0/1
+    step_logits:np.ndarray=None    # (N, T, C), where they are needed
     @property
-    def scores(self): return softmax(self.step_logits[:,-1])   # (N, C) probabilities after the last step
+    def scores(self): return softmax(self.logits)   # (N, C) probabilities
 
 def headline(
     p:Predictions,
@@ -41,6 +42,7 @@ def budget_row(
     prices=PAPER_PRICES,
 ) -> dict:                # map, accuracy, mean gflops spent, mean steps, share of videos that were stopped
     "The numbers of a row of Table 2."
+    if p.step_logits is None: raise InputError('predictions', 'hold no scores after every step, which a budget needs')
     N,T,C = p.step_logits.shape
     spent = within_budget(p.gates, budget, module_costs(model, prices))
     scores = np.full((N, C), 1/C)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['per_class_ap', 'average_precision', 'mean_average_precision', 'softmax', 'interpolated_ap', 'mean_interpolated_ap',
            'accuracy', 'summary', 'skip_ratios', 'PrecisionRecall', 'gate_precision_recall', 'bootstrap_interval',
-           'MeanStd', 'mean_std']
+           'bootstrap_map', 'MeanStd', 'mean_std']
 
 # %% ../nbs/32_metrics.ipynb #269a0e18
 from collections.abc import Callable
@@ -186,6 +186,31 @@ def bootstrap_interval(
     values = [fn(*(o[i] for o in arrays)) for i in (rng.integers(0, rows, rows) for _ in range(n))]
     low,high = np.quantile(values, [(1-level)/2, (1+level)/2])
     return float(low),float(high)
+
+# %% ../nbs/32_metrics.ipynb #9348d2c7
+def bootstrap_map(
+    scores,           # (N, C)
+    targets,          # (N,) class indices or (N, C) of 0 and 1
+    n:int=1000,       # Resamples
+    seed:int=0,
+) -> np.ndarray:      # (n,) mAP of each resample
+    "mAP over resampled videos; paired between results that share targets and seed."
+    s,t = _scores_and_targets(scores, targets)
+    rng,w = rng_for('bootstrap', seed),np.empty((n, len(s)), dtype=np.float32)
+    strata = np.where(t.any(1), t.argmax(1), -1)
+    for c in np.unique(strata):
+        at = np.flatnonzero(strata==c)
+        w[:,at] = rng.multinomial(len(at), np.full(len(at), 1/len(at)), n)
+    ap = [_resampled_ap(w, s[:,c], t[:,c]) for c in np.flatnonzero(t.any(0))]
+    return np.nanmean(ap, 0)
+
+def _resampled_ap(w, s, t):
+    "AP of one class under each row of counts `w`."
+    at = np.flatnonzero(t)
+    above = (s[:,None]>=s[at]).astype(np.float32)                     # (N, P) who ranks at or above each positive
+    precision = (w[:,at] @ above[at]) / np.maximum(w @ above, 1)
+    positives = w[:,at].sum(1)
+    return np.where(positives>0, (precision*w[:,at]).sum(1)/np.maximum(positives, 1), np.nan)
 
 # %% ../nbs/32_metrics.ipynb #308c74f2
 class MeanStd(NamedTuple):

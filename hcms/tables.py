@@ -11,14 +11,14 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 from .core import LETTERS, MODALITIES
-from .costs import PAPER_PRICES, gflops_per_video
+from .costs import gflops_per_video
 from .evaluate import budget_row, by_group, headline, oracle_rows
 from .metrics import mean_average_precision, softmax
 from .paper import PAPER, paper_table
 from .plots import figure, plot_costs, save_figure
-from .rendered import evidence, family
-from .report import mean_pm, sidecar, write_table
-from .runs import Dataset, config_for
+from .rendered import family
+from .report import describe, mean_pm, write_table
+from .runs import variants, with_steps
 from .train import predict_split
 
 # %% ../nbs/62_tables.ipynb #508d66fa
@@ -36,21 +36,9 @@ def over_seeds(
     df.columns = [f'{c}_{k}' for c,k in df.columns]
     return df.assign(seeds=groups.size()).reset_index()
 
-# %% ../nbs/62_tables.ipynb #6dd4c471
-def _describe(data:Dataset, runs, parameters):
-    c = data.counts()
-    trained = 'pretrained on rendered, trimmed clips that are in no split, then finetuned on the train split' if data.preset=='demo' else 'finetuned on the train split'
-    media = 'rendered videos, real H.264 and AAC' if data.name=='demo' else 'videos'
-    config = max(runs, key=lambda r: r.config.model=='hcms').config.model_dump(mode='json')
-    notes = [f"{data.name}: {media}; {data.evaluated} split, {c['n_evaluated']} of {c['n_official']} videos evaluated; backbones {trained}; {data.steps} time steps.",
-             'The epoch is chosen on the selection split. Scores are softmax probabilities.',
-             f"Training: Adam {config['lr']:g} x {config['decay']:g} an epoch, {config['epochs']} epochs, batch {config['batch']}; skip targets {', '.join(map(str, config['skip_targets']))}; lambda {config['weight']:g}."]
-    meta = sidecar(data, parameters, configuration={k: v for k,v in config.items() if k!='seed'}, seeds=sorted({r.config.seed for r in runs}), runs=[r.key for r in runs], paper_prices=PAPER_PRICES)
-    return notes,meta
-
 # %% ../nbs/62_tables.ipynb #bf0c4abb
 def table1_configs(
-    data:Dataset,
+    data,
     seeds:int=3,
     views:int=10,     # The few views
     epochs:int=0,     # 0: as the data set's schedule says
@@ -58,7 +46,7 @@ def table1_configs(
     "Early fusion of all seven combinations, at `views` and at all steps; HCMS, and its control with random gates."
     early = [dict(model='early', modalities=c, views=v) for n in (1, 2, 3) for c in combinations(MODALITIES, n) for v in (views, None)]
     every = early + [dict(model='hcms'), dict(model='hcms', policy='random')]
-    return [config_for(data, epochs, **kw, seed=s) for kw in every for s in range(seeds)]
+    return variants(data, every, seeds, epochs)
 
 # %% ../nbs/62_tables.ipynb #fb440f26
 _PAPER_NAMES = dict(early='LSTM', hcms='HCMS')
@@ -68,11 +56,11 @@ def _table1_row(data, run):
     row = headline(p, run.model)
     return dict(method=_PAPER_NAMES[c.model], modalities=letters(c.modalities), views=c.views or data.steps) | \
         {k: row[k] for k in ('map', 'map_interpolated', 'accuracy', 'gflops')} | \
-        dict(gflops_measured=float(gflops_per_video(p.gates, data.prices, run.model)['total'].mean())) | \
+        dict(gflops_measured=float(gflops_per_video(p.gates, data.prices, run.model)['total'].mean()) if data.prices else np.nan) | \
         {k: row.get(k, np.nan) for k in ('skip_appearance', 'skip_motion')}
 
 def table1(
-    data:Dataset,
+    data,
     runs:list,       # From `table1_configs`
 ) -> pd.DataFrame:   # Shares from 0 to 1, GFLOPs a video; paper_* columns quoted
     "The numbers of Table 1, with the paper's beside them."
@@ -93,21 +81,21 @@ def show_table1(numbers, data, parameters, runs, out) -> pd.DataFrame:
     for o,title in (('activitynet', 'ActivityNet'), ('fcvid', 'FCVID')):
         shown[f'paper, {title}: mAP %'] = (numbers[f'paper_{o}_map']*100).map('{:.1f}'.format)
         shown[f'paper, {title}: GFLOPs'] = numbers[f'paper_{o}_gflops'].map('{:.1f}'.format)
-    notes,meta = _describe(data, runs, parameters)
+    notes,meta = describe(data, runs, parameters)
     full,h = (numbers[(numbers.method==m) & (numbers.modalities==letters(MODALITIES))].iloc[-1] for m in ('LSTM', 'HCMS'))
     few = numbers[(numbers.method=='LSTM') & (numbers.modalities==letters(MODALITIES))].iloc[0]
     paper = '; '.join(f"{100*(h[f'paper_{o}_map']-full[f'paper_{o}_map']):+.1f} points at {h[f'paper_{o}_gflops']/full[f'paper_{o}_gflops']:.1%} and {h[f'paper_{o}_gflops']/few[f'paper_{o}_gflops']:.1%} on {o}" for o in ('fcvid', 'activitynet'))
     notes += [f'HCMS against A + I + M at all steps: {100*(h.map_mean-full.map_mean):+.1f} points of mAP at {h.gflops_mean/full.gflops_mean:.1%} of its cost, and {h.gflops_mean/few.gflops_mean:.1%} of its cost at {few.views} views. In the paper: {paper}.',
               f'HCMS skips appearance at {h.skip_appearance_mean:.1%} and motion at {h.skip_motion_mean:.1%} of the steps. Mean ± standard deviation of {h.seeds} seeds. The paper\'s views are {PAPER.views[0]} and {PAPER.views[1]}.']
     fig,ax = figure(height=3.)
-    save_figure(plot_costs(numbers, ax, f'{data.name}: modalities, fusion and HCMS').figure, 'table1', out)
-    write_table(numbers, shown, 'table1', out, f'Table 1. Modalities, fusion and HCMS on {data.name}', notes, meta)
+    save_figure(plot_costs(numbers, ax, f'{data.label}: modalities, fusion and HCMS').figure, 'table1', out, data.stamp)
+    write_table(numbers, shown, 'table1', out, f'Table 1. Modalities, fusion and HCMS on {data.label}', notes, meta)
     return shown
 
 # %% ../nbs/62_tables.ipynb #966e473a
-def family_table(data:Dataset, runs, parameters, out) -> pd.DataFrame|str:
-    "Write table1_families.*: AP of each family by each combination at all steps, and what HCMS used on it. Demo only."
-    if data.name!='demo': return f'{data.name} has no known families of classes'
+def family_table(data, runs, parameters, out) -> pd.DataFrame|str:
+    "Write table1_families.*: AP of each family by each combination at all steps, and what HCMS used on it. Demo only: it alone has families."
+    if data.name!='demo': return f'{data.label} has no known families of classes'
     groups,rows = [family(c) for c in data.classes],[]
     for r in (r for r in runs if r.config.policy=='learned' and r.config.views is None):
         hcms = r.config.model=='hcms'
@@ -117,36 +105,36 @@ def family_table(data:Dataset, runs, parameters, out) -> pd.DataFrame|str:
     text = df.assign(ap=mean_pm(df, 'ap', 100)).pivot(index='family', columns='model', values='ap').loc[list(dict.fromkeys(groups)), list(dict.fromkeys(df.model))]
     used = df[df.model=='HCMS'].set_index('family')
     for m in MODALITIES[1:]: text[f'HCMS uses {m} %'] = mean_pm(used, f'use_{m}', 100)
-    notes,meta = _describe(data, runs, parameters)
+    notes,meta = describe(data, runs, parameters)
     text = text.reset_index().rename(columns=dict(family='told by'))
     write_table(df, text, 'table1_families', out, 'Mean AP % of each family of classes, all time steps', notes, meta)
     return text
 
 # %% ../nbs/62_tables.ipynb #886e9b9e
 def _control_rows(data, learned, control, draws=5):
-    test = data.split(data.evaluated)
-    truth = evidence(data.folder/'videos', test.ids, data.steps)[...,1:] if data.name=='demo' else None
+    test,truth = data.split(data.evaluated),data.evidence(data.evaluated)
     rows = []
     for r,c in zip(learned, control):
         usage = r.predictions.gates.mean((0, 1)).tolist()
-        said = [('learned', 0, r.predictions.step_logits, r.predictions.gates)]
+        said = [('learned', 0, r.predictions.logits[:,None], r.predictions.gates)]
         said += [(name, k, *(o.numpy() for o in predict_split(m.model, m.config, test, usage, k))) for name,m in (('random, in the same model', r), ('random, in a model trained so', c)) for k in range(draws)]
         for name,k,logits,gates in said:
             row = dict(gates=name, seed=r.config.seed, draw=k, map=mean_average_precision(softmax(logits[:,-1]), test.labels))
-            if truth is not None: row |= {f'{a}_{o.gate}': getattr(o, a) for o in oracle_rows(gates, truth, MODALITIES[1:]).itertuples() for a in ('usage', 'precision', 'recall', 'chance_precision')}
+            if truth is not None: row |= {f'{a}_{o.gate}': getattr(o, a) for o in oracle_rows(gates, truth[...,1:], MODALITIES[1:]).itertuples() for a in ('usage', 'precision', 'recall', 'chance_precision')}
             rows.append(row)
     return pd.DataFrame(rows).groupby(['gates', 'seed'], sort=False).mean().drop(columns='draw').reset_index()
 
-def gate_table(data:Dataset, runs, parameters, out) -> pd.DataFrame:
+def gate_table(data, runs, parameters, out) -> pd.DataFrame:
     "Write table1_gates.*: mAP of HCMS's gates and of random ones, and, where the truth is known, how they hit it."
     learned,control = ([r for r in runs if r.config.model=='hcms' and r.config.policy==p] for p in ('learned', 'random'))
     df = over_seeds(_control_rows(data, learned, control).drop(columns='seed').to_dict('records'), ['gates'])
     shown = pd.DataFrame({'Gates': df.gates, 'mAP %': mean_pm(df, 'map', 100)})
-    if data.name=='demo':
+    known = 'precision_motion_mean' in df
+    if known:
         for m in MODALITIES[1:]:
             for a in ('usage', 'precision', 'recall'): shown[f'{m}: {a} %'] = mean_pm(df, f'{a}_{m}', 100)
-    notes,meta = _describe(data, runs, parameters)
-    if data.name=='demo': notes += ['Precision: share of the steps where a modality was used that carry evidence in it (' + ', '.join(f"{m}: {df[f'chance_precision_{m}_mean'].iloc[0]:.1%} of all steps do" for m in MODALITIES[1:]) + '). Recall: share of the evidence that was looked at.']
+    notes,meta = describe(data, runs, parameters)
+    if known: notes += ['Precision: share of the steps where a modality was used that carry evidence in it (' + ', '.join(f"{m}: {df[f'chance_precision_{m}_mean'].iloc[0]:.1%} of all steps do" for m in MODALITIES[1:]) + '). Recall: share of the evidence that was looked at.']
     write_table(df, shown, 'table1_gates', out, 'Learned gates and random gates of equal usage', notes, meta)
     return shown
 
@@ -154,11 +142,12 @@ def gate_table(data:Dataset, runs, parameters, out) -> pd.DataFrame:
 BUDGETS = dict(demo=[35, 70, 140, 210, 280, 350, 420, 490, 560, float('inf')]) | {o: g.budget_gflops.tolist() for o,g in paper_table(2).groupby('dataset')}
 
 def table2(
-    data:Dataset,
+    data,
     runs:list,       # HCMS, a run a seed
     budgets:list,    # GFLOPs a video
 ) -> pd.DataFrame:   # Shares from 0 to 1; paper_* columns quoted, where the paper has that budget
     "The numbers of Table 2."
+    runs = with_steps(data, runs)
     rows = [dict(budget=float(b)) | {k: v for k,v in budget_row(r.predictions, r.model, float(b)).items() if k in ('map', 'accuracy', 'gflops', 'most', 'steps', 'stopped')} for b in budgets for r in runs]
     df = over_seeds(rows, ['budget'])
     paper = paper_table(2).query('dataset==@data.name').set_index('budget_gflops')
@@ -171,8 +160,8 @@ def show_table2(numbers, data, parameters, runs, out) -> pd.DataFrame:
                           'GFLOPs spent': mean_pm(numbers, 'gflops'), 'steps seen': mean_pm(numbers, 'steps'), 'videos stopped %': mean_pm(numbers, 'stopped', 100, 0)})
     if numbers.paper_map.notna().any():
         for k,t in (('map', 'mAP'), ('acc', 'Acc')): shown[f'paper: {t} %'] = (numbers[f'paper_{k}']*100).map(lambda v: '–' if pd.isna(v) else f'{v:.1f}')
-    notes,meta = _describe(data, runs, parameters)
+    notes,meta = describe(data, runs, parameters)
     notes += ["A video stops before the module that would cross its budget, and is answered with the scores after its last complete step. Prices are the paper's; LSTMs and gates count."]
     if data.name=='demo': notes += ["The paper's budgets are for 128 steps of its own data sets: none of its rows can stand beside these."]
-    write_table(numbers, shown, 'table2', out, f'Table 2. HCMS under a budget on {data.name}', notes, meta)
+    write_table(numbers, shown, 'table2', out, f'Table 2. HCMS under a budget on {data.label}', notes, meta)
     return shown
