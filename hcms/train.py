@@ -39,6 +39,7 @@ class TrainConfig(BaseModel):
     tau:tuple[float, float] = (1., .5)                # Temperature of Eq. 9, first and last
     proj_sizes:dict[str, int] = PROJ_SIZES
     hidden_sizes:dict[str, int] = HIDDEN_SIZES
+    forget_bias:float = 0.                            # Added to the forget gates' initial bias
     epochs:int = Field(40, ge=1)
     batch:int = Field(32, ge=1)
     lr:float = Field(1e-4, gt=0)
@@ -82,8 +83,12 @@ def build_model(
     sizes = dict(in_sizes={m: in_sizes[m] for m in config.modalities}, proj_sizes=config.proj_sizes, hidden_sizes=config.hidden_sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        if config.model=='early': return EarlyFusion(num_classes, config.modalities, **sizes)
-        return HCMS(num_classes, config.modalities, nested=config.nested, copy_cell=config.copy_cell, **sizes)
+        if config.model=='early': model = EarlyFusion(num_classes, config.modalities, **sizes)
+        else: model = HCMS(num_classes, config.modalities, nested=config.nested, copy_cell=config.copy_cell, **sizes)
+    with torch.no_grad():
+        for name,p in model.named_parameters():
+            if 'lstm.bias_ih' in name: p[len(p)//4:len(p)//2] += config.forget_bias   # torch's order: input, forget, cell, output
+    return model
 
 # %% ../nbs/40_train.ipynb #1148a1bb
 def control_gates(
