@@ -27,8 +27,9 @@ def run_notebook(
 ) -> str|None:         # None, or the last line of what went wrong
     "Run a report notebook through papermill."
     import papermill as pm
-    known = pm.inspect_notebook(str(source))
-    try: pm.execute_notebook(str(source), str(copy), {k: v for k,v in parameters.items() if k in known}, cwd=str(Path(source).parent), kernel_name='python3', progress_bar=False)
+    try:
+        known = pm.inspect_notebook(str(source))
+        pm.execute_notebook(str(source), str(copy), {k: v for k,v in parameters.items() if k in known}, cwd=str(Path(source).parent), kernel_name='python3', progress_bar=False)
     except Exception as e: return str(e).strip().splitlines()[-1]
 
 # %% ../nbs/66_driver.ipynb #89c8fbba

@@ -29,6 +29,7 @@ def check_parameters(
         v = scope[k]
         if not isinstance(v, t) or isinstance(v, bool)!=(t is bool):
             raise InputError(k, f'must be of type {t.__name__}, not {v!r}' + ('; pass lists with -y "{%s: [1, 2]}"' % k if t is list else ''))
+        if t is int and v<(k!='epochs'): raise InputError(k, f'must be above 0, not {v}' if k!='epochs' else f'must be 0 or more, not {v}')
     if 'dataset' in types: check_choice(scope['dataset'], DATASETS, 'data set')
     return {k: scope[k] for k in types}
 

@@ -17,11 +17,11 @@ def tiny_home(tmp_path_factory):
     "HCMS_HOME with 64 rendered videos, trained demo backbones and all features."
     home = tmp_path_factory.mktemp('home')
     code = """
-from hcms import runs
+from hcms import datasets
 from hcms.rendered import Recipe
-runs.PRETRAINING['recipe'] |= dict(per_class=4, training=2, seconds=2)
-runs.PRETRAINING['config'] = runs.FINETUNING['demo'] = dict(epochs=1)
-if __name__ == '__main__': print(runs.prepare_demo(Recipe(per_class=4, training=2, selection=1)))
+datasets.PRETRAINING['recipe'] |= dict(per_class=4, training=2, seconds=2)
+datasets.PRETRAINING['config'] = datasets.FINETUNING['demo'] = dict(epochs=1)
+if __name__ == '__main__': print(datasets.prepare_demo(Recipe(per_class=4, training=2, selection=1)))
 """
     (home/'prepare.py').write_text(code)
     subprocess.run([sys.executable, home/'prepare.py'], env=dict(os.environ, HCMS_HOME=str(home)), check=True, capture_output=True, text=True)

@@ -1,5 +1,5 @@
 "From files to tables, through the commands that users type; with kills on the way and bad files among the good."
-import os, shutil, signal, subprocess, time
+import json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pandas as pd
 import pytest
@@ -28,17 +28,35 @@ def kill_when(args, home, ready):
             time.sleep(.02)
     finally: os.killpg(p.pid, signal.SIGKILL); p.wait()
 
-def test_tables_from_the_driver(tiny_home):
+def test_everything_from_the_driver(tiny_home):
     hcms('report', 'demo', '--seeds', 1, '--epochs', 1, home=tiny_home)
     out = tiny_home/'reports'/'demo'
-    for name in ('table1', 'table1_families', 'table1_gates', 'table2'):
+    tables = ('claims', 'ablations', 'table1', 'table1_families', 'table1_gates', *(f'table{n}' for n in (2, 3, 4, 5, 6)), 'table3_later')
+    for name in tables:
         for suffix in ('csv', 'md', 'tex', 'json'): assert (out/f'{name}.{suffix}').stat().st_size
+    for n in range(1, 8):
+        for suffix in ('png', 'svg', 'csv', 'json'): assert (out/f'fig{n}.{suffix}').stat().st_size
     t1,t2 = pd.read_csv(out/'table1.csv'),pd.read_csv(out/'table2.csv')
     assert len(t1)==15 and set(t1.method)=={'LSTM', 'HCMS'}
     assert (t2.most_mean <= t2.budget*(1+1e-9)).all()
     hcms_row = t1[t1.method=='HCMS'].iloc[0]
     assert t2[t2.budget==float('inf')].map_mean.item()==pytest.approx(hcms_row.map_mean)
-    assert 'table2' in (out/'README.md').read_text()
+    claims = pd.read_csv(out/'claims.csv')
+    assert len(claims)>=12 and claims.verdict.isin(['holds', 'does not hold', 'not testable on this data']).all() and claims.numbers.notna().all()
+    front = (tiny_home/'reports'/'README.md').read_text()
+    assert 'demo/fig5.png' in front and claims.claim[0] in front and '(#table6)' in (out/'README.md').read_text()
+
+def test_figures_show_what_their_numbers_say(tiny_home):
+    "What Figs. 3 to 7 plot agrees with the tables, and with each other."
+    out = tiny_home/'reports'/'demo'
+    read = lambda name: pd.read_csv(out/f'{name}.csv')
+    t1,f3,f4,f6,t6 = map(read, ('table1', 'fig3', 'fig4', 'fig6', 'table6'))
+    ours = t1[t1.method=='HCMS'].iloc[0]
+    assert f3[f3.method=='UNIFORM'].gflops_mean.is_monotonic_increasing
+    assert ours.map_mean in f3[f3.method=='HCMS'].map_mean.tolist() and t6.map_mean[0]==ours.map_mean
+    assert f4.usage.mean()==pytest.approx(1-ours.skip_motion_mean, abs=1e-9)
+    by_class = f6[f6.modality=='motion'].groupby('category').usage.mean()
+    assert by_class.to_dict()==pytest.approx(f4.groupby('category').usage.mean().to_dict(), abs=1e-6)
 
 def test_same_run_same_bytes(tiny_home, tmp_path):
     "What the driver wrote and what papermill writes alone agree to the byte, from stored runs."
@@ -50,10 +68,59 @@ def test_same_run_same_bytes(tiny_home, tmp_path):
     (('-p', 'dataste', 'demo'), "did you mean 'dataset'"),
     (('-p', 'dataset', 'activitinet'), "did you mean 'activitynet'"),
     (('-p', 'budgets', '[40]'), 'pass lists with -y'),
-    (('-p', 'dataset', 'activitynet'), 'set HCMS_DATA')])
+    (('-p', 'seeds', '0'), 'seeds: must be above 0')])
 def test_wrong_parameters_end_the_notebook(tiny_home, tmp_path, given, says):
     r = papermill('nbs/table2.ipynb', tmp_path/'out.ipynb', '-p', 'out_dir', tmp_path/'r', *given, home=tiny_home)
     assert r.returncode!=0 and says in r.stderr and not (tmp_path/'r').exists()
+
+def test_a_failing_notebook_does_not_stop_the_others(tiny_home, tmp_path):
+    home = tmp_path
+    shutil.copytree(tiny_home/'data', home/'data')
+    code = "from hcms import driver; driver.NOTEBOOKS = ('table6', 'nosuch'); driver.notebooks = lambda data: ['nosuch', 'table6']\nif __name__=='__main__': print('failed:', driver.make_reports('demo', 1, 1))"
+    (home/'go.py').write_text(code)
+    r = subprocess.run([sys.executable, home/'go.py'], cwd=ROOT, env=dict(os.environ, HCMS_HOME=str(home), HCMS_DATA=''), capture_output=True, text=True)
+    assert "failed: ['nosuch']" in r.stdout and 'nosuch failed' in r.stdout+r.stderr
+    assert (home/'reports'/'demo'/'table6.csv').exists()
+
+def test_simulated_says_so_everywhere(tmp_path):
+    "The literal command on a machine that has only the clone; nothing it writes can be mistaken."
+    for n in ('table2', 'fig4'):
+        r = papermill(f'nbs/{n}.ipynb', tmp_path/'out.ipynb', '-p', 'dataset', 'activitynet', '-p', 'seeds', 1, '-p', 'epochs', 1, home=tmp_path)
+        assert r.returncode==0, r.stderr[-3000:]
+    out = tmp_path/'reports'/'activitynet-simulated'
+    assert not (tmp_path/'reports'/'activitynet').exists()
+    assert (out/'table2.md').read_text().startswith('**SIMULATED FEATURES') and (out/'table2.tex').read_text().startswith('% SIMULATED FEATURES')
+    assert 'activitynet-simulated' in (out/'table2.md').read_text().splitlines()[2]
+    for n in ('table2', 'fig4'):
+        assert set(pd.read_csv(out/f'{n}.csv').data)=={'activitynet-simulated'}
+        side = json.loads((out/f'{n}.json').read_text())
+        assert side['simulated'] and side['stamp'].startswith('SIMULATED')
+    import matplotlib.pyplot as plt, numpy as np
+    from hcms.plots import figure, save_figure
+    a,b = (plt.imread(save_figure(figure()[0], 'x', tmp_path/k, stamp)[0]) for k,stamp in (('a', ''), ('b', 'SIMULATED FEATURES: no')))
+    assert (np.abs(a-b).sum(-1)>.05).mean()>.005   # the mark covers a visible part
+
+def test_real_data_are_never_replaced_in_silence(tmp_path):
+    r = subprocess.run([BIN/'papermill', 'nbs/table2.ipynb', tmp_path/'out.ipynb', '-p', 'dataset', 'fcvid', '-p', 'out_dir', tmp_path/'r'], cwd=ROOT, env=dict(os.environ, HCMS_HOME=str(tmp_path), HCMS_DATA=str(tmp_path)), capture_output=True, text=True)
+    assert r.returncode!=0 and 'hcms manifest fcvid --split' in r.stderr and 'hcms extract fcvid' in r.stderr and not (tmp_path/'r').exists()
+
+def test_manifests_from_the_owners_files(tmp_path):
+    "From an annotation file to a manifest that the library reads, by the command; absent videos keep their row."
+    from hcms.manifests import read_manifest
+    segment = dict(segment=[0, 1])
+    tree = dict(version='VERSION 1.3', taxonomy=[dict(nodeId=0, nodeName='Root', parentId=None, parentName=None), dict(nodeId=1, nodeName='Zumba', parentId=0, parentName='Root'), dict(nodeId=2, nodeName='Drum corps', parentId=0, parentName='Root')],
+                database={'---9CpRcKoU': dict(subset='training', duration=14.07, url='', annotations=[segment | dict(label='Zumba'), segment | dict(label='Drum corps'), segment | dict(label='Zumba')]),
+                          '-rf': dict(subset='validation', duration=3, url='', annotations=[segment | dict(label='Drum corps')]), 'x': dict(subset='testing', duration=3, url='', annotations=[])})
+    (tmp_path/'a.json').write_text(json.dumps(tree))
+    (tmp_path/'activitynet'/'videos').mkdir(parents=True); (tmp_path/'activitynet'/'videos'/'v_-rf.webm').touch()
+    run = lambda *a: subprocess.run([BIN/'hcms', 'manifest', *map(str, a)], env=dict(os.environ, HCMS_DATA=str(tmp_path)), capture_output=True, text=True)
+    r = run('activitynet', '--annotations', tmp_path/'a.json')
+    assert r.returncode==0 and '10024' in r.stdout, r.stderr
+    m = read_manifest(tmp_path/'activitynet'/'manifest.csv')
+    assert m.df.set_index('id').labels.to_dict()=={'---9CpRcKoU': 'Zumba|Drum corps', '-rf': 'Drum corps', 'x': ''}
+    assert m.df.set_index('id').status.to_dict()=={'---9CpRcKoU': 'absent', '-rf': '', 'x': 'absent'} and m.classes==('Drum corps', 'Zumba')
+    again = run('activitynet', '--annotations', tmp_path/'a.json')
+    assert again.returncode==2 and 'is there already' in again.stderr
 
 def test_data_folder_without_manifest_names_the_file(tmp_path):
     (tmp_path/'activitynet').mkdir()
@@ -122,7 +189,6 @@ def test_manifest_with_a_path_in_an_id_is_refused_before_work(tiny_home, tmp_pat
     assert snapshot(home/'data'/'demo'/'features')==before
 
 def test_data_manifest_of_the_demo_is_its_recipe():
-    import json
     from dataclasses import asdict
     from hcms.manifests import Manifest
     from hcms.rendered import CLASSES, Recipe, demo_rows
@@ -130,3 +196,20 @@ def test_data_manifest_of_the_demo_is_its_recipe():
     assert note['recipe']==asdict(Recipe())
     m = Manifest(demo_rows(), classes=list(CLASSES), name='demo')
     assert note['manifest']==m.fingerprint and note['videos']=={s: len(m.split(s)) for s in note['videos']}
+
+def test_committed_results_can_be_had_again(tmp_path):
+    "A part of what is committed, made anew: sound alone on a stand-in, three seeds, within 3 points; and costs from skip ratios, within a thousandth."
+    from hcms.costs import video_gflops
+    from hcms.hlstm import HCMS
+    from hcms.runs import TRAINING
+    t1 = pd.read_csv(ROOT/'reports'/'demo'/'table1.csv').set_index(['method', 'modalities', 'views'])
+    h = t1.loc[('HCMS', 'A + I + M', 32)]
+    sizes = {k: TRAINING['demo'][k] for k in ('proj_sizes', 'hidden_sizes')}
+    model = HCMS(16, in_sizes=pd.read_csv(ROOT/'reports'/'demo'/'fig2.csv').set_index('modality').in_size.to_dict(), **sizes)
+    again = video_gflops(dict(appearance=h.skip_appearance_mean, motion=h.skip_motion_mean), steps=32, model=model)['total']
+    assert again==pytest.approx(h.gflops_mean, rel=1e-3)
+    code = "from hcms.datasets import SimulatedDataset; from hcms.runs import *; from hcms.metrics import mean_average_precision as m\nif __name__=='__main__':\n d = SimulatedDataset('activitynet'); print(sum(m(r.predictions.scores, r.predictions.labels) for r in get_runs(d, variants(d, [dict(model='early', modalities=('audio',))], 3)))/3)"
+    (tmp_path/'go.py').write_text(code)
+    r = subprocess.run([sys.executable, tmp_path/'go.py'], cwd=ROOT, env=dict(os.environ, HCMS_HOME=str(tmp_path), HCMS_DATA=''), capture_output=True, text=True)
+    kept = pd.read_csv(ROOT/'reports'/'activitynet-simulated'/'table1.csv').set_index(['method', 'modalities', 'views']).loc[('LSTM', 'A', 128)]
+    assert float(r.stdout)==pytest.approx(kept.map_mean, abs=.03), r.stderr[-2000:]
