@@ -200,19 +200,20 @@ def show_fig5(data, run, parameters, out, n=4, columns=16):
     at,ids,truth = sample_videos(data, run, n),_ids(data),data.evidence(data.evaluated)
     steps = np.unique(np.linspace(0, data.steps-1, min(data.steps, 2*columns)).round().astype(int))
     lines = -(-len(steps)//columns)
-    fig,ax = panels(n*lines, columns, height=n*(lines*.45+.2), squeeze=False, gridspec_kw=dict(wspace=.02, hspace=.02))
-    for o in ax.flat: o.axis('off')
-    for k,i in enumerate(at):
+    whole,_ = panels(0, 0, height=n*(lines*.45+.22))
+    for sub,i in zip(whole.subfigures(n, 1), at):
+        ax = sub.subplots(lines, columns, squeeze=False, gridspec_kw=dict(wspace=.03, hspace=.03))
+        for o in ax.flat: o.axis('off')
         media,used,names = _media(data, ids[i]),_used(run, i),run.config.modalities
         for j,t in enumerate(steps):
-            frame = media.frames[t] if media else np.full((8, 8, 3), 225, np.uint8)
-            plot_frame(frame, [m for m,u in zip(names[1:], used[t,1:]) if u], ax[k*lines+j//columns, j%columns], [m for m,e in zip(MODALITIES, truth[i,t]) if e] if truth is not None else ())
-        ax[k*lines,0].set_title(_heading(describe_video(data, run, i, ids)), fontsize=7, loc='left')
+            frame = media.frames[t] if media else np.full((96, 96, 3), 225, np.uint8)
+            plot_frame(frame, [m for m,u in zip(names[1:], used[t,1:]) if u], ax[j//columns,j%columns], [m for m,e in zip(MODALITIES, truth[i,t]) if e] if truth is not None else ())
+        sub.suptitle(_heading(describe_video(data, run, i, ids)), fontsize=7, x=.01, ha='left')
     notes,meta = describe(data, [run], parameters)
     notes += ['Purple border: appearance was used. Green border around it: motion too. Pale: neither.' + (' Dots: evidence of sound (grey), appearance (purple), motion (green), which no model is told.' if truth is not None else ''),
               f'{len(steps)} of {data.steps} time steps, in reading order.' + (' There are no pictures: the features are simulated.' if data.stamp else '')]
-    write_figure(fig, video_frame(data, run, at), 'fig5', out, f'Figure 5. Frames and clips chosen on {data.label}', notes, meta)
-    return fig
+    write_figure(whole, video_frame(data, run, at), 'fig5', out, f'Figure 5. Frames and clips chosen on {data.label}', notes, meta)
+    return whole
 
 def show_fig2(data, run, parameters, out):
     "Write fig2.* and return the figure: the architecture as this model has it."

@@ -29,8 +29,10 @@ def figure(width=COLUMN, height=2.6):
     return panels(1, 1, width, height)
 
 def panels(rows=1, columns=1, width=2*COLUMN, height=2.6, **kw):
-    "A figure and a grid of axes in the house style; by default as wide as a page."
-    with mpl.rc_context(STYLE): return plt.subplots(rows, columns, figsize=(width, height), layout='constrained', **kw)
+    "A figure and a grid of axes in the house style; by default as wide as a page. Without rows the figure is empty."
+    with mpl.rc_context(STYLE):
+        if not rows: return plt.figure(figsize=(width, height), layout='constrained'),None
+        return plt.subplots(rows, columns, figsize=(width, height), layout='constrained', **kw)
 
 def save_figure(
     fig,
@@ -152,7 +154,7 @@ def plot_used(
     T,n = used.shape
     for k,m in enumerate(names):
         for t in range(T): ax.add_patch(mpatches.Rectangle((t+.08, n-1-k+.22), .84, .66, fc=COLORS[m] if used[t,k] else 'white', ec=COLORS[m], lw=.5))
-        if evidence is not None: ax.plot(np.flatnonzero(evidence[:,k])+.5, np.full(evidence[:,k].sum(), n-1-k+.08), '.', ms=2.5, color='#222222')
+        if evidence is not None: ax.plot(np.flatnonzero(evidence[:,k])+.5, np.full(evidence[:,k].sum(), n-1-k+.55), 'o', ms=2.6, color='#111111', mec='white', mew=.4)
     ax.set(xlim=(0, T), ylim=(0, n))
     ax.set_yticks([n-1-k+.55 for k in range(n)], names, fontsize=7)
     ax.set_xticks([])
@@ -168,10 +170,11 @@ def plot_frame(
     evidence=(),           # Names of the modalities whose evidence is here
 ) -> Axes:
     "A frame with a border for each modality used, and a dot for each modality that has something to show."
-    S = len(frame)
-    ax.imshow(frame if len(used) else (255-(255-frame.astype(float))*.45).astype(np.uint8))
-    for width,m in zip((4.5, 2.2), [m for m in ('motion', 'appearance') if m in used] if 'motion' in used else used):
-        ax.add_patch(mpatches.Rectangle((-.5, -.5), S, S, fill=False, ec=COLORS[m], lw=width))
+    S,inset = len(frame),0.
+    ax.imshow(frame if len(used) else (255-(255-frame.astype(float))*.4).astype(np.uint8))
+    for m in reversed(used):   # the dearest outside
+        ax.add_patch(mpatches.Rectangle((inset-.5+.03*S, inset-.5+.03*S), S-2*inset-.06*S, S-2*inset-.06*S, fill=False, ec=COLORS[m], lw=2.2, joinstyle='miter'))
+        inset += .07*S
     for k,m in enumerate(evidence): ax.plot(S*(.14+.16*k), S*.88, 'o', ms=3, color=COLORS[m], mec='white', mew=.5)
     ax.set(xlim=(-.5, S-.5), ylim=(S-.5, -.5))
     ax.axis('off')
@@ -179,11 +182,26 @@ def plot_frame(
 
 # %% ../nbs/60_plots.ipynb #cb360be5
 def _box(ax, x, y, w, h, text, color, alpha=.25):
-    ax.add_patch(mpatches.FancyBboxPatch((x-w/2, y-h/2), w, h, boxstyle='round,pad=.02', fc=mcolors.to_rgba(color, alpha), ec=color, lw=1))
-    ax.text(x, y, text, ha='center', va='center', fontsize=6.5)
+    ax.add_patch(mpatches.FancyBboxPatch((x-w/2, y-h/2), w, h, boxstyle='round,pad=.02', fc='white', ec='none', zorder=2))
+    ax.add_patch(mpatches.FancyBboxPatch((x-w/2, y-h/2), w, h, boxstyle='round,pad=.02', fc=mcolors.to_rgba(color, alpha), ec=color, lw=1, zorder=2))
+    ax.text(x, y, text, ha='center', va='center', fontsize=7, zorder=3)
 
 def _arrow(ax, a, b, color='#444444', **kw):
-    ax.annotate('', b, a, arrowprops=dict(arrowstyle='-|>', color=color, lw=1, shrinkA=0, shrinkB=0, **kw))
+    ax.annotate('', b, a, arrowprops=dict(arrowstyle='-|>', color=color, lw=1, shrinkA=0, shrinkB=0, **kw), zorder=1)
+
+def _level(ax, model, k, X, y):
+    "One level at one time step, its left edge at X."
+    level,m,H,gate = model.levels[k],model.modalities[k],model.hidden_sizes[k],'#DE8F05'
+    _box(ax, X+.45, y, 1.3, .78, f'{m}\n{model.in_sizes[k]} → {level.sizes[-1]}', COLORS[m], .12)
+    _box(ax, X+3.1, y, 1.25, .78, f'LSTM\n{H} units', COLORS[m], .45)
+    if k==0: return _arrow(ax, (X+1.12, y), (X+2.46, y), COLORS[m])
+    below = model.hidden_sizes[k-1]
+    _box(ax, X+1.8, y-.2, .62, .42, 'gate', gate, .35)
+    _arrow(ax, (X+1.12, y+.2), (X+2.46, y+.2), COLORS[m])                       # the feature, if it is asked for
+    _arrow(ax, (X+1.8, y+.02), (X+1.8, y+.18), gate)                            # open or shut
+    _arrow(ax, (X+.75, y-1.5), (X+1.6, y-.42), gate)                            # what the gate sees: features below
+    _arrow(ax, (X+3.3, y-1.5), (X+3.3, y-.41), COLORS[m], ls='--')
+    ax.text(X+3.38, y-.95, f'if shut: {min(below, H)} of {H}' + ('' if model.copy_cell else ' (h only)'), fontsize=6, va='center', color='#333333')
 
 def plot_architecture(
     model,             # An HCMS, of any order and sizes
@@ -191,25 +209,19 @@ def plot_architecture(
     times=('t-1', 't'),
 ) -> Axes:
     "The levels of a model over two time steps, with sizes, gates and copies."
-    n = len(model.levels)
+    n,rise,wide = len(model.levels),1.9,4.75
     for c,when in enumerate(times):
-        X = 4.2*c
-        ax.text(X+1.9, 1.9*n-.35, f'time step {when}', ha='center', fontsize=7.5, weight='bold')
-        for k,(level,m) in enumerate(zip(model.levels, model.modalities)):
-            y,H,color = 1.9*k,model.hidden_sizes[k],COLORS[m]
-            _box(ax, X+.35, y, 1.15, .72, f'{m}\\n{model.in_sizes[k]} → {level.sizes[-1]}', color, .12)
-            _box(ax, X+2.75, y, 1.25, .72, f'LSTM\\n{H} units', color, .45)
-            if k:
-                _box(ax, X+1.6, y, .62, .5, 'gate', '#DE8F05', .35)
-                _arrow(ax, (X+1.22, y), (X+.95, y), '#DE8F05'); _arrow(ax, (X+1.93, y), (X+2.11, y), '#DE8F05')
-                below = model.hidden_sizes[k-1]
-                _arrow(ax, (X+3.05, y-1.52), (X+3.05, y-.38), color, ls='--')
-                ax.text(X+3.12, y-1.0, f'if shut:\\n{min(below, H)} of {H}' + ('' if model.copy_cell else ', h only'), fontsize=5.5, va='center', color='#333333')
-                _arrow(ax, (X+.6, y-1.52), (X+1.5, y-.27), '#DE8F05')
-            else: _arrow(ax, (X+.95, y), (X+2.11, y))
-            if c==0: _arrow(ax, (X+3.4, y), (X+4.2+2.1, y), color, connectionstyle='arc3,rad=-.27')
-        _arrow(ax, (X+2.75, 1.9*(n-1)+.38), (X+2.75, 1.9*(n-1)+.75))
-        ax.text(X+2.75, 1.9*(n-1)+.98, f'{model.num_classes} classes', ha='center', fontsize=6.5)
-    ax.set(xlim=(-.5, 8.4), ylim=(-.6, 1.9*n+.1))
+        X = wide*c
+        ax.text(X+1.9, rise*(n-1)+1.25, f'time step {when}', ha='center', fontsize=8, weight='bold')
+        for k in range(n):
+            y = rise*k
+            _level(ax, model, k, X, y)
+            if c==0:
+                _arrow(ax, (X+3.74, y), (wide+2.46, y-.2 if k==0 else y), COLORS[model.modalities[k]], connectionstyle='arc3,rad=-.33')   # state to the next step
+                if k: _arrow(ax, (X+3.74, y-.2), (wide+1.48, y-.3), '#DE8F05', connectionstyle='arc3,rad=.16')                            # and to its gate
+        _arrow(ax, (X+3.1, rise*(n-1)+.41), (X+3.1, rise*(n-1)+.8), COLORS[model.modalities[-1]])
+        ax.text(X+3.1, rise*(n-1)+.88, f'{model.num_classes} classes', ha='center', fontsize=7)
+    ax.text(-.2, -.75, 'Orange: what a gate sees (features below, its own state at t-1) and decides. Dashed: units copied upward where it is shut. Curves: state to the next step.', fontsize=6, va='top')
+    ax.set(xlim=(-.3, 2*wide+.1), ylim=(-1., rise*(n-1)+1.5))
     ax.axis('off')
     return ax
