@@ -77,5 +77,5 @@ def show_calibration(numbers, tried, data, parameters, runs, out) -> pd.DataFram
 
 def need_standin(data):
     "The stand-in itself, or an error: real data are not calibrated."
-    if not data.stamp: raise InputError(f'data set {data.label!r}', 'is not simulated: there is nothing to calibrate; run this notebook with dataset activitynet or fcvid where HCMS_DATA is not set')
+    if not data.simulated: raise InputError(f'data set {data.label!r}', 'is not simulated: there is nothing to calibrate; run this notebook with dataset activitynet or fcvid where HCMS_DATA is not set')
     return data

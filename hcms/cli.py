@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'store_app', 'manifest_app', 'OUT', 'VIDEOS', 'DATASET', 'WORKERS', 'SEEDS', 'EPOCHS', 'main', 'render',
-           'finetune_command', 'extract_command', 'train_command', 'report', 'manifest_activitynet', 'manifest_fcvid',
-           'verify', 'repair']
+           'weights_command', 'finetune_command', 'extract_command', 'train_command', 'report', 'manifest_activitynet',
+           'manifest_fcvid', 'verify', 'repair']
 
 # %% ../nbs/70_cli.ipynb #f54a2f91
 import sys
@@ -41,6 +41,17 @@ def render(workers:int=WORKERS):
     from hcms.rendered import render_demo
     from hcms.datasets import data_folder
     print(f"{len(render_demo(data_folder('demo'), workers=workers))} videos in {data_folder('demo')}")
+
+@app.command('weights')
+def weights_command(dataset:str=DATASET, modality:list[str]=typer.Option(['audio', 'appearance', 'motion'], help='which; may be given several times'), file:Path=typer.Option(None, '--from', help='a file instead of the network: yamnet.h5, a TFLite model, or a state dict'), weights:str=typer.Option('published', help="'published', or 'random' for plumbing: everything made with it is marked")):
+    "Pretrained weights into the data set's backbones/pretrained."
+    from hcms.core import check_choice
+    from hcms.datasets import data_folder
+    from hcms.weights import SOURCES, fetch, install, install_random
+    folder = data_folder(dataset)/'backbones'/'pretrained'
+    if check_choice(weights, ('published', 'random'), 'kind of weights')=='random': return print(*install_random(folder), sep='\n')
+    if file and len(modality)>1: raise InputError('--from', 'takes one file for one --modality')
+    for m in modality: print(install(m, folder, file or fetch(m, folder/'downloads'), None if file else SOURCES[m]))
 
 @app.command('finetune')
 def finetune_command(dataset:str=DATASET, workers:int=WORKERS):

@@ -45,7 +45,7 @@ _HOW = dict(demo='make it with: hcms render', activitynet='make it with: hcms ma
 
 class Dataset:
     "A prepared data set: its manifest, its features, and where its runs are kept."
-    stamp = ''   # What every artifact must say of its data, if anything
+    simulated = False
     def __init__(self, name:str):
         self.name,self.folder,self.preset = name,data_folder(name),'demo' if name=='demo' else 'paper'
         if not (self.folder/'manifest.csv').is_file(): raise InputError(self.folder/'manifest.csv', f'no such file; {_HOW[name]}')
@@ -57,6 +57,16 @@ class Dataset:
     def __reduce__(self): return Dataset,(self.name,)   # a worker opens its own
     @property
     def label(self): return self.name                   # names the folder of its reports
+    @cached_property
+    def origin(self) -> dict:   # modality -> source, licence and checksum
+        "Where the pretrained weights came from, as `hcms weights` noted it."
+        note = self.folder/'backbones'/'pretrained'/'weights.json'
+        return json.loads(note.read_text()) if note.is_file() else {}
+    @property
+    def stamp(self) -> str:
+        "What every artifact must say of its data, if anything."
+        bad = [m for m,o in self.origin.items() if o['what']=='RANDOM WEIGHTS']
+        return f"RANDOM WEIGHTS: the {', '.join(bad)} backbones were never pretrained" if bad else ''
     @property
     def media(self): return 'rendered videos, real H.264 and AAC' if self.name=='demo' else 'videos'
     @property
@@ -118,7 +128,7 @@ def _evidence(self, name:str) -> np.ndarray|None:   # (N, T, 3) bool: audio, app
 @method_of(Dataset)
 def _sources(self) -> dict:
     "Where the features come from, for a sidecar."
-    return dict(backbones={m: dict(weights=w, price_gflops=self.prices[m]) for m,w in self.backbones.weights.items()})
+    return dict(backbones={m: dict(weights=w, price_gflops=self.prices[m], pretrained=self.origin.get(m)) for m,w in self.backbones.weights.items()})
 
 # %% ../nbs/45_datasets.ipynb #ad491fc5
 FINETUNING = dict(paper=dict(), demo=dict(epochs=3, lr=1e-3))
@@ -186,7 +196,7 @@ def prepare_demo(
 # %% ../nbs/45_datasets.ipynb #a539dddf
 class SimulatedDataset:
     "Simulated features of a data set's shape, made on the fly; everything computed from it carries its stamp."
-    prices,missing,training = None,{},'no backbones'
+    simulated,prices,missing,training = True,None,{},'no backbones'
     def __init__(self, name:str, paper_size=False, **changes):
         self.name,self.args = name,(paper_size, changes)
         self.sim = simulation(name, paper_size, **changes)

@@ -37,12 +37,12 @@ NOTEBOOKS = ('claims', 'table1', 'fig5', 'fig1', 'fig3', 'fig4', 'fig6', 'fig7',
 
 def all_configs(data, seeds:int=3, epochs:int=0) -> list:   # of TrainConfig
     "Every run that some notebook asks for."
-    ablations = [] if data.stamp else ABLATIONS.values()
+    ablations = [] if data.simulated else ABLATIONS.values()
     return table1_configs(data, seeds, epochs=epochs) + variants(data, [*fig3_changes(), *claim_changes(), *ablations], seeds, epochs)
 
 def notebooks(data) -> list:
     "The notebooks of a data set: a stand-in has its calibration, and no ablations, for what a choice is worth cannot be learned from a simulation."
-    return [*NOTEBOOKS, 'calibration'] if data.stamp else [*NOTEBOOKS, 'ablations']
+    return [*NOTEBOOKS, 'calibration'] if data.simulated else [*NOTEBOOKS, 'ablations']
 
 def _run_one(name, executed, parameters): return name,run_notebook(repo_root()/'nbs'/f'{name}.ipynb', Path(executed)/f'{name}.ipynb', parameters)
 

@@ -160,13 +160,13 @@ def video_frame(data, run, at) -> pd.DataFrame:   # A row a video and time step
 
 def _ids(data):
     "Ids of the evaluated split, as runs have them."
-    return [id for id,_ in data.videos(data.evaluated)] if data.stamp else [id for id in data.manifest.split(data.evaluated).ids if id not in data.missing]
+    return [id for id,_ in data.videos(data.evaluated)] if data.simulated else [id for id in data.manifest.split(data.evaluated).ids if id not in data.missing]
 
 def _used(run, i): return np.concatenate([np.ones((len(run.predictions.gates[i]), 1)), run.predictions.gates[i]], 1)
 
 def _media(data, id, size=96):
     "Frames and log-mel patches of a video at all time steps, or None where there is no video."
-    return None if data.stamp else read_steps(data.manifest.path_of(id), MediaSpec(steps=data.steps, frame_size=size), ('audio', 'appearance'))
+    return None if data.simulated else read_steps(data.manifest.path_of(id), MediaSpec(steps=data.steps, frame_size=size), ('audio', 'appearance'))
 
 # %% ../nbs/64_figures.ipynb #8d76d682
 def _heading(r): return f"{r['category']}: answered {r['answer']} with {r['probability']:.0%}, {r['gflops']:.0f} GFLOPs"
@@ -174,7 +174,7 @@ def _heading(r): return f"{r['category']}: answered {r['answer']} with {r['proba
 def show_fig1(data, run, parameters, out, n=3):
     "Write fig1.* and return the figure."
     at,ids,truth = sample_videos(data, run, n),_ids(data),data.evidence(data.evaluated)
-    shown = 0 if data.stamp else 2
+    shown = 0 if data.simulated else 2
     fig,ax = panels(n*(shown+1), 1, height=n*(.62*shown+.78), squeeze=False, gridspec_kw=dict(height_ratios=[1, .6, .95][2-shown:]*n))
     for k,i in enumerate(at):
         rows = list(ax[k*(shown+1):(k+1)*(shown+1),0])
@@ -211,7 +211,7 @@ def show_fig5(data, run, parameters, out, n=4, columns=16):
         sub.suptitle(_heading(describe_video(data, run, i, ids)), fontsize=7, x=.01, ha='left')
     notes,meta = describe(data, [run], parameters)
     notes += ['Purple border: appearance was used. Green border around it: motion too. Pale: neither.' + (' Dots: evidence of sound (grey), appearance (purple), motion (green), which no model is told.' if truth is not None else ''),
-              f'{len(steps)} of {data.steps} time steps, in reading order.' + (' There are no pictures: the features are simulated.' if data.stamp else '')]
+              f'{len(steps)} of {data.steps} time steps, in reading order.' + (' There are no pictures: the features are simulated.' if data.simulated else '')]
     write_figure(whole, video_frame(data, run, at), 'fig5', out, f'Figure 5. Frames and clips chosen on {data.label}', notes, meta)
     return whole
 

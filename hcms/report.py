@@ -59,7 +59,7 @@ def describe(
     c,config = data.counts(),max(runs, key=lambda r: r.config.model=='hcms').config.model_dump(mode='json')
     notes = [f"{data.label}: {data.media}; {data.evaluated} split, {c['n_evaluated']} of {c['n_official']} videos evaluated; {data.training}; {data.steps} time steps.",
              f"Training: Adam {config['lr']:g} x {config['decay']:g} an epoch, {config['epochs']} epochs, batch {config['batch']}; skip targets {', '.join(map(str, config['skip_targets']))} where nothing else is said; lambda {config['weight']:g}. The epoch is chosen on the selection split."]
-    meta = dict(dataset=data.label, stamp=data.stamp, simulated=bool(data.stamp), parameters={k: v for k,v in parameters.items() if k!='out_dir'}, data=data.fingerprint, **c,
+    meta = dict(dataset=data.label, stamp=data.stamp, simulated=data.simulated, parameters={k: v for k,v in parameters.items() if k!='out_dir'}, data=data.fingerprint, **c,
                 missing=data.missing, **data.sources(), versions=versions(), commit=commit(), paper_prices=PAPER_PRICES,
                 configuration={k: v for k,v in config.items() if k!='seed'}, seeds=sorted({r.config.seed for r in runs}), runs=[r.key for r in runs])
     return notes,meta | more
