@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'store_app', 'manifest_app', 'OUT', 'VIDEOS', 'DATASET', 'WORKERS', 'SEEDS', 'EPOCHS', 'main', 'render',
-           'weights_command', 'finetune_command', 'extract_command', 'train_command', 'report', 'manifest_activitynet',
-           'manifest_fcvid', 'verify', 'repair']
+           'weights_command', 'finetune_command', 'extract_command', 'train_command', 'report', 'doctor',
+           'manifest_activitynet', 'manifest_fcvid', 'verify', 'repair']
 
 # %% ../nbs/70_cli.ipynb #f54a2f91
 import sys
@@ -80,6 +80,17 @@ def report(dataset:str=typer.Argument('demo', help='demo, activitynet or fcvid')
     "Regenerate every table and figure into reports/DATASET, preparing what is missing of the demo."
     from hcms.driver import make_reports
     if make_reports(dataset, seeds, epochs, workers): raise typer.Exit(1)
+
+@app.command()
+def doctor(datasets:list[str]=typer.Argument(None, help='by default all three')):
+    "What this machine has, and what each data set still lacks. Exit code 1 where something that was asked for is missing."
+    from hcms.core import check_choice
+    from hcms.datasets import DATASETS
+    from hcms.doctor import examine, show
+    for o in datasets or (): check_choice(o, DATASETS, 'data set')
+    found = examine(tuple(datasets or DATASETS))
+    print(show(found))
+    if datasets and any(f.well is False for f in found): raise typer.Exit(1)
 
 @manifest_app.command('activitynet')
 def manifest_activitynet(annotations:Path=typer.Option(help='activity_net.v1-3.min.json'), out:Path=OUT, videos:str=VIDEOS):
