@@ -21,7 +21,7 @@ from .core import write_whole
 # %% ../nbs/60_plots.ipynb #62b0ad44
 COLORS = dict(audio='#949494', appearance='#CC78BC', motion='#029E73', HCMS='#D55E00', LSTM='#0173B2', UNIFORM='#0173B2')
 STYLE = {'font.size': 8, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.alpha': .25, 'legend.frameon': False,
-         'figure.dpi': 110, 'savefig.dpi': 220, 'svg.hashsalt': 'hcms'}
+         'axes.titlesize': 9, 'figure.dpi': 110, 'savefig.dpi': 220, 'svg.hashsalt': 'hcms'}
 COLUMN = 3.5   # inches: the width of a column in print
 
 def figure(width=COLUMN, height=2.6):
@@ -53,6 +53,7 @@ def save_figure(
     return out
 
 # %% ../nbs/60_plots.ipynb #41bceb8b
+@mpl.rc_context(STYLE)
 def plot_costs(
     numbers:pd.DataFrame,   # Of Table 1
     ax:Axes,
@@ -71,6 +72,7 @@ def plot_costs(
     return ax
 
 # %% ../nbs/60_plots.ipynb #93acaa3c
+@mpl.rc_context(STYLE)
 def plot_curves(
     numbers:pd.DataFrame,   # method, gflops_mean, map_mean, map_std (from 0 to 1), label
     ax:Axes,
@@ -82,15 +84,17 @@ def plot_curves(
         color,std = COLORS.get(method, f'C{n}'),100*d.map_std.fillna(0)
         ax.plot(d.gflops_mean, 100*d.map_mean, marker='os^Dv'[n%5], ms=4, color=color, label=method, lw=1.2)
         ax.fill_between(d.gflops_mean, 100*d.map_mean-std, 100*d.map_mean+std, color=color, alpha=.15, lw=0)
-        for r in d.itertuples(): ax.annotate(r.label, (r.gflops_mean, 100*r.map_mean), xytext=(3, -9 if n else 5), textcoords='offset points', fontsize=5.5, color=color, ha='left' if n else 'right')
+        ours = method=='HCMS'   # its labels go up, the others' to the right and down
+        for r in d.itertuples(): ax.annotate(r.label, (r.gflops_mean, 100*r.map_mean), xytext=(0, 5) if ours else (4, -7), textcoords='offset points', fontsize=5.5, color=color, rotation=55 if ours else 0, ha='left')
     ax.set(xscale='log', xlabel='GFLOPs a video (multiply-accumulates, 1e9)', ylabel='mAP (%)', title=title)
-    ax.margins(x=.16, y=.1)
+    ax.margins(x=.16, y=.16)
     ax.legend(loc='lower right')
     return ax
 
 # %% ../nbs/60_plots.ipynb #38696168
 CMAPS = dict(appearance=mcolors.LinearSegmentedColormap.from_list('appearance', ['white', '#CC78BC', '#4a1742']), motion=mcolors.LinearSegmentedColormap.from_list('motion', ['white', '#029E73', '#013b2b']))
 
+@mpl.rc_context(STYLE)
 def plot_usage(
     usage:pd.DataFrame,     # category, usage (0 to 1): a row a video
     ax:Axes,
@@ -108,6 +112,7 @@ def plot_usage(
     ax.invert_yaxis()
     return ax
 
+@mpl.rc_context(STYLE)
 def plot_map(
     usage:np.ndarray,    # (classes, T) share of videos, 0 to 1
     names,               # Of the classes
@@ -126,6 +131,7 @@ def plot_map(
 # %% ../nbs/60_plots.ipynb #13ab1e3c
 GROUP_COLORS = ('#0173B2', '#DE8F05', '#56B4E9', '#CA9161')
 
+@mpl.rc_context(STYLE)
 def plot_training(
     history:pd.DataFrame,   # group, epoch, NAME_mean, NAME_std
     name:str,               # What to plot
@@ -144,6 +150,7 @@ def plot_training(
     return ax
 
 # %% ../nbs/60_plots.ipynb #f0b652f2
+@mpl.rc_context(STYLE)
 def plot_used(
     used:np.ndarray,       # (T, n) 0 or 1
     names,                 # Of the modalities
@@ -163,6 +170,7 @@ def plot_used(
     ax.tick_params(length=0)
     return ax
 
+@mpl.rc_context(STYLE)
 def plot_frame(
     frame:np.ndarray,      # (S, S, 3) uint8
     used,                  # Names of the modalities used above the first
@@ -203,6 +211,7 @@ def _level(ax, model, k, X, y):
     _arrow(ax, (X+3.3, y-1.5), (X+3.3, y-.41), COLORS[m], ls='--')
     ax.text(X+3.38, y-.95, f'if shut: {min(below, H)} of {H}' + ('' if model.copy_cell else ' (h only)'), fontsize=6, va='center', color='#333333')
 
+@mpl.rc_context(STYLE)
 def plot_architecture(
     model,             # An HCMS, of any order and sizes
     ax:Axes,
