@@ -117,9 +117,9 @@ class Motion(nn.Module):
 
 # %% ../nbs/10_backbones.ipynb #32b71c61
 PRESETS = dict(
-    paper=dict(spec=dict(steps=128, frame_size=224, clip_size=256, clip_frames=32, clip_seconds=64/30),
+    paper=dict(chunk=8, spec=dict(steps=128, frame_size=224, clip_size=256, clip_frames=32, clip_seconds=64/30),
                audio=dict(width=1.), appearance=dict(name='efficientnet_b3'), motion=dict(depth=50, stem=(64, 8))),
-    demo=dict(spec=dict(steps=32, frame_size=56, clip_size=40, clip_frames=8, clip_seconds=.8),
+    demo=dict(chunk=32, spec=dict(steps=32, frame_size=56, clip_size=40, clip_frames=8, clip_seconds=.8),
               audio=dict(width=.1875), appearance=dict(name='test_efficientnet'),
               motion=dict(depth=18, stem=(16, 4), kernels=((1, 5, 5), (3, 5, 5)), fusion=5)))
 NETWORKS = dict(audio=MobileNetV1, appearance=Appearance, motion=Motion)
@@ -143,7 +143,10 @@ class Backbones:
     spec:MediaSpec    # What a time step is made of
     nets:dict         # modality -> network in eval mode
     weights:dict      # modality -> 'sha256:...' of the weights, or 'random:SEED'
+    precision:str='float32'   # Or 'float16', 'bfloat16': autocast, on a GPU
 
+    @property
+    def chunk(self): return PRESETS[self.preset]['chunk']   # time steps a batch; part of what decides bits
     @property
     def sizes(self): return {m: n.size for m,n in self.nets.items()}
 
@@ -154,13 +157,15 @@ class Backbones:
         spec = asdict(self.spec)
         keep = dict(audio=('steps',), appearance=('steps', 'frame_size'), motion=('steps', 'clip_size', 'clip_frames', 'clip_seconds'))[modality]
         return dict(modality=modality, network=NETWORKS[modality].__name__, options={k: v for k,v in PRESETS[self.preset][modality].items()},
-                    weights=self.weights[modality], media={k: spec[k] for k in keep}, decoder=f'av {av.__version__}', torch=version('torch').split('+')[0], dtype='float16')
+                    weights=self.weights[modality], media={k: spec[k] for k in keep}, decoder=f'av {av.__version__}', torch=version('torch').split('+')[0], dtype='float16') | ({} if self.precision=='float32' else dict(precision=self.precision))
 
     @torch.inference_mode()
     def features(self, modality:str, x) -> Tensor:
         "Decoded media of a modality, one row a time step -> features (n, D), float32 on the CPU."
         net = self.nets[modality]
-        return net(torch.as_tensor(x).to(next(net.parameters()).device)).float().cpu()
+        device = next(net.parameters()).device
+        with torch.autocast(device.type, getattr(torch, self.precision), enabled=self.precision!='float32'):
+            return net(torch.as_tensor(x).to(device)).float().cpu()
 
 def weights_path(folder, modality): return Path(folder)/f'{modality}.safetensors'
 
@@ -175,6 +180,7 @@ def load_backbones(
     modalities=MODALITIES,
     device='cpu',
     seed:int=0,           # Of random weights
+    precision:str='float32',
 ) -> Backbones:
     "The networks of a preset, frozen; a missing or unfitting file of weights is an `InputError`."
     nets,origin = {},{}
@@ -186,4 +192,5 @@ def load_backbones(
         try: nets[m].load_state_dict(load_file(path))
         except Exception as e: raise InputError(path, f'does not fit the {m} network of preset {preset!r}: {str(e).splitlines()[0]}') from None
         origin[m] = 'sha256:'+hashlib.sha256(path.read_bytes()).hexdigest()
-    return Backbones(preset, MediaSpec(**PRESETS[preset]['spec']), nets, origin)
+    check_choice(precision, ('float32', 'float16', 'bfloat16'), 'precision')
+    return Backbones(preset, MediaSpec(**PRESETS[preset]['spec']), nets, origin, precision)

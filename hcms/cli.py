@@ -60,10 +60,11 @@ def finetune_command(dataset:str=DATASET, workers:int=WORKERS):
     finetune_backbones(dataset, workers)
 
 @app.command('extract')
-def extract_command(dataset:str=DATASET, workers:int=WORKERS):
+def extract_command(dataset:str=DATASET, workers:int=WORKERS, shard:str=typer.Option('', help='I/N, counted from 0: this machine\'s part; by default its place in a Slurm array, or everything'), device:str=typer.Option('cpu', help="'cpu' or 'cuda'"), precision:str=typer.Option('float32', help="'float32', or 'float16' or 'bfloat16' on a GPU"), patience:float=typer.Option(600., help='seconds a video may take')):
     "Put every video through the backbones, into the feature store. Goes on where it was stopped."
     from hcms.datasets import Dataset
-    print(Dataset(dataset).extract(workers))
+    from hcms.extract import parse_shard
+    print(Dataset(dataset).extract(workers, shard=parse_shard(shard), device=device, precision=precision, patience=patience))
 
 @app.command('train')
 def train_command(dataset:str=DATASET, seeds:int=SEEDS, epochs:int=EPOCHS, workers:int=WORKERS):

@@ -98,9 +98,9 @@ class Dataset:
 
 # %% ../nbs/45_datasets.ipynb #a91c0daf
 @method_of(Dataset)
-def _extract(self, workers:int=2) -> Extraction:
-    "Features of every video that has none yet."
-    return extract(self.manifest, self.store, self.preset, self.weights, workers)
+def _extract(self, workers:int=2, **options) -> Extraction:
+    "Features of every video that has none yet; options as of `extract`."
+    return extract(self.manifest, self.store, self.preset, self.weights, workers, **options)
 
 @method_of(Dataset)
 def _split(self,

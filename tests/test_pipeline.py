@@ -137,6 +137,48 @@ def test_killed_extraction_ends_with_the_same_bytes(tiny_home, tmp_path):
     for p in features.rglob('.tmp-*'): p.unlink()   # what the kill left is invisible to readers
     assert snapshot(features)==snapshot(tiny_home/'data'/'demo'/'features')
 
+def test_shards_and_a_killed_one_end_with_the_same_bytes(tiny_home, tmp_path):
+    "Three shards, one killed; then two shards. Together they are the whole."
+    home = copy_home(tiny_home, tmp_path, 'features')
+    features = home/'data'/'demo'/'features'
+    count = lambda: len(list(features.rglob('*.safetensors')))
+    hcms('extract', 'demo', '--shard', '0/3', home=home)
+    before = count()
+    assert 0 < before < 64*3
+    kill_when(['extract', 'demo', '--shard', '1/3'], home, lambda: count()>=before+6)
+    for i in range(2): hcms('extract', 'demo', '--shard', f'{i}/2', home=home)
+    for p in features.rglob('.tmp-*'): p.unlink()
+    assert snapshot(features)==snapshot(tiny_home/'data'/'demo'/'features')
+
+def test_a_hung_and_a_crashing_decoder_cost_only_their_videos(tiny_home, tmp_path):
+    "One video never returns from C, another kills its process; the rest ends with the same bytes."
+    (tmp_path/'harm.py').write_text("""
+import ctypes, os, signal
+import hcms.extract as E
+was,work = E.extract_video,E._work
+def extract_video(id, *a):
+    if id.startswith('audio_rising_000'): ctypes.CDLL(None).sleep(1000)
+    if id.startswith('motion_upward_001'): os.kill(os.getpid(), signal.SIGSEGV)
+    was(id, *a)
+E.extract_video = extract_video
+def harmed(job): return work(job)
+""")
+    (tmp_path/'go.py').write_text("""
+import sys; sys.path.insert(0, sys.argv[1])
+import harm, hcms.extract as E
+from hcms.datasets import Dataset
+E._work = harm.harmed
+if __name__=='__main__':
+    r = Dataset('demo').extract(2, patience=4)
+    print(r.done, *sorted(r.aside), *r.aside.values(), sep='|')
+""")
+    home = copy_home(tiny_home, tmp_path/'home', 'features')
+    r = subprocess.run([sys.executable, tmp_path/'go.py', tmp_path], cwd=ROOT, env=dict(os.environ, HCMS_HOME=str(home), PYTHONPATH=str(tmp_path)), capture_output=True, text=True, timeout=240)
+    assert r.stdout.startswith('62|audio_rising_000|motion_upward_001|') and r.stdout.count('twice')==2, r.stdout+r.stderr[-3000:]
+    made,whole = (snapshot(h/'data'/'demo'/'features') for h in (home, tiny_home))
+    same = {k: v for k,v in made.items() if k.endswith('.safetensors')}
+    assert len(same)==62*3 and all(whole[k]==v for k,v in same.items())
+
 def test_killed_training_ends_with_the_same_bytes(tiny_home, tmp_path):
     home,calm = copy_home(tiny_home, tmp_path/'a'),copy_home(tiny_home, tmp_path/'b')
     runs = home/'data'/'demo'/'runs'
