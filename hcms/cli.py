@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'store_app', 'manifest_app', 'OUT', 'VIDEOS', 'DATASET', 'WORKERS', 'SEEDS', 'EPOCHS', 'main', 'render',
            'weights_command', 'finetune_command', 'extract_command', 'train_command', 'report', 'doctor',
-           'manifest_activitynet', 'manifest_fcvid', 'verify', 'repair']
+           'manifest_activitynet', 'manifest_fcvid', 'verify', 'pack_command', 'repair']
 
 # %% ../nbs/70_cli.ipynb #f54a2f91
 import sys
@@ -121,9 +121,17 @@ def _write_manifest(name, out, make):
 def verify(root:Path=typer.Argument(help='folder of the store')):
     "Read every feature file and name those that are not what was written."
     from hcms.store import FeatureStore
-    bad = [f'{v.modality}/{v.fp}: {rule}' for v in FeatureStore(root).views() for rule in v.verify().values()]
+    from hcms.packs import PackedView
+    bad = [f'{v.modality}/{v.fp}: {rule}' for v in FeatureStore(root).views() for rule in PackedView(v).verify().values()]
     print('\n'.join(bad) or 'all files are sound')
     if bad: raise typer.Exit(1)
+
+@store_app.command('pack')
+def pack_command(root:Path=typer.Argument(help='folder of the store'), videos:int=typer.Option(256, min=1, help='videos a file')):
+    "Copy the features into packs, many videos a file, for fast reading; the loose files stay."
+    from hcms.packs import pack
+    from hcms.store import FeatureStore
+    for v in FeatureStore(root).views(): print(f'{v.modality}/{v.fp}: {len(pack(v, videos))} packs')
 
 @store_app.command()
 def repair(root:Path=typer.Argument(help='folder of the store')):

@@ -6,7 +6,7 @@
 __all__ = ['DATASETS', 'EVALUATED', 'FINETUNING', 'PRETRAINING', 'data_folder', 'Dataset', 'train_backbones',
            'finetune_backbones', 'prepare_demo', 'SimulatedDataset', 'open_dataset']
 
-# %% ../nbs/45_datasets.ipynb #08c71107
+# %% ../nbs/45_datasets.ipynb #ecb338f1
 import json, os, shutil
 from dataclasses import asdict, replace
 from functools import cached_property, partial
@@ -21,6 +21,7 @@ from .extract import Extraction, extract, open_views
 from .finetune import FinetuneConfig, decode_split, finetune
 from .manifests import hold_out, read_manifest
 from .media import MediaSpec
+from .packs import PackedView
 from .paper import PAPER_DATASETS
 from .rendered import Recipe, evidence, render_demo
 from .simulated import World, simulate_video, simulation
@@ -78,7 +79,7 @@ class Dataset:
     @cached_property
     def backbones(self): return load_backbones(self.preset, self.weights)
     @cached_property
-    def views(self): return open_views(self.store, self.backbones)
+    def views(self): return {m: PackedView(v) if (v.folder/'packs').is_dir() else v for m,v in open_views(self.store, self.backbones).items()}
     @property
     def steps(self): return self.backbones.spec.steps
     @cached_property

@@ -5,8 +5,6 @@ import pandas as pd
 import pytest
 from conftest import BIN, ROOT, hcms
 
-pytestmark = pytest.mark.xdist_group('pipeline')   # one worker, so that the tiny corpus is made once
-
 def papermill(*args, home, **env):
     return subprocess.run([BIN/'papermill', *map(str, args)], cwd=ROOT, env=dict(os.environ, HCMS_HOME=str(home), HCMS_DATA='', **env), capture_output=True, text=True)
 
