@@ -67,12 +67,13 @@ def extract_command(dataset:str=DATASET, workers:int=WORKERS, shard:str=typer.Op
     print(Dataset(dataset).extract(workers, shard=parse_shard(shard), device=device, precision=precision, patience=patience))
 
 @app.command('train')
-def train_command(dataset:str=DATASET, seeds:int=SEEDS, epochs:int=EPOCHS, workers:int=WORKERS):
+def train_command(dataset:str=DATASET, seeds:int=SEEDS, epochs:int=EPOCHS, workers:int=WORKERS, together:bool=typer.Option(False, help='all processes of `accelerate launch -m hcms.cli train DATASET --together` train one run at a time; by default each process trains its own run')):
     "Train HCMS on stored features. Goes on where it was stopped."
     from hcms.datasets import open_dataset
-    from hcms.runs import get_runs, variants
+    from hcms.runs import get_runs, train_together, variants
     data = open_dataset(dataset, workers)
-    for r in get_runs(data, variants(data, [dict()], seeds, epochs), workers):
+    configs = variants(data, [dict()], seeds, epochs)
+    for r in train_together(data, configs) if together else get_runs(data, configs, workers):
         print(f"seed {r.config.seed}: selection mAP {r.history['map'].max():.3f}, in {data.folder/'runs'/r.key}")
 
 # %% ../nbs/70_cli.ipynb #b91daeab
@@ -139,3 +140,7 @@ def repair(root:Path=typer.Argument(help='folder of the store')):
     from hcms.store import FeatureStore
     for v in FeatureStore(root).views():
         for id in v.repair(): print(f'removed {v.modality}/{v.fp}: {id}')
+
+# %% ../nbs/70_cli.ipynb #f6beac51
+#| eval: false
+if __name__=='__main__': main()

@@ -286,6 +286,7 @@ class HCMS(Online, Saved, library_name='hcms', tags=['video-classification']):
         hard:bool=True,   # Exact 0s and 1s in training?
         sample=None,      # Sample the gates? By default in training mode only
         generator=None,   # torch.Generator of the Gumbel noise, drawn once a call
+        noise=None,       # (B, T, n-1, 2) Gumbel noise to use instead of drawing it
         **named,          # Features by name
     ) -> HCMSOutput:
         "Eqs. 2 to 6 for a batch of videos, all steps."
@@ -295,7 +296,7 @@ class HCMS(Online, Saved, library_name='hcms', tags=['video-classification']):
         x = [l.project(o).transpose(0, 1) for l,o in zip(self.levels, V)]
         if gates is not None: gates = check_gates(gates, (B,T,n-1), self.nested).to(x[0]).permute(2, 1, 0)
         blend = gates is None and (self.training if sample is None else sample)
-        noise = gumbel_noise((B,T,n-1,2), generator, x[0].device).permute(2, 1, 0, 3) if blend else None
+        if blend: noise = (gumbel_noise((B,T,n-1,2), generator, x[0].device) if noise is None else noise.to(x[0].device)).permute(2, 1, 0, 3)
         state,G = None,[]
         for k,level in enumerate(self.levels):
             row = [o[...,None] for o in G]

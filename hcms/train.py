@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from .baselines import EarlyFusion, random_gates, uniform_views
 from .core import MODALITIES, InputError, check_choice, rng_for
-from .gating import tau_at
+from .gating import gumbel_noise, tau_at
 from .hlstm import HCMS, HIDDEN_SIZES, PROJ_SIZES
-from .losses import loss_terms, usage_loss
+from .losses import Share, loss_terms, usage_loss
 from .metrics import mean_average_precision, skip_ratios, softmax
 from .resume import generator_for, load_state, save_state, threads
 
@@ -110,26 +110,37 @@ def predict_split(
     usage=None,           # Random gates of this usage, instead of the model's own
     draw:int=0,           # Which random gates
     batch:int=64,
-) -> tuple:               # step logits (N, T, C) and gates (N, T, n-1)
+    team=None,            # Where several processes share the work: an `accelerate.Accelerator`
+) -> tuple:               # step logits (N, T, C) and gates (N, T, n-1), on the CPU
     "What a model says and does on every video of a split, at test time: no noise, the larger score decides."
     model.eval()
     x,g = split.take(config.modalities, config.views),generator_for('test gates', config.seed, draw)
     out = []
-    for i in range(0, len(split), batch):
+    for n,i in enumerate(range(0, len(split), batch)):
         part = [o[i:i+batch] for o in x]
-        out.append(model(*part, **(control_gates(config, *part[0].shape[:2], g, usage) if config.model=='hcms' else {})))
-    return torch.cat([o.step_logits for o in out]),torch.cat([o.gates for o in out])
+        options = control_gates(config, *part[0].shape[:2], g, usage) if config.model=='hcms' else {}
+        if team is None: out.append(model(*part, **options)[1:])
+        elif n%team.num_processes==team.process_index: out.append([o.cpu() for o in model(*(o.to(team.device) for o in part), **{k: o.to(team.device) for k,o in options.items()})[1:]])
+    if team is not None: out = _in_order(out, team, -(-len(split)//batch))
+    logits,gates = zip(*out)
+    return torch.cat(logits),torch.cat(gates)
+
+def _in_order(mine, team, batches) -> list:
+    "Every process's batches, put together again: batch n was done by process n mod P."
+    from accelerate.utils import gather_object
+    parts = gather_object([mine])
+    return [parts[n%team.num_processes][n//team.num_processes] for n in range(batches)]
 
 # %% ../nbs/40_train.ipynb #83147cd1
-def _evaluate(model, config, split) -> dict:
-    logits,gates = predict_split(model, config, split)
+def _evaluate(model, config, split, team=None) -> dict:
+    logits,gates = predict_split(model, config, split, team=team)
     out = dict(map=mean_average_precision(softmax(logits[:,-1].numpy()), split.labels))
     if config.model=='hcms':
         out |= {f'skip_{m}': float(s) for m,s in zip(config.modalities[1:], skip_ratios(gates.numpy()))}
     penalty = usage_loss(gates, config.skip_targets).item() if config.model=='hcms' and config.policy=='learned' else 0.
     return out | dict(score=out['map']-config.weight*penalty)
 
-def _train_epoch(model, config, x, y, optimizer, epoch) -> dict:
+def _train_epoch(model, config, x, y, optimizer, epoch, team=None) -> dict:
     model.train()
     order,generator = rng_for('train', config.seed, epoch).permutation(len(y)),generator_for('gates', config.seed, epoch)
     starts,sums = range(0, len(y), config.batch),dict(loss=0., ce=0., usage=0.)
@@ -138,14 +149,37 @@ def _train_epoch(model, config, x, y, optimizer, epoch) -> dict:
         progress = (epoch+n/len(starts))/config.epochs
         if config.model=='early': options = {}
         else: options = dict(tau=tau_at(progress, *config.tau), hard=config.hard, generator=generator) | control_gates(config, len(at), x[0].shape[1], generator)
-        out = model(*[o[at] for o in x], **options)
         weight = config.weight*min(1., progress/config.warmup) if config.warmup else config.weight
-        terms = loss_terms(out, y[at], skip_targets=config.skip_targets if config.model=='hcms' else (0.,)*out.gates.shape[-1], weight=weight, per_video=config.per_video)
-        optimizer.zero_grad(); terms['loss'].backward()
-        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-        optimizer.step()
-        for k in sums: sums[k] += terms[k].item()*len(at)
+        targets = config.skip_targets if config.model=='hcms' else ()
+        terms = _step(model, config, [o[at] for o in x], y[at], options, targets, weight, optimizer, team)
+        for k in sums: sums[k] += terms[k]*len(at)
     return {k: v/len(y) for k,v in sums.items()}
+
+def _step(model, config, x, y, options, targets, weight, optimizer, team) -> dict:
+    "One step of the optimizer; of several processes, each takes every P-th video of the batch."
+    share = None
+    if team is not None:
+        options = dict(options)
+        if 'generator' in options and 'gates' not in options: options['noise'] = gumbel_noise((len(y), x[0].shape[1], len(x)-1, 2), options.pop('generator'))
+        mine,videos = slice(team.process_index, None, team.num_processes),len(y)
+        x,y = [o[mine].to(team.device) for o in x],y[mine].to(team.device)
+        options |= {k: options[k][mine].to(team.device) for k in ('noise', 'gates') if k in options}
+        share = Share(videos, lambda o: team.reduce(o.clone(), 'sum'))
+    optimizer.zero_grad()
+    out = model(*x, **options)
+    terms = loss_terms(out, y, skip_targets=targets or (0.,)*out.gates.shape[-1], weight=weight, per_video=config.per_video, share=share)
+    terms['loss'].backward()
+    if team is not None: terms = _together(model, config, terms, weight, team)
+    nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+    optimizer.step()
+    return {k: v.item() for k,v in terms.items()}
+
+def _together(model, config, terms, weight, team) -> dict:
+    "Gradients and terms of the whole batch, from those of its parts."
+    for p in model.parameters(): p.grad = team.reduce(p.grad if p.grad is not None else torch.zeros_like(p), 'sum')
+    ce = team.reduce(terms['ce'].detach().clone(), 'sum')
+    usage = team.reduce(terms['usage'].detach().clone(), 'sum') if config.per_video else terms['usage'].detach()
+    return dict(ce=ce, usage=usage, loss=ce+weight*usage)
 
 # %% ../nbs/40_train.ipynb #ac578849
 def train(
@@ -154,10 +188,12 @@ def train(
     selection:Split,      # Chooses the epoch
     state=None,           # File for the state after each epoch; a killed training goes on from it
     position:int=None,    # Line of the progress bar; None: no bar
+    team=None,            # Where several processes train together: an `accelerate.Accelerator`
 ) -> tuple:               # The model of the best epoch, and the history: a dict an epoch
     "Adam, times `decay` an epoch (Sec. 4.1.3)."
     if len(training)<2: raise InputError('training split', 'has fewer than two videos')
     model = build_model(config, {m: x.shape[-1] for m,x in training.x.items()}, training.labels.shape[1])
+    if team is not None: model.to(team.device); position = position if team.is_main_process else None
     optimizer = torch.optim.Adam(model.parameters(), config.lr, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, config.decay)
     parts,history,best = dict(model=model, optimizer=optimizer, schedule=schedule),[],None
@@ -168,10 +204,11 @@ def train(
     epochs = range(len(history), config.epochs)
     with threads(config.threads):
         for epoch in epochs if position is None else tqdm(epochs, desc=config.model, position=position, unit='epoch', leave=False):
-            terms = _train_epoch(model, config, x, training.y, optimizer, epoch)
+            try: terms = _train_epoch(model, config, x, training.y, optimizer, epoch, team)
+            except torch.cuda.OutOfMemoryError: raise InputError('batch', f'of {config.batch} videos does not fit the memory of the device; take a smaller one, or more processes: each holds its part of the batch') from None
             schedule.step()
-            history.append(dict(epoch=epoch, **terms, **_evaluate(model, config, selection)))
+            history.append(dict(epoch=epoch, **terms, **_evaluate(model, config, selection, team)))
             if history[-1]['score']>=max(o['score'] for o in history): best = {k: v.clone() for k,v in model.state_dict().items()}
-            if state: save_state(state, history=history, best=best, **{k: o.state_dict() for k,o in parts.items()})
+            if state and (team is None or team.is_main_process): save_state(state, history=history, best=best, **{k: o.state_dict() for k,o in parts.items()})
     model.load_state_dict(best)
-    return model.eval(),history
+    return model.eval().cpu() if team is not None else model.eval(),history
