@@ -60,11 +60,17 @@ def finetune_command(dataset:str=DATASET, workers:int=WORKERS):
     finetune_backbones(dataset, workers)
 
 @app.command('extract')
-def extract_command(dataset:str=DATASET, workers:int=WORKERS, shard:str=typer.Option('', help='I/N, counted from 0: this machine\'s part; by default its place in a Slurm array, or everything'), device:str=typer.Option('cpu', help="'cpu' or 'cuda'"), precision:str=typer.Option('float32', help="'float32', or 'float16' or 'bfloat16' on a GPU"), patience:float=typer.Option(600., help='seconds a video may take')):
+def extract_command(dataset:str=DATASET, workers:int=WORKERS, shard:str=typer.Option('', help='I/N, counted from 0: this machine\'s part; by default its place in a Slurm array, or everything'), device:str=typer.Option('cpu', help="'cpu' or 'cuda'"), precision:str=typer.Option('float32', help="'float32', or 'float16' or 'bfloat16' on a GPU"), patience:float=typer.Option(600., help='seconds a video may take'), engine:str=typer.Option('local', help="'local' processes, or 'ray': a cluster"), address:str=typer.Option('', help='of a running Ray cluster; by default a local one is started'), networks:int=typer.Option(1, min=1, help='workers that run the networks, with ray')):
     "Put every video through the backbones, into the feature store. Goes on where it was stopped."
+    from hcms.core import check_choice
     from hcms.datasets import Dataset
     from hcms.extract import parse_shard
-    print(Dataset(dataset).extract(workers, shard=parse_shard(shard), device=device, precision=precision, patience=patience))
+    check_choice(engine, ('local', 'ray'), 'engine')
+    common = dict(shard=parse_shard(shard), device=device, precision=precision)
+    data = Dataset(dataset)
+    if engine=='local': return print(data.extract(workers, **common, patience=patience))
+    from hcms.cluster import extract_on_ray
+    print(extract_on_ray(data.manifest, data.store, data.preset, data.weights, networks, workers, address=address or None, **common))
 
 @app.command('train')
 def train_command(dataset:str=DATASET, seeds:int=SEEDS, epochs:int=EPOCHS, workers:int=WORKERS, together:bool=typer.Option(False, help='all processes of `accelerate launch -m hcms.cli train DATASET --together` train one run at a time; by default each process trains its own run')):

@@ -178,6 +178,30 @@ if __name__=='__main__':
     same = {k: v for k,v in made.items() if k.endswith('.safetensors')}
     assert len(same)==62*3 and all(whole[k]==v for k,v in same.items())
 
+def test_ray_with_a_killed_worker_ends_with_the_same_bytes(tiny_home, tmp_path):
+    pytest.importorskip('ray')
+    home = copy_home(tiny_home, tmp_path/'home', 'features')
+    (tmp_path/'go.py').write_text("""
+import os, signal, threading
+from hcms.cluster import extract_on_ray
+from hcms.datasets import Dataset
+def kill_one(pids):
+    def soon():
+        features = data.store.root
+        while len(list(features.rglob('*.safetensors')))<20: pass
+        os.kill(pids[0], signal.SIGKILL)
+        print('killed', flush=True)
+    threading.Thread(target=soon, daemon=True).start()
+data = Dataset('demo')
+r = extract_on_ray(data.manifest, data.store, data.preset, data.weights, networks=2, decoders=2, on_start=kill_one)
+print(r.done, len(r.aside))
+""")
+    r = subprocess.run([sys.executable, tmp_path/'go.py'], cwd=ROOT, env=dict(os.environ, HCMS_HOME=str(home), HCMS_DATA='', RAY_DEDUP_LOGS='0'), capture_output=True, text=True, timeout=400)
+    assert r.stdout.split()==['killed', '64', '0'], r.stdout+r.stderr[-3000:]
+    features = home/'data'/'demo'/'features'
+    for p in features.rglob('.tmp-*'): p.unlink()
+    assert snapshot(features)==snapshot(tiny_home/'data'/'demo'/'features')
+
 def test_killed_training_ends_with_the_same_bytes(tiny_home, tmp_path):
     home,calm = copy_home(tiny_home, tmp_path/'a'),copy_home(tiny_home, tmp_path/'b')
     runs = home/'data'/'demo'/'runs'
