@@ -57,7 +57,7 @@ def extract_on_ray(
     preset:str='paper',
     weights='random',
     networks:int=1,            # Actors
-    decoders:int=0,            # Tasks at a time; by default what cores are left
+    decoders:int=0,            # Tasks at a time; by default the cores that this machine has left
     seed:int=0,
     shard:tuple=(0, 1),
     device:str='cpu',
@@ -74,18 +74,22 @@ def extract_on_ray(
     if not jobs: return result
     check_disk(store.root, feature_bytes(backbones, len(jobs)))
     own = not ray.is_initialized()
-    if own: ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level='ERROR')
+    decoders = decoders or max(1, (os.cpu_count() or 2)-networks)
+    local = {} if address else dict(num_cpus=decoders+networks)   # a local cluster has room for all workers, whatever the machine
+    if not address: os.environ.setdefault('RAY_worker_niceness', '0')   # Ray's own 15 starves workers on a machine that does anything else
+    if own: ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level='ERROR', **local)
     try:
         gpu = dict(num_gpus=1) if device!='cpu' else dict(num_cpus=1)
+        have,need = ray.cluster_resources(),'GPU' if device!='cpu' else 'CPU'
+        if have.get(need, 0)<networks+(need=='CPU'): raise InputError('networks', f"{networks} of them{' and a decoder' if need=='CPU' else ''} need as many {need}s, and the cluster has {have.get(need, 0):g}")
         actors = [ray.remote(NetworkWorker).options(max_restarts=-1, max_task_retries=5, **gpu).remote(str(store.root), options) for _ in range(networks)]
         pids = ray.get([a.ready.remote() for a in actors])
         if on_start: on_start(pids)
         decode = ray.remote(decode_video).options(num_cpus=1, max_retries=5)
-        room = 2*(decoders or max(1, int(ray.cluster_resources().get('CPU', 1))-networks))
         waiting,flying,n = list(reversed(jobs)),{},0
         with tqdm(total=len(jobs), desc='extract', unit='video') as bar:
             while waiting or flying:
-                while waiting and len(flying)<room:
+                while waiting and len(flying)<2*decoders:
                     id,path = waiting.pop()
                     video = decode.remote(str(path), backbones.spec, [m for m in MODALITIES if not views[m].has(id)], backbones.chunk)
                     flying[actors[n%networks].commit.remote(id, video)] = id,path

@@ -182,13 +182,13 @@ def test_ray_with_a_killed_worker_ends_with_the_same_bytes(tiny_home, tmp_path):
     pytest.importorskip('ray')
     home = copy_home(tiny_home, tmp_path/'home', 'features')
     (tmp_path/'go.py').write_text("""
-import os, signal, threading
+import os, signal, threading, time
 from hcms.cluster import extract_on_ray
 from hcms.datasets import Dataset
 def kill_one(pids):
     def soon():
         features = data.store.root
-        while len(list(features.rglob('*.safetensors')))<20: pass
+        while len(list(features.rglob('*.safetensors')))<20: time.sleep(.05)
         os.kill(pids[0], signal.SIGKILL)
         print('killed', flush=True)
     threading.Thread(target=soon, daemon=True).start()
