@@ -41,7 +41,7 @@ class Simulation:
 LATENT = (32, 48, 64)   # Directions that carry signal and noise; a longer feature is an isometric picture of them
 CUE = 3.                # Norm of a cue
 CLEAR_SOUND = tuple(o for o in dict.fromkeys(paper_table(4).category) if o!='Overall')
-CLARITY = dict(activitynet=(-3.5, 1.95, 1.95), fcvid=(-.05, 2., 2.3))   # From nbs/calibration.ipynb
+CLARITY = dict(activitynet=(-1.6, 1.95, 1.95), fcvid=(.15, 2.4, 2.3))   # From nbs/calibration.ipynb
 
 def simulation(
     name:str,          # activitynet or fcvid
