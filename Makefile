@@ -1,14 +1,15 @@
-# make reports [DATASET=demo]   every table into reports/DATASET, from nothing
+# make reports [DATASET=demo] [ONLY='table1 table2']   every table and figure, or some, into reports/DATASET, from nothing
 # make test                     all tests
 # make notebooks                JupyterLab on nbs/
 # Each makes .venv first, with what requirements.lock pins.
 PYTHON  ?= $(shell command -v python3.11 || command -v python3)
 DATASET ?= demo
+ONLY    ?=
 BIN     := .venv/bin
 
 .PHONY: reports test notebooks export clean
 reports: .venv/ready
-	$(BIN)/hcms report $(DATASET)
+	$(BIN)/hcms report $(DATASET) $(ONLY:%=--only %)
 
 test: .venv/ready
 	$(BIN)/python -m pytest

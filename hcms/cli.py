@@ -84,10 +84,10 @@ def train_command(dataset:str=DATASET, seeds:int=SEEDS, epochs:int=EPOCHS, worke
 
 # %% ../nbs/70_cli.ipynb #b91daeab
 @app.command()
-def report(dataset:str=typer.Argument('demo', help='demo, activitynet or fcvid'), seeds:int=SEEDS, epochs:int=EPOCHS, workers:int=WORKERS):
+def report(dataset:str=typer.Argument('demo', help='demo, activitynet or fcvid'), seeds:int=SEEDS, epochs:int=EPOCHS, workers:int=WORKERS, only:list[str]=typer.Option([], help='a notebook, such as table1; may be given several times. By default all')):
     "Regenerate every table and figure into reports/DATASET, preparing what is missing of the demo."
     from hcms.driver import make_reports
-    if make_reports(dataset, seeds, epochs, workers): raise typer.Exit(1)
+    if make_reports(dataset, seeds, epochs, workers, only=only): raise typer.Exit(1)
 
 @app.command()
 def doctor(datasets:list[str]=typer.Argument(None, help='by default all three')):

@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 from .claims import claim_changes
 from .comparisons import ABLATIONS
-from .core import home, repo_root, worker_pool
+from .core import check_choice, home, repo_root, worker_pool
 from .datasets import open_dataset
 from .figures import fig3_changes
 from .report import report_folder, write_index, write_top_index
@@ -52,15 +52,17 @@ def make_reports(
     epochs:int=0,      # 0: the data set's own schedule
     workers:int=2,     # Processes
     out_dir='',        # By default reports/LABEL
+    only=(),           # Names of the notebooks wanted; by default all
 ) -> list:             # Names of the notebooks that failed
     "Every table and figure of a data set, the ledger of claims, an index, and a trained model in checkpoints/LABEL."
+    for o in only: check_choice(o, (*NOTEBOOKS, 'ablations', 'calibration'), 'report notebook')
     data = open_dataset(dataset, workers)
     out,executed = report_folder(data, out_dir).resolve(),home()/'data'/'executed'/data.label
     executed.mkdir(parents=True, exist_ok=True)
-    get_runs(data, all_configs(data, seeds, epochs), workers)
+    get_runs(data, table1_configs(data, seeds, epochs=epochs) if only else all_configs(data, seeds, epochs), workers)
     get_runs(data, [config_for(data, epochs)])[0].model.save_pretrained(home()/'checkpoints'/data.label)
     parameters = dict(dataset=dataset, seeds=seeds, epochs=epochs, workers=1, out_dir=str(out))
-    failed,names = [],notebooks(data)
+    failed,names = [],[n for n in notebooks(data) if not only or n in only]
     with worker_pool(workers) as pool, tqdm(total=len(names), desc='report', unit='notebook') as bar:
         for o in as_completed([pool.submit(_run_one, n, executed, parameters) for n in names]):
             name,error = o.result()
