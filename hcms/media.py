@@ -8,7 +8,7 @@ __all__ = ['RATE', 'WINDOW', 'HOP', 'PATCH', 'PATCH_SAMPLES', 'PARTIAL', 'MediaE
            'StepReader', 'iter_steps', 'read_steps']
 
 # %% ../nbs/03_media.ipynb #79f532b4
-import bisect, functools, math, os, tempfile
+import functools, heapq, math, os, tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -391,16 +391,19 @@ class _Lane:
         times:np.ndarray,   # (T, n) seconds
         size:int,           # Side of the pictures
     ):
-        order = np.argsort(times, axis=None, kind='stable')
-        self.size,self.n,self.at,self.have = size,times.shape[1],0,{}
-        self.times,self.slots = times.ravel()[order].tolist(),[divmod(o, self.n) for o in order.tolist()]
+        self.size,self.due,self.have = size,[],{}   # due: (time, step, place), the earliest first
+        for t,row in enumerate(times): self.want(t, row)
+    def want(self, t:int, row):
+        "Step t wants a picture at each time of `row`."
+        self.have[t] = [None]*len(row)
+        for i,o in enumerate(row): heapq.heappush(self.due, (float(o), t, i))
     def fill(self, until:float, picture):
         "Give `picture(size)` to all times before `until` that have none."
-        end = bisect.bisect_left(self.times, until, self.at)
-        if end==self.at: return
+        if not self.due or self.due[0][0]>=until: return
         img = picture(self.size)
-        for t,i in self.slots[self.at:end]: self.have.setdefault(t, [None]*self.n)[i] = img
-        self.at = end
+        while self.due and self.due[0][0]<until:
+            _,t,i = heapq.heappop(self.due)
+            self.have[t][i] = img
 
 # %% ../nbs/03_media.ipynb #3706fc5b
 def _lanes(
@@ -417,14 +420,14 @@ def _lanes(
 # %% ../nbs/03_media.ipynb #649718ab
 class _Pictures:
     "Decoded pictures in, one by one; each lane gets what it wants."
-    def __init__(self, lanes, clock):
-        self.lanes,self.clock,self.fit = lanes,clock,_Fit()
+    def __init__(self, lanes, clock, lazy=False):
+        self.lanes,self.clock,self.fit,self.lazy = lanes,clock,_Fit(),lazy
         self.frame,self.until,self.n,self.rotation = None,-math.inf,0,0
-    def show(self, frame):
-        "The picture before this one was on screen until now."
+    def show(self, frame, t=None):
+        "The picture before this one was on screen until now, or until `t` seconds."
         if self.frame is None: self.rotation = round(frame.rotation)%360
         before,self.frame,self.n = self.frame,frame,self.n+1
-        t = self.clock(frame)-1e-6   # stamps are rounded to ticks
+        t = (self.clock(frame) if t is None else t)-1e-6   # stamps are rounded to ticks
         if before is not None: self._fill(before, t)
     def end(self):
         "The last picture stays."
@@ -434,7 +437,7 @@ class _Pictures:
         def picture(size):
             if size not in made: made[size] = self.fit(frame, size)
             return made[size]
-        for o in self.lanes: o.fill(until, picture)
+        for o in self.lanes: o.fill(until, (lambda size: functools.partial(picture, size)) if self.lazy else picture)
         self.until = until
     @property
     def held(self) -> int: return len({id(o) for l in self.lanes for v in l.have.values() for o in v if o is not None})
@@ -445,9 +448,9 @@ class _Sound:
     def __init__(self, tb:float, start:float):
         self.tb,self.start,self.chunks,self.key = tb,start,deque(),None   # chunks: (first sample, samples)
         self.next,self.at,self.n,self.until,self.sampler = 0.,0,0,-math.inf,None
-    def push(self, frame):
-        "Place a decoded piece of sound."
-        t = self.next if frame.pts is None else frame.pts*self.tb-self.start
+    def push(self, frame, t=None):
+        "Place a decoded piece of sound: at `t` seconds, or where its stamp says."
+        if t is None: t = self.next if frame.pts is None else frame.pts*self.tb-self.start
         key = frame.format.name,frame.layout.name,frame.sample_rate
         if key!=self.key or abs(t-self.next)>.05:
             self.flush()
@@ -506,10 +509,10 @@ class Steps:
 # %% ../nbs/03_media.ipynb #305c6ec4
 class _Decoders:
     "Packets in; pictures go to their lanes, sound to its place."
-    def __init__(self, v, a, lanes, wants_sound, info, packets):
+    def __init__(self, v, a, lanes, wants_sound, info, packets, lazy):
         self.info,self.streams = info,{}
         info.packet_errors = 0
-        self.pictures = _Pictures(lanes, _Clock(float(v.time_base), info.start, 1/info.fps))
+        self.pictures = _Pictures(lanes, _Clock(float(v.time_base), info.start, 1/info.fps), lazy)
         if lanes: self.streams['video'] = v
         else: self.pictures.until = math.inf
         self.sound = _Sound(float(a.time_base) if info.has_audio else 1., info.start) if wants_sound else None
@@ -539,6 +542,8 @@ class _Decoders:
         if 'video' in self.streams: self.info.frames_decoded,self.info.rotation = self.pictures.n,self.pictures.rotation
 
 # %% ../nbs/03_media.ipynb #c9a91606
+def _stack(pictures): return np.stack([o() for o in pictures])   # promises of `_Pictures`
+
 class StepReader:
     "One pass over a file for each `for` loop over it. `info` is a probe's at first, and final when the loop is done."
     def __init__(self,
@@ -554,12 +559,16 @@ class StepReader:
     def __iter__(self) -> Iterator[Step]:
         for t,wave,heard,frame,clip in self._steps():
             yield Step(t, float(self.times[t]), None if wave is None else _log_mel(wave), frame, None if clip is None else np.stack(clip), heard)
-    def _steps(self):
+    def on_demand(self) -> Iterator[Step]:
+        "As a loop over it, but `frame` and `clip` are functions: a picture is only resized when one of them is called."
+        for t,wave,heard,frame,clip in self._steps(lazy=True):
+            yield Step(t, float(self.times[t]), None if wave is None else _log_mel(wave), frame, None if clip is None else functools.partial(_stack, clip), heard)
+    def _steps(self, lazy=False):
         "Index, window of sound, whether anything was heard in it, frame, list of the clip's pictures."
         lanes,last = _lanes(self.spec, self.times, self.modalities)
         with _open(self.path) as c:
             v,a = _streams(c, self.path)
-            t,dec = 0,_Decoders(v, a, list(lanes.values()), 'audio' in self.modalities, self.info, self._packets)
+            t,dec = 0,_Decoders(v, a, list(lanes.values()), 'audio' in self.modalities, self.info, self._packets, lazy)
             self._decoders = dec   # for a look inside
             for pk in _packets(c, list(dec.streams.values()), self.info):
                 dec.feed(pk)
