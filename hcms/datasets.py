@@ -16,7 +16,7 @@ import torch
 from tqdm.auto import tqdm
 from .backbones import PRESETS, load_backbones, weights_path
 from .core import MODALITIES, InputError, check_choice, fingerprint, home, method_of, worker_pool
-from .costs import count_macs
+from .costs import backbone_prices
 from .extract import Extraction, extract, open_views
 from .finetune import FinetuneConfig, decode_split, finetune
 from .manifests import hold_out, read_manifest
@@ -93,9 +93,7 @@ class Dataset:
     @cached_property
     def prices(self) -> dict:   # modality -> GFLOPs of one feature
         "What this data set's own backbones cost, counted."
-        s = self.backbones.spec
-        shapes = dict(audio=((1, 96, 64), torch.float32), appearance=((1, s.frame_size, s.frame_size, 3), torch.uint8), motion=((1, s.clip_frames, s.clip_size, s.clip_size, 3), torch.uint8))
-        return {m: count_macs(net, torch.zeros(shapes[m][0], dtype=shapes[m][1]))/1e9 for m,net in self.backbones.nets.items()}
+        return backbone_prices(self.backbones)
 
 # %% ../nbs/45_datasets.ipynb #a91c0daf
 @method_of(Dataset)
