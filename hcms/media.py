@@ -403,7 +403,7 @@ class _Lane:
         img = picture(self.size)
         while self.due and self.due[0][0]<until:
             _,t,i = heapq.heappop(self.due)
-            self.have[t][i] = img
+            if t in self.have: self.have[t][i] = img   # else the step was taken without
 
 # %% ../nbs/03_media.ipynb #3706fc5b
 def _lanes(
