@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['app', 'store_app', 'manifest_app', 'OUT', 'VIDEOS', 'DATASET', 'WORKERS', 'SEEDS', 'EPOCHS', 'main', 'render',
            'weights_command', 'finetune_command', 'extract_command', 'train_command', 'report', 'doctor',
-           'manifest_activitynet', 'manifest_fcvid', 'verify', 'pack_command', 'repair']
+           'manifest_activitynet', 'manifest_fcvid', 'verify', 'pack_command', 'repair', 'predict_command']
 
 # %% ../nbs/70_cli.ipynb #f54a2f91
-import sys
+import json, sys
 from pathlib import Path
 import typer
 from .core import InputError
@@ -146,6 +146,50 @@ def repair(root:Path=typer.Argument(help='folder of the store')):
     from hcms.store import FeatureStore
     for v in FeatureStore(root).views():
         for id in v.repair(): print(f'removed {v.modality}/{v.fp}: {id}')
+
+# %% ../nbs/70_cli.ipynb #16888258
+_VIDEO = {'.mp4', '.mkv', '.webm', '.avi', '.mov', '.m4v', '.ts', '.mpg', '.mpeg', '.flv', '.wmv', '.3gp', '.ogv'}
+
+def _files(paths) -> list:
+    "The files named, and those in the folders named that look like videos."
+    out = []
+    for p in paths: out += sorted(o for o in p.rglob('*') if o.suffix.lower() in _VIDEO and o.is_file()) if p.is_dir() else [p]
+    if not out: raise InputError(', '.join(map(str, paths)), 'holds no video')
+    return out
+
+def _said(o, top) -> str:
+    "A prediction as text."
+    used = ', '.join(f'{m} in {round(u*len(o.gates))}' for m,u in o.usage.items())
+    return '\n'.join([o.path, *(f'  {p:6.1%}  {c}' for c,p in o.top(top)),
+                      f"  used {used} of {o.steps} time steps; {o.gflops['total']:.3g} GFLOPs, {sum(o.seconds.values()):.2f} s", *(f'  note: {n}' for n in o.notes)])
+
+def _as_json(o, top) -> str:
+    "A prediction as a line of JSON."
+    return json.dumps(dict(path=o.path, top=[dict(label=c, probability=p) for c,p in o.top(top)], steps=len(o.gates), of=o.steps, usage=o.usage, gates=o.gates.astype(int).tolist(), gflops=o.gflops, seconds=o.seconds, notes=o.notes), ensure_ascii=False)
+
+# %% ../nbs/70_cli.ipynb #2d800221
+@app.command('predict')
+def predict_command(paths:list[Path]=typer.Argument(help='video files, or folders of them'), checkpoint:Path=typer.Option(None, help='folder of a recognizer; by default checkpoints/demo, which make reports leaves'), budget:float=typer.Option(None, help='GFLOPs a video, in the prices of its own networks'), top:int=typer.Option(5, min=1, help='classes shown'), as_json:bool=typer.Option(False, '--json', help='a line of JSON a video'), plot:Path=typer.Option(None, help='timeline as PNG; for several videos, a folder of them'), batch:int=typer.Option(8, min=1, help='videos in flight')):
+    "What is in a video, for no more than its gates ask."
+    from tqdm.auto import tqdm
+    from hcms.core import home
+    from hcms.recognizer import Recognizer
+    files,failed = _files(paths),0
+    r = Recognizer.from_pretrained(checkpoint or home()/'checkpoints'/'demo')
+    for path,o in zip(files, tqdm(r.predict_many(files, budget, batch=min(batch, len(files))), total=len(files), desc='predict', unit='video', disable=len(files)==1)):
+        if isinstance(o, InputError):
+            failed += 1
+            tqdm.write(typer.style(f'hcms: {o}', fg='red'), file=sys.stderr)
+            if as_json: tqdm.write(json.dumps(dict(path=str(path), error=str(o)), ensure_ascii=False))
+            continue
+        tqdm.write(_as_json(o, top) if as_json else _said(o, top))
+        if plot is not None: _plot(o, plot/f'{path.stem}.png' if len(files)>1 else plot)
+    if failed: raise typer.Exit(1)
+
+def _plot(o, path):
+    from hcms.figures import show_timeline
+    path.parent.mkdir(parents=True, exist_ok=True)
+    show_timeline(o, path)
 
 # %% ../nbs/70_cli.ipynb #f6beac51
 #| eval: false

@@ -15,7 +15,9 @@ from .comparisons import ABLATIONS
 from .core import check_choice, home, repo_root, worker_pool
 from .datasets import open_dataset
 from .figures import fig3_changes
-from .report import report_folder, write_index, write_top_index
+from .evaluate import headline
+from .recognizer import Recognizer
+from .report import describe, report_folder, write_index, write_top_index
 from .runs import config_for, get_runs, variants
 from .tables import table1_configs
 
@@ -44,6 +46,14 @@ def notebooks(data) -> list:
     "The notebooks of a data set: a stand-in has its calibration, and no ablations, for what a choice is worth cannot be learned from a simulation."
     return [*NOTEBOOKS, 'calibration'] if data.simulated else [*NOTEBOOKS, 'ablations']
 
+def _keep(data, run):
+    "The trained model in checkpoints/LABEL: with its networks, where there are any."
+    out,h = home()/'checkpoints'/data.label,headline(run.predictions, run.model)
+    if data.simulated: run.model.save_pretrained(out); return
+    notes,_ = describe(data, [run], {})
+    results = {f'mAP, {data.evaluated} split': f"{h['map']:.1%}", 'steps that skip appearance, motion': f"{h['skip_appearance']:.1%}, {h['skip_motion']:.1%}", 'seed': run.config.seed}
+    Recognizer(run.model, data.backbones, list(data.classes)).save_pretrained(out, [*([data.stamp] if data.stamp else []), *notes], results)
+
 def _run_one(name, executed, parameters): return name,run_notebook(repo_root()/'nbs'/f'{name}.ipynb', Path(executed)/f'{name}.ipynb', parameters)
 
 def make_reports(
@@ -60,7 +70,7 @@ def make_reports(
     out,executed = report_folder(data, out_dir).resolve(),home()/'data'/'executed'/data.label
     executed.mkdir(parents=True, exist_ok=True)
     get_runs(data, table1_configs(data, seeds, epochs=epochs) if only else all_configs(data, seeds, epochs), workers)
-    get_runs(data, [config_for(data, epochs)])[0].model.save_pretrained(home()/'checkpoints'/data.label)
+    _keep(data, get_runs(data, [config_for(data, epochs)])[0])
     parameters = dict(dataset=dataset, seeds=seeds, epochs=epochs, workers=1, out_dir=str(out))
     failed,names = [],[n for n in notebooks(data) if not only or n in only]
     with worker_pool(workers) as pool, tqdm(total=len(names), desc='report', unit='notebook') as bar:

@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['GRID', 'VIEWS', 'FIG7_GROUPS', 'fig3_changes', 'fig3', 'show_fig3', 'usage_frame', 'extremes', 'show_fig4', 'fig6',
            'show_fig6', 'fig7', 'show_fig7', 'sample_videos', 'describe_video', 'video_frame', 'show_fig1', 'show_fig5',
-           'show_fig2']
+           'show_fig2', 'show_timeline']
 
 # %% ../nbs/64_figures.ipynb #f526a87f
+import io
 import numpy as np
 import pandas as pd
 import torch
-from .core import MODALITIES
+from .core import MODALITIES, write_whole
 from .costs import gflops_per_video
 from .evaluate import headline
 from .media import MediaSpec, read_steps
 from .metrics import softmax
-from .plots import figure, panels, plot_architecture, plot_curves, plot_frame, plot_map, plot_training, plot_usage, plot_used
+from .plots import STYLE, figure, panels, plot_architecture, plot_curves, plot_frame, plot_map, plot_timeline, plot_training, plot_usage, plot_used
 from .report import describe, write_figure
 from .tables import letters, over_seeds
 
@@ -225,4 +226,17 @@ def show_fig2(data, run, parameters, out):
     notes += [f"Drawn from the trained model: {'nested' if m.nested else 'independent'} gates; where a gate is shut, the first units of the state above take the state below ({'h and c' if m.copy_cell else 'h only'}), the rest stays.",
               'A gate sees the projected features of the levels below and the state of its own level at t-1 (Eqs. 3 and 5).']
     write_figure(fig, numbers, 'fig2', out, f'Figure 2. The architecture of HCMS as trained on {data.label}', notes, meta)
+    return fig
+
+# %% ../nbs/64_figures.ipynb #490b28ce
+def show_timeline(
+    prediction,        # `hcms.infer.Prediction` of a file that is still there
+    path=None,         # PNG to write
+    pictures:int=12,   # Along the top
+):                     # The figure
+    "A video, what the model used of it, its running answer and cost."
+    steps = read_steps(prediction.path, MediaSpec(steps=pictures, frame_size=96), ('appearance',))
+    fig = plot_timeline(prediction, steps.frames)
+    if path is not None:
+        buffer = io.BytesIO(); fig.savefig(buffer, format='png', dpi=STYLE['savefig.dpi']); write_whole(path, buffer.getvalue())
     return fig

@@ -168,6 +168,7 @@ class Prediction:
     gates:np.ndarray            # (S, n-1) 0. or 1. of the S complete steps
     times:np.ndarray            # (S,) seconds, centres of the steps
     step_probabilities:np.ndarray   # (S, C); reading them is not part of the cost
+    spent:np.ndarray            # (S,) GFLOPs in all after each step, the classifier left out
     gflops:dict                 # Item -> GFLOPs, and their 'total'
     seconds:dict                # Stage -> wall-clock seconds; in a batch, this video's share
     modalities:tuple
@@ -185,7 +186,7 @@ class _Row:
     "One video in a batch."
     def __init__(self, place, path, gates, walk):
         self.place,self.path,self.gates,self.walk = place,path,gates,walk
-        self.tops,self.used,self.times,self.reader,self.error = [],[],[],None,None
+        self.tops,self.used,self.times,self.spent,self.reader,self.error = [],[],[],[],None,None
     def start(self, pool, spec, modalities):
         self.pool,self.feed = pool,self._steps(spec, modalities)
         self.next = pool.submit(next, self.feed, None)
@@ -257,7 +258,7 @@ def _advance(run, state, rows, media):
     state = run.step(state, walks, media, forced)
     took([walks[b] for b in at], 'hierarchy', since+media.busy)
     for row,w in ((rows[b], walks[b]) for b in at if walks[b].steps>before[b]):
-        row.tops.append(w.top); row.used.append(w.used); row.times.append(media.steps[rows.index(row)].time)
+        row.tops.append(w.top); row.used.append(w.used); row.times.append(media.steps[rows.index(row)].time); row.spent.append(w.meter.total/1e9)
     return state
 
 def _notes(row, T) -> list:
@@ -278,7 +279,7 @@ def _finish(run, row, classes, T) -> Prediction:
     if n: w.meter.read()
     took([w], 'hierarchy', since)
     gates = np.array(row.used, dtype='float32').reshape(n, len(run.model.levels)-1)
-    return Prediction(str(row.path), classes, each[-1], gates, np.array(row.times), each[:n], w.meter.gflops, w.seconds, run.model.modalities, T, _notes(row, T))
+    return Prediction(str(row.path), classes, each[-1], gates, np.array(row.times), each[:n], np.array(row.spent), w.meter.gflops, w.seconds, run.model.modalities, T, _notes(row, T))
 
 def predict(
     path,                  # A video file

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'STYLE', 'COLUMN', 'CMAPS', 'GROUP_COLORS', 'figure', 'panels', 'save_figure', 'plot_costs', 'plot_curves',
-           'plot_usage', 'plot_map', 'plot_training', 'plot_used', 'plot_frame', 'plot_architecture']
+           'plot_usage', 'plot_map', 'plot_training', 'plot_used', 'plot_frame', 'plot_timeline', 'plot_architecture']
 
 # %% ../nbs/60_plots.ipynb #9403bfcc
 import io
@@ -187,6 +187,28 @@ def plot_frame(
     ax.set(xlim=(-.5, S-.5), ylim=(S-.5, -.5))
     ax.axis('off')
     return ax
+
+# %% ../nbs/60_plots.ipynb #f23ee7ac
+@mpl.rc_context(STYLE)
+def plot_timeline(
+    prediction,            # `hcms.infer.Prediction`
+    pictures:np.ndarray,   # (K, S, S, 3) uint8, evenly spaced over the video
+    classes:int=3,         # Lines of the running prediction: the likeliest at the end
+):                         # The figure
+    "A video, what the model used of it, its running answer, and the running cost."
+    p,fig = prediction,panels(0, 0, height=3.6)[0]
+    strip,used,said,cost = fig.subplots(4, 1, gridspec_kw=dict(height_ratios=[1., .85, 1.2, .8]))
+    strip.imshow(np.concatenate([np.pad(o, ((0, 0), (2, 2), (0, 0)), constant_values=255) for o in pictures], 1), aspect='auto'); strip.axis('off')
+    name = Path(p.path).name.replace('$', r'\$')
+    strip.set_title(f"{name}: {p.top(1)[0][0]}, {p.top(1)[0][1]:.0%}" + (f' ({p.notes[0]})' if p.notes else ''), loc='left', fontsize=8)
+    T,S = p.steps,len(p.gates)
+    plot_used(np.concatenate([np.concatenate([np.ones((S, 1)), p.gates], 1), np.zeros((T-S, len(p.modalities)))]), p.modalities, used)
+    at = np.arange(S)+.5
+    for k,(c,_) in enumerate(p.top(classes)): said.plot(at, 100*p.step_probabilities[:,p.classes.index(c)], label=c, lw=1.3, color=GROUP_COLORS[k%len(GROUP_COLORS)], ls=('-', '-.', ':')[k%3])
+    said.set(xlim=(0, T), ylim=(0, 102), ylabel='answer (%)'); said.legend(fontsize=6, loc='upper left', bbox_to_anchor=(1, 1))
+    cost.step(at, p.spent, where='mid', color=COLORS['HCMS'], lw=1.3)
+    cost.set(xlim=(0, T), ylim=(0, None), ylabel='GFLOPs', xlabel=f"time step (of {T}; {p.gflops['total']:.3g} GFLOPs, {sum(p.seconds.values()):.2f} s)")
+    return fig
 
 # %% ../nbs/60_plots.ipynb #cb360be5
 def _box(ax, x, y, w, h, text, color, alpha=.25):
