@@ -12,7 +12,7 @@ import torch
 from tqdm.auto import tqdm
 from .backbones import load_backbones
 from .core import MODALITIES, InputError
-from .extract import MEDIA, Extraction, check_disk, chunks, feature_bytes, features_meta, jobs_of, open_views
+from .extract import MEDIA, Extraction, check_disk, feature_bytes, features_meta, jobs_of, open_views
 from .media import StepReader
 from .store import FeatureStore
 
@@ -28,9 +28,9 @@ def decode_video(path, spec, missing, chunk:int) -> dict:   # 'chunks': modality
     try:
         reader = StepReader(path, spec, missing)
         parts,heard = {m: [] for m in missing},[]
-        for steps in chunks(reader, chunk):
-            heard += [o.heard for o in steps]
-            for m in missing: parts[m].append(np.stack([getattr(o, MEDIA[m]) for o in steps]))
+        for steps in reader.stacks(chunk):
+            if steps.audio_mask is not None: heard += steps.audio_mask.tolist()
+            for m in missing: parts[m].append(getattr(steps, MEDIA[m]))
         return dict(chunks=parts, heard=np.array(heard), meta=features_meta(reader.info, path))
     except InputError as e: return dict(error=str(e))
 

@@ -1,0 +1,115 @@
+"What is said of a file, in a batch, on a stream and from the shell is what evaluation says; and never costs more than it may."
+import json, os, subprocess, sys
+from pathlib import Path
+import numpy as np, pytest, torch
+from hypothesis import given, settings, strategies as st
+from conftest import BIN, ROOT, hcms
+
+@pytest.fixture(scope='module')
+def trained(tiny_home):
+    "The tiny corpus with a recognizer, its test split, and what evaluation on stored features says of it."
+    code = """
+import numpy as np, torch
+from hcms.core import home
+from hcms.datasets import Dataset
+from hcms.recognizer import Recognizer
+from hcms.runs import config_for, get_runs
+from hcms.driver import _keep
+from hcms.train import predict_split
+if __name__=='__main__':
+    torch.set_num_threads(1)
+    data = Dataset('demo')
+    run = get_runs(data, [config_for(data, epochs=12, seed=5)], 1)[0]
+    _keep(data, run)
+    test = data.split(data.evaluated)
+    logits,gates = predict_split(run.model, run.config, test)
+    np.savez(home()/'said.npz', p=logits.softmax(-1).numpy(), gates=gates.numpy(), paths=[str(data.manifest.path_of(i)) for i in test.ids])
+"""
+    (tiny_home/'keep.py').write_text(code)
+    r = subprocess.run([sys.executable, tiny_home/'keep.py'], env=dict(os.environ, HCMS_HOME=str(tiny_home), HCMS_DATA=''), capture_output=True, text=True)
+    assert r.returncode==0, r.stderr[-3000:]
+    from hcms.recognizer import Recognizer
+    torch.set_num_threads(1)
+    return Recognizer.from_pretrained(tiny_home/'checkpoints'/'demo'),np.load(tiny_home/'said.npz')
+
+def test_files_say_what_stored_features_say(trained):
+    "Same gates, probabilities within 1e-4, alone, in batches, at every step."
+    r,said = trained
+    paths = said['paths'].tolist()
+    alone = [r.predict(p) for p in paths]
+    for many in (alone, list(r.predict_many(paths, batch=5))):
+        for i,o in enumerate(many):
+            assert o.path==paths[i] and (o.gates==said['gates'][i]).all()
+            assert np.abs(o.probabilities-said['p'][i,-1]).max()<1e-4 and np.abs(o.step_probabilities-said['p'][i]).max()<1e-4
+
+def test_a_stream_says_what_the_file_says(trained):
+    "Sound pushed a thousandth of a second at a time, pictures one by one."
+    import av
+    from hcms.infer import Stream
+    from hcms.media import probe
+    r,said = trained
+    path = said['paths'].tolist()[0]
+    info,pieces = probe(path),[]
+    with av.open(path) as c:
+        for pk in c.demux():
+            for o in pk.decode():
+                if isinstance(o, av.VideoFrame): pieces.append((o.time-info.start, 'see', o))
+                else: pieces += [(o.time-info.start+n/o.sample_rate, 'hear', o.to_ndarray()[0,n:n+16]) for n in range(0, o.samples, 16)]
+    stream = r.stream(duration=info.duration)
+    for t,what,x in sorted(pieces, key=lambda o: o[0]): getattr(stream, what)(x, t)
+    stream.end()
+    a,b = stream.answer(),r.predict(path)
+    assert a.steps==32 and a.gflops==b.gflops and np.abs(a.probabilities-b.probabilities).max()<1e-4
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.lists(st.floats(1e-6, 100), min_size=3, max_size=3), st.permutations(['audio', 'appearance', 'motion']), st.booleans(), st.floats(0, 1.2), st.booleans())
+def test_a_budget_is_kept_to_the_last_multiply_accumulate(seed, prices, order, nested, share, each_second):
+    "Over random gates, prices, orders and budgets; with a budget for each second at every step."
+    from hcms.costs import budget_macs, gflops_per_video, within_budget
+    from hcms.hlstm import HCMS
+    from hcms.infer import Conditional, Meter, Walk
+    torch.manual_seed(seed)
+    net = HCMS(3, order, in_sizes=(4, 5, 6), proj_sizes=(3, 3, 3), hidden_sizes=(2, 3, 4), nested=nested)
+    prices = dict(zip(order, prices))
+    gates = (torch.rand(1, 6, 2)<torch.rand(2)).float()
+    if nested: gates[...,1] *= gates[...,0]
+    class Features:
+        def has(self, k, b): return True
+        def __call__(self, k, rows): return torch.zeros(len(rows), 4+k)
+    whole = gflops_per_video(gates, prices, net).total[0]
+    run = Conditional(net, prices)
+    walk = Walk(Meter(run.costs, None if each_second else share*whole))
+    state = net.init_state(1)
+    for t in range(6):
+        if each_second: walk.meter.allowance = budget_macs(share*whole*(t+1)/6)
+        state = run.step(state, [walk], Features(), gates[:,t])
+        if each_second: assert walk.meter.total<=budget_macs(share*whole*(t+1)/6)
+    if walk.steps: walk.meter.read()
+    if each_second: return
+    assert walk.meter.total<=budget_macs(share*whole)
+    want = within_budget(gates, share*whole, run.costs)
+    assert walk.steps==want.steps[0] and (not walk.steps or walk.meter.total==round(want.gflops[0]*1e9))
+
+def test_the_command(trained, tiny_home, tmp_path):
+    "A folder with a broken file: a line of JSON each, the reason for the broken one, exit code 1; and pictures."
+    _,said = trained
+    for i,p in enumerate(said['paths'].tolist()[:2]): (tmp_path/f'-v{i} ü.mp4').write_bytes(Path(p).read_bytes())
+    (tmp_path/'broken.mp4').write_text('<html>404</html>')
+    r = hcms('predict', tmp_path, '--json', '--plot', tmp_path/'plots', home=tiny_home, check=False)
+    lines = [json.loads(o) for o in r.stdout.splitlines()]
+    assert r.returncode==1 and [Path(o['path']).name for o in lines]==['-v0 ü.mp4', '-v1 ü.mp4', 'broken.mp4'], r.stderr[-2000:]
+    assert 'is text' in lines[2]['error'] and 'is text' in r.stderr
+    for o,gates in zip(lines, said['gates']): assert o['gates']==gates.astype(int).tolist()
+    assert sorted(o.name for o in (tmp_path/'plots').glob('*.png'))==['-v0 ü.png', '-v1 ü.png']
+    few = hcms('predict', '--budget', 0.01, '--top', 2, '--', tmp_path/'-v0 ü.mp4', home=tiny_home)
+    assert 'the budget ended it' in few.stdout and few.stdout.count('%')==2
+    none = hcms('predict', tmp_path/'plots', home=tiny_home, check=False)
+    assert none.returncode==2 and 'holds no video' in none.stderr
+
+def test_an_odd_file_gives_a_result_or_a_reason(trained, tmp_path):
+    "A folder of real clips, named by HCMS_REAL_CLIPS: none ends the run."
+    if not os.environ.get('HCMS_REAL_CLIPS'): pytest.skip('HCMS_REAL_CLIPS names no folder of real clips')
+    from hcms.core import InputError
+    r,_ = trained
+    files = sorted(o for o in Path(os.environ['HCMS_REAL_CLIPS']).rglob('*') if o.is_file() and o.suffix not in ('.csv', '.md', '.txt', '.json'))
+    for f,o in zip(files, r.predict_many(files, batch=4), strict=True): assert f.name in str(o) if isinstance(o, InputError) else np.isfinite(o.probabilities).all()
