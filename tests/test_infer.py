@@ -99,7 +99,7 @@ def test_the_command(trained, tiny_home, tmp_path):
     lines = [json.loads(o) for o in r.stdout.splitlines()]
     assert r.returncode==1 and [Path(o['path']).name for o in lines]==['-v0 ü.mp4', '-v1 ü.mp4', 'broken.mp4'], r.stderr[-2000:]
     assert 'is text' in lines[2]['error'] and 'is text' in r.stderr
-    for o,gates in zip(lines, said['gates']): assert o['gates']==gates.astype(int).tolist()
+    for o,gates in zip(lines[:2], said['gates']): assert o['gates']==gates.astype(int).tolist()
     assert sorted(o.name for o in (tmp_path/'plots').glob('*.png'))==['-v0 ü.png', '-v1 ü.png']
     few = hcms('predict', '--budget', 0.01, '--top', 2, '--', tmp_path/'-v0 ü.mp4', home=tiny_home)
     assert 'the budget ended it' in few.stdout and few.stdout.count('%')==2
