@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load, save
 from tqdm.auto import tqdm
+from .backbones import check_device
 from .baselines import EarlyFusion
 from .core import fingerprint, versions, worker_pool, write_whole
 from .evaluate import Predictions
@@ -98,11 +99,15 @@ def with_steps(
 # %% ../nbs/50_runs.ipynb #233341c1
 def train_together(
     dataset,
-    configs:list,   # of TrainConfig
-) -> list:          # of Run
+    configs:list,      # of TrainConfig
+    device:str='',     # 'cpu', 'cuda'; by default as `accelerate launch` says, or the GPU where there is one
+    precision:str='',  # 'float32', 'bfloat16', 'float16'; by default as `accelerate launch` says
+) -> list:             # of Run
     "The runs of some configurations, each trained by all processes that `accelerate launch` started."
     from accelerate import Accelerator
-    team = Accelerator()
+    team = Accelerator(cpu=check_device(device)=='cpu' if device else None)   # None: as it was launched
+    precision = precision or dict(no='float32', bf16='bfloat16', fp16='float16').get(team.mixed_precision, 'float32')
+    configs = [train_config(**c.model_dump() | dict(precision=precision)) for c in configs]
     splits = {k: dataset.split(k) for k in ('training', 'selection', dataset.evaluated)}
     for c in configs:
         make_run(dataset, c, splits, team)
