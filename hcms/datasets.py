@@ -75,7 +75,7 @@ class Dataset:
     @property
     def stamp(self) -> str:
         "What every artifact must say of its data, if anything."
-        bad = [m for m,o in self.origin.items() if o['what']=='RANDOM WEIGHTS']
+        bad = [m for m in MODALITIES if self.origin.get(m, {}).get('what')=='RANDOM WEIGHTS']
         return f"RANDOM WEIGHTS: the {', '.join(bad)} backbones were never pretrained" if bad else ''
     @property
     def media(self): return 'rendered videos, real H.264 and AAC' if self.name=='demo' else 'videos'
