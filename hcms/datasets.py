@@ -130,12 +130,12 @@ def _extract(self, workers:int=2, steps:int=0, precision:str='', **options) -> E
 def _split(self,
     name:str,   # 'training', 'selection' or the evaluated split
 ) -> Split:
-    "Features of a split in memory. Videos set aside are left out and counted by `missing`; any other gap is an error."
+    "Features of a split in memory, in half precision as they are stored. Videos set aside are left out and counted by `missing`; any other gap is an error."
     part = self.manifest.split(name)
     gaps = [id for id in part.ids if self.missing.get(id)=='not extracted']
     if gaps: raise InputError(f'{self.name}, {name} split', f'{len(gaps)} of {len(part)} videos have no features ({gaps[0]} ...); run: hcms extract {self.name}')
     part = part.select([id for id in part.ids if id not in self.missing])
-    return Split(list(part.ids), {m: v.load(part.ids)[0] for m,v in self.views.items()}, torch.from_numpy(part.targets()), part.multi_hot())
+    return Split(list(part.ids), {m: v.load(part.ids, dtype=torch.float16)[0] for m,v in self.views.items()}, torch.from_numpy(part.targets()), part.multi_hot())
 
 @method_of(Dataset)
 def _counts(self) -> dict:   # n_evaluated, n_official

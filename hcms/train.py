@@ -65,7 +65,7 @@ def train_config(**kw) -> TrainConfig:
 class Split:
     "Features of some videos: what training and evaluation see."
     ids:list             # N videos
-    x:dict               # modality -> (N, T, D) float32
+    x:dict               # modality -> (N, T, D) float32, or float16 as the store has it: each batch is made float32
     y:Tensor             # (N,) primary class
     labels:np.ndarray    # (N, C) 0/1, all classes of each video
     def __len__(self): return len(self.ids)
@@ -120,7 +120,7 @@ def predict_split(
     x,g = split.take(config.modalities, config.views),generator_for('test gates', config.seed, draw)
     out = []
     for n,i in enumerate(range(0, len(split), batch)):
-        part = [o[i:i+batch] for o in x]
+        part = [o[i:i+batch].float() for o in x]
         options = control_gates(config, *part[0].shape[:2], g, usage) if config.model=='hcms' else {}
         if team is None: out.append(model(*part, **options)[1:])
         elif n%team.num_processes==team.process_index: out.append([o.cpu() for o in model(*(o.to(team.device) for o in part), **{k: o.to(team.device) for k,o in options.items()})[1:]])
@@ -154,7 +154,7 @@ def _train_epoch(model, config, x, y, optimizer, scaler, epoch, team=None) -> di
         else: options = dict(tau=tau_at(progress, *config.tau), hard=config.hard, generator=generator) | control_gates(config, len(at), x[0].shape[1], generator)
         weight = config.weight*min(1., progress/config.warmup) if config.warmup else config.weight
         targets = config.skip_targets if config.model=='hcms' else ()
-        terms = _step(model, config, [o[at] for o in x], y[at], options, targets, weight, optimizer, scaler, team)
+        terms = _step(model, config, [o[at].float() for o in x], y[at], options, targets, weight, optimizer, scaler, team)
         for k in sums: sums[k] += terms[k]*len(at)
     return {k: v/len(y) for k,v in sums.items()}
 
