@@ -168,7 +168,9 @@ def read_ahead(
                 yield flying.popleft()[0],*x
         except BrokenProcessPool: pass
         finally: pool.shutdown(cancel_futures=True)
-        while flying: job = flying.popleft()[0]; yield job,*_alone(read, job, patience)
+        while flying:
+            job = flying.popleft()[0]
+            yield job,*((None, known[job.id]) if job.id in known else _alone(read, job, patience))
 
 # %% ../nbs/17_streaming.ipynb #c67d4a19
 def last_stage(net) -> list:   # of modules

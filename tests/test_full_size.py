@@ -115,16 +115,28 @@ if __name__=='__main__':
     for job,x,reason in read_ahead(map(Job, 'abcdefgh'), harm.read, {'b': 'was bad before'}, 2, patience=5): print(job, x, 'twice' if reason and 'twice' in reason else reason, sep='|')
 """)
     r = subprocess.run([sys.executable, tmp_path/'go.py', tmp_path], cwd=ROOT, env=dict(os.environ, PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"), capture_output=True, text=True, timeout=300)
-    assert r.stdout.split()==['a|A|None', 'b|None|was', 'bad', 'before', 'c|None|twice', 'd|D|None', 'e|E|None', 'f|None|twice', 'g|G|None', 'h|H|None'], r.stdout+r.stderr[-2000:]
+    assert r.stdout.splitlines()==['a|A|None', 'b|None|was bad before', 'c|None|twice', 'd|D|None', 'e|E|None', 'f|None|twice', 'g|G|None', 'h|H|None'], r.stdout+r.stderr[-2000:]
 
-def test_the_sbatch_file_calls_options_that_exist():
+def spoken() -> list:   # of (where, words after `hcms`)
+    "Every `hcms` line of the guide, the pages beside it and the Slurm file."
+    notebook = lambda n: '\n'.join(''.join(c['source']) for c in json.loads((ROOT/'nbs'/f'{n}.ipynb').read_text())['cells'])
+    texts = {n: notebook(n) for n in ('full_size', 'index')} | {n: (ROOT/'data_manifests'/n).read_text() for n in ('README.md', 'extract.sbatch')}
+    return [(n, m[1]) for n,t in texts.items() for m in re.finditer(r'(?:^|`|-m )hcms(?:\.cli)? ([a-z].*?)(?:`|$|  +#|\|)', t, re.M)]
+
+def test_commands_that_users_read_exist():
+    "Each names a command, and options that it has."
     from typer.main import get_command
     from hcms.cli import app
-    lines = [o for o in (ROOT/'data_manifests'/'extract.sbatch').read_text().splitlines() if o.startswith('hcms ')]
-    assert len(lines)==1
-    command = get_command(app).commands[lines[0].split()[1]]
-    known = {o for p in command.params for o in p.opts}
-    assert set(re.findall(r'--[a-z-]+', lines[0])) <= known
+    assert {n for n,_ in spoken()}=={'full_size', 'index', 'README.md', 'extract.sbatch'} and len(spoken())>20
+    for where,line in spoken():
+        command,words = get_command(app),line.split()
+        while hasattr(command, 'commands'):
+            assert words[0] in command.commands, (where, line)
+            command = command.commands[words.pop(0)]
+        known = {o for p in command.params for o in p.opts}
+        assert {w for w in words if w.startswith('--')} <= known, (where, line)
+
+def test_the_sbatch_file_needs_to_know_where_the_data_are():
     subprocess.run(['bash', '-n', ROOT/'data_manifests'/'extract.sbatch'], check=True)
     r = subprocess.run(['bash', ROOT/'data_manifests'/'extract.sbatch'], env={k: v for k,v in os.environ.items() if k!='HCMS_DATA'}, capture_output=True, text=True)
     assert r.returncode!=0 and 'set it to the folder that holds your data sets' in r.stderr
@@ -136,9 +148,9 @@ def test_table_1_of_a_miniature_activitynet(miniature, tmp_path):
     hcms = lambda *a, **kw: run(BIN/'python', '-m', 'hcms.cli', *a, data=data, home=home, **kw)
     hcms('finetune', 'activitynet', '--modality', 'motion', '--train', 'head', '--epochs', 1, '--steps', 1)
     said = hcms('extract', 'activitynet', '--steps', 2).stdout
-    assert said.startswith('10 videos extracted, 0 already there, 5 set aside')
+    assert '10 videos extracted, 0 already there, 5 set aside' in said
     for id in ('cut_short__', 'page_______', 'gone_train_', 'gone_val___', 'test_hidden'): assert f'{id}: ' in said
-    assert hcms('extract', 'activitynet').stdout.startswith('0 videos extracted, 10 already there, 5 set aside')   # two steps, as before
+    assert '0 videos extracted, 10 already there, 5 set aside' in hcms('extract', 'activitynet').stdout   # two steps, as before
     assert 'says steps 2, not 4' in hcms('extract', 'activitynet', '--steps', 4, check=False).stderr
     configs = [json.loads(o.read_text()) for o in sorted((data/'activitynet'/'features').glob('*/*/extractor.json'))]
     assert [(o['modality'], o['media']['steps']) for o in configs]==[('appearance', 2), ('audio', 2), ('motion', 2)] and configs[2]['media']['clip_size']==256
@@ -152,3 +164,11 @@ def test_table_1_of_a_miniature_activitynet(miniature, tmp_path):
     table = pd.read_csv(out/'table1.csv')
     assert len(table)==15 and table.map_mean.between(0, 1).all() and 'data' not in table
     shutil.rmtree(data/'activitynet'/'runs')   # three gigabytes
+
+@pytest.mark.full
+def test_the_guide_runs_itself_and_cleans_up(tmp_path):
+    (tmp_path/'tmp').mkdir()
+    run(BIN/'papermill', 'nbs/full_size.ipynb', tmp_path/'out.ipynb', data='', home=tmp_path/'home', TMPDIR=str(tmp_path/'tmp'))
+    said = (tmp_path/'out.ipynb').read_text()
+    assert 'RANDOM WEIGHTS' in said and '2 of 4926 videos evaluated, 4924 missing' in said and 'set aside' in said
+    assert not list((tmp_path/'tmp').glob('hcms-full-size-*')) and not (tmp_path/'home').exists()
