@@ -40,29 +40,13 @@ def data_folder(name:str) -> Path:
     if not os.environ.get('HCMS_DATA'): raise InputError(f'data set {name!r}', f'needs your copy of its videos: set HCMS_DATA to a folder that has {name}/manifest.csv and the videos it lists (data_manifests/README.md says how to obtain them)')
     return Path(os.environ['HCMS_DATA']).expanduser()/name
 
-# %% ../nbs/45_datasets.ipynb #fdfcd9b1
-_PREPARE = 'then: hcms weights {0}; then: hcms finetune {0}; then: hcms extract {0}'
-_HOW = dict(demo='make it with: hcms render', activitynet='make it with: hcms manifest activitynet --annotations activity_net.v1-3.min.json; '+_PREPARE.format('activitynet'),
-            fcvid='make it with: hcms manifest fcvid --split FCVID_VideoName_TrainTestSplit.txt --labels FCVID_Label.txt; '+_PREPARE.format('fcvid'))
-
+# %% ../nbs/45_datasets.ipynb #393f20bd
 _LEARNED = dict(all='finetuned on the train split', last='finetuned on the train split in their last stage', head='frozen, as pretrained')
 
 def _read_note(path) -> dict: return json.loads(path.read_text()) if path.is_file() else {}
 
-class Dataset:
-    "A prepared data set: its manifest, its features, and where its runs are kept."
-    simulated = False
-    def __init__(self, name:str):
-        self.name,self.folder,self.preset = name,data_folder(name),'demo' if name=='demo' else 'paper'
-        if not (self.folder/'manifest.csv').is_file(): raise InputError(self.folder/'manifest.csv', f'no such file; {_HOW[name]}')
-        manifest = read_manifest(self.folder/'manifest.csv')
-        self.manifest = manifest if (manifest.df.split=='selection').any() else hold_out(manifest)
-        self.evaluated = EVALUATED[name]
-        self.store = FeatureStore(self.folder/'features')
-    def __repr__(self): return f'Dataset({self.name}, {len(self.manifest)} videos, {len(self.classes)} classes)'
-    def __reduce__(self): return Dataset,(self.name,)   # a worker opens its own
-    @property
-    def label(self): return self.name                   # names the folder of its reports
+class _Provenance:
+    "What a data set says of where its features come from."
     @cached_property
     def origin(self) -> dict:   # modality -> source, licence and checksum
         "Where the pretrained weights came from, as `hcms weights` noted it and finetuning took it over."
@@ -84,6 +68,26 @@ class Dataset:
         if self.name=='demo': return 'backbones pretrained on rendered, trimmed clips that are in no split, then finetuned on the train split'
         learned = {m: _LEARNED[o.get('config', {}).get('train', 'all')] for m,o in self.finetuned.items()}
         return 'backbones '+('; '.join(f'{m} {o}' for m,o in learned.items()) if len(set(learned.values()))>1 else learned['audio'])
+
+# %% ../nbs/45_datasets.ipynb #fdfcd9b1
+_PREPARE = 'then: hcms weights {0}; then: hcms finetune {0}; then: hcms extract {0}'
+_HOW = dict(demo='make it with: hcms render', activitynet='make it with: hcms manifest activitynet --annotations activity_net.v1-3.min.json; '+_PREPARE.format('activitynet'),
+            fcvid='make it with: hcms manifest fcvid --split FCVID_VideoName_TrainTestSplit.txt --labels FCVID_Label.txt; '+_PREPARE.format('fcvid'))
+
+class Dataset(_Provenance):
+    "A prepared data set: its manifest, its features, and where its runs are kept."
+    simulated = False
+    def __init__(self, name:str):
+        self.name,self.folder,self.preset = name,data_folder(name),'demo' if name=='demo' else 'paper'
+        if not (self.folder/'manifest.csv').is_file(): raise InputError(self.folder/'manifest.csv', f'no such file; {_HOW[name]}')
+        manifest = read_manifest(self.folder/'manifest.csv')
+        self.manifest = manifest if (manifest.df.split=='selection').any() else hold_out(manifest)
+        self.evaluated = EVALUATED[name]
+        self.store = FeatureStore(self.folder/'features')
+    def __repr__(self): return f'Dataset({self.name}, {len(self.manifest)} videos, {len(self.classes)} classes)'
+    def __reduce__(self): return Dataset,(self.name,)   # a worker opens its own
+    @property
+    def label(self): return self.name                   # names the folder of its reports
     @property
     def classes(self): return self.manifest.classes
     @property
@@ -109,7 +113,7 @@ class Dataset:
         shapes = dict(audio=((1, 96, 64), torch.float32), appearance=((1, s.frame_size, s.frame_size, 3), torch.uint8), motion=((1, s.clip_frames, s.clip_size, s.clip_size, 3), torch.uint8))
         return {m: count_macs(net, torch.zeros(shapes[m][0], dtype=shapes[m][1]))/1e9 for m,net in self.backbones.nets.items()}
 
-# %% ../nbs/45_datasets.ipynb #a91c0daf
+# %% ../nbs/45_datasets.ipynb #8cfbd5ba
 @method_of(Dataset)
 def _choose(self, **given) -> dict:   # all that is chosen
     "Write down with how many time steps and in which precision the features are made; there can be one choice."
@@ -126,6 +130,7 @@ def _extract(self, workers:int=2, steps:int=0, precision:str='', **options) -> E
     "Features of every video that has none yet; options as of `extract`. Steps and precision hold for the data set from then on."
     return extract(self.manifest, self.store, self.preset, self.weights, workers, **self.choose(steps=steps, precision=precision), **options)
 
+# %% ../nbs/45_datasets.ipynb #a91c0daf
 @method_of(Dataset)
 def _split(self,
     name:str,   # 'training', 'selection' or the evaluated split
