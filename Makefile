@@ -1,5 +1,5 @@
 # make reports [DATASET=demo] [ONLY='table1 table2']   every table and figure, or some, into reports/DATASET, from nothing
-# make test                     all tests
+# make test                     all tests; make test-full those that take minutes: the whole path at the paper's sizes
 # make notebooks                JupyterLab on nbs/
 # Each makes .venv first, with what requirements.lock pins.
 PYTHON  ?= $(shell command -v python3.11 || command -v python3)
@@ -7,12 +7,15 @@ DATASET ?= demo
 ONLY    ?=
 BIN     := .venv/bin
 
-.PHONY: reports test notebooks export clean
+.PHONY: reports test test-full notebooks export clean
 reports: .venv/ready
 	$(BIN)/hcms report $(DATASET) $(ONLY:%=--only %)
 
 test: .venv/ready
 	$(BIN)/python -m pytest
+
+test-full: .venv/ready
+	$(BIN)/python -m pytest -m full
 
 notebooks: .venv/ready
 	$(BIN)/jupyter lab nbs

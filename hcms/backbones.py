@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['YAMNET_LAYERS', 'PRESETS', 'NETWORKS', 'SamePad', 'Bias', 'MobileNetV1', 'YAMNet', 'Appearance', 'Motion',
-           'build_backbone', 'Backbones', 'weights_path', 'save_weights', 'load_backbones']
+           'build_backbone', 'spec_for', 'check_device', 'Backbones', 'weights_path', 'save_weights', 'load_backbones']
 
 # %% ../nbs/10_backbones.ipynb #27a242f9
 import hashlib, warnings
@@ -135,6 +135,22 @@ def build_backbone(
         torch.manual_seed(seed)
         return NETWORKS[modality](**PRESETS[preset][modality])
 
+# %% ../nbs/10_backbones.ipynb #2b5d43a5
+def spec_for(
+    preset:str,    # Key of `PRESETS`
+    steps:int=0,   # Time steps of a video; 0: the preset's
+) -> MediaSpec:
+    "What a time step of a preset is made of, and how many there are."
+    return MediaSpec(**PRESETS[check_choice(preset, PRESETS, 'preset')]['spec'] | (dict(steps=steps) if steps else {}))
+
+def check_device(device:str) -> str:
+    "The device itself when this machine has it; otherwise an `InputError`."
+    try: kind = torch.device(device).type
+    except RuntimeError: kind = None
+    if kind not in ('cpu', 'cuda'): raise InputError('device', f"must be 'cpu', 'cuda' or a numbered one such as 'cuda:1', not {device!r}")
+    if kind=='cuda' and not torch.cuda.is_available(): raise InputError('device', f'{device!r} is none that torch finds on this machine; hcms doctor lists what there is')
+    return device
+
 # %% ../nbs/10_backbones.ipynb #7e52b305
 @dataclass
 class Backbones:
@@ -181,8 +197,10 @@ def load_backbones(
     device='cpu',
     seed:int=0,           # Of random weights
     precision:str='float32',
+    steps:int=0,          # Time steps of a video; 0: the preset's
 ) -> Backbones:
     "The networks of a preset, frozen; a missing or unfitting file of weights is an `InputError`."
+    check_device(device)
     nets,origin = {},{}
     for m in modalities:
         nets[m] = build_backbone(m, preset, seed).to(device).eval().requires_grad_(False)
@@ -193,4 +211,4 @@ def load_backbones(
         except Exception as e: raise InputError(path, f'does not fit the {m} network of preset {preset!r}: {str(e).splitlines()[0]}') from None
         origin[m] = 'sha256:'+hashlib.sha256(path.read_bytes()).hexdigest()
     check_choice(precision, ('float32', 'float16', 'bfloat16'), 'precision')
-    return Backbones(preset, MediaSpec(**PRESETS[preset]['spec']), nets, origin, precision)
+    return Backbones(preset, spec_for(preset, steps), nets, origin, precision)

@@ -64,11 +64,12 @@ def extract_on_ray(
     precision:str='float32',
     address:str=None,          # Of a running cluster, or 'auto'; by default a local one is started
     on_start=None,             # Called with the networks' process ids
+    steps:int=0,               # Time steps of a video; 0: the preset's
 ) -> Extraction:
     "As `extract`, on a Ray cluster."
     ray = _ray()
-    options = dict(preset=preset, weights=weights if weights=='random' else str(weights), seed=seed, device=device, precision=precision)
-    backbones = load_backbones(**options)
+    options = dict(preset=preset, weights=weights if weights=='random' else str(weights), seed=seed, device=device, precision=precision, steps=steps)
+    backbones = load_backbones(**options | dict(device='cpu'))   # the head of a cluster may have no accelerator
     views,result = open_views(store, backbones),Extraction()
     jobs = jobs_of(manifest, store, views, shard, result)
     if not jobs: return result

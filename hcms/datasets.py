@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from .backbones import PRESETS, load_backbones, weights_path
-from .core import MODALITIES, InputError, check_choice, fingerprint, home, method_of, worker_pool
+from .backbones import load_backbones, spec_for, weights_path
+from .core import MODALITIES, InputError, check_choice, fingerprint, home, method_of, worker_pool, write_whole
 from .costs import backbone_prices
 from .extract import Extraction, extract, open_views
 from .finetune import FinetuneConfig, decode_split, finetune
@@ -26,6 +26,7 @@ from .paper import PAPER_DATASETS
 from .rendered import Recipe, evidence, render_demo
 from .simulated import World, simulate_video, simulation
 from .store import FeatureStore
+from .streaming import finetune_streaming, stream_config
 from .train import Split
 
 # %% ../nbs/45_datasets.ipynb #7da73c9f
@@ -39,12 +40,41 @@ def data_folder(name:str) -> Path:
     if not os.environ.get('HCMS_DATA'): raise InputError(f'data set {name!r}', f'needs your copy of its videos: set HCMS_DATA to a folder that has {name}/manifest.csv and the videos it lists (data_manifests/README.md says how to obtain them)')
     return Path(os.environ['HCMS_DATA']).expanduser()/name
 
+# %% ../nbs/45_datasets.ipynb #393f20bd
+_LEARNED = dict(all='finetuned on the train split', last='finetuned on the train split in their last stage', head='frozen, as pretrained')
+
+def _read_note(path) -> dict: return json.loads(path.read_text()) if path.is_file() else {}
+
+class _Provenance:
+    "What a data set says of where its features come from."
+    @cached_property
+    def origin(self) -> dict:   # modality -> source, licence and checksum
+        "Where the pretrained weights came from, as `hcms weights` noted it and finetuning took it over."
+        took = {m: o['pretrained'] for m,o in self.finetuned.items() if o.get('pretrained')}
+        return _read_note(self.folder/'backbones'/'pretrained'/'weights.json') | took
+    @cached_property
+    def finetuned(self) -> dict: return {m: _read_note(self.weights/f'{m}.json') for m in MODALITIES}   # modality -> record of its finetuning
+    @property
+    def chosen(self) -> dict: return _read_note(self.folder/'dataset.json')   # steps and precision of the features, where they are not the preset's
+    @property
+    def stamp(self) -> str:
+        "What every artifact must say of its data, if anything."
+        bad = [m for m in MODALITIES if self.origin.get(m, {}).get('what')=='RANDOM WEIGHTS']
+        return f"RANDOM WEIGHTS: the {', '.join(bad)} backbones were never pretrained" if bad else ''
+    @property
+    def media(self): return 'rendered videos, real H.264 and AAC' if self.name=='demo' else 'videos'
+    @property
+    def training(self):
+        if self.name=='demo': return 'backbones pretrained on rendered, trimmed clips that are in no split, then finetuned on the train split'
+        learned = {m: _LEARNED[o.get('config', {}).get('train', 'all')] for m,o in self.finetuned.items()}
+        return 'backbones '+('; '.join(f'{m} {o}' for m,o in learned.items()) if len(set(learned.values()))>1 else learned['audio'])
+
 # %% ../nbs/45_datasets.ipynb #fdfcd9b1
-_PREPARE = 'then put pretrained weights into {0}/backbones/pretrained; then: hcms finetune {0}; then: hcms extract {0}'
+_PREPARE = 'then: hcms weights {0}; then: hcms finetune {0}; then: hcms extract {0}'
 _HOW = dict(demo='make it with: hcms render', activitynet='make it with: hcms manifest activitynet --annotations activity_net.v1-3.min.json; '+_PREPARE.format('activitynet'),
             fcvid='make it with: hcms manifest fcvid --split FCVID_VideoName_TrainTestSplit.txt --labels FCVID_Label.txt; '+_PREPARE.format('fcvid'))
 
-class Dataset:
+class Dataset(_Provenance):
     "A prepared data set: its manifest, its features, and where its runs are kept."
     simulated = False
     def __init__(self, name:str):
@@ -58,26 +88,12 @@ class Dataset:
     def __reduce__(self): return Dataset,(self.name,)   # a worker opens its own
     @property
     def label(self): return self.name                   # names the folder of its reports
-    @cached_property
-    def origin(self) -> dict:   # modality -> source, licence and checksum
-        "Where the pretrained weights came from, as `hcms weights` noted it."
-        note = self.folder/'backbones'/'pretrained'/'weights.json'
-        return json.loads(note.read_text()) if note.is_file() else {}
-    @property
-    def stamp(self) -> str:
-        "What every artifact must say of its data, if anything."
-        bad = [m for m,o in self.origin.items() if o['what']=='RANDOM WEIGHTS']
-        return f"RANDOM WEIGHTS: the {', '.join(bad)} backbones were never pretrained" if bad else ''
-    @property
-    def media(self): return 'rendered videos, real H.264 and AAC' if self.name=='demo' else 'videos'
-    @property
-    def training(self): return 'backbones pretrained on rendered, trimmed clips that are in no split, then finetuned on the train split' if self.name=='demo' else 'backbones finetuned on the train split'
     @property
     def classes(self): return self.manifest.classes
     @property
     def weights(self): return self.folder/'backbones'/'finetuned'
     @cached_property
-    def backbones(self): return load_backbones(self.preset, self.weights)
+    def backbones(self): return load_backbones(self.preset, self.weights, **self.chosen)
     @cached_property
     def views(self): return {m: PackedView(v) if (v.folder/'packs').is_dir() else v for m,v in open_views(self.store, self.backbones).items()}
     @property
@@ -95,22 +111,34 @@ class Dataset:
         "What this data set's own backbones cost, counted."
         return backbone_prices(self.backbones)
 
-# %% ../nbs/45_datasets.ipynb #a91c0daf
+# %% ../nbs/45_datasets.ipynb #8cfbd5ba
 @method_of(Dataset)
-def _extract(self, workers:int=2, **options) -> Extraction:
-    "Features of every video that has none yet; options as of `extract`."
-    return extract(self.manifest, self.store, self.preset, self.weights, workers, **options)
+def _choose(self, **given) -> dict:   # all that is chosen
+    "Write down with how many time steps and in which precision the features are made; there can be one choice."
+    given,was = {k: v for k,v in given.items() if v},self.chosen
+    for k,v in given.items():
+        if was.get(k, v)!=v: raise InputError(self.folder/'dataset.json', f'says {k} {was[k]}, not {v}; for other features of this data set remove that file first (those made so far stay in the store, and come back with it)')
+    if given.keys()-was.keys():
+        write_whole(self.folder/'dataset.json', json.dumps(was | given, sort_keys=True)+'\n')
+        self.__dict__.pop('backbones', None)
+    return self.chosen
 
+@method_of(Dataset)
+def _extract(self, workers:int=2, steps:int=0, precision:str='', **options) -> Extraction:
+    "Features of every video that has none yet; options as of `extract`. Steps and precision hold for the data set from then on."
+    return extract(self.manifest, self.store, self.preset, self.weights, workers, **self.choose(steps=steps, precision=precision), **options)
+
+# %% ../nbs/45_datasets.ipynb #a91c0daf
 @method_of(Dataset)
 def _split(self,
     name:str,   # 'training', 'selection' or the evaluated split
 ) -> Split:
-    "Features of a split in memory. Videos set aside are left out and counted by `missing`; any other gap is an error."
+    "Features of a split in memory, in half precision as they are stored. Videos set aside are left out and counted by `missing`; any other gap is an error."
     part = self.manifest.split(name)
     gaps = [id for id in part.ids if self.missing.get(id)=='not extracted']
     if gaps: raise InputError(f'{self.name}, {name} split', f'{len(gaps)} of {len(part)} videos have no features ({gaps[0]} ...); run: hcms extract {self.name}')
     part = part.select([id for id in part.ids if id not in self.missing])
-    return Split(list(part.ids), {m: v.load(part.ids)[0] for m,v in self.views.items()}, torch.from_numpy(part.targets()), part.multi_hot())
+    return Split(list(part.ids), {m: v.load(part.ids, dtype=torch.float16)[0] for m,v in self.views.items()}, torch.from_numpy(part.targets()), part.multi_hot())
 
 @method_of(Dataset)
 def _counts(self) -> dict:   # n_evaluated, n_official
@@ -127,10 +155,14 @@ def _evidence(self, name:str) -> np.ndarray|None:   # (N, T, 3) bool: audio, app
 @method_of(Dataset)
 def _sources(self) -> dict:
     "Where the features come from, for a sidecar."
-    return dict(backbones={m: dict(weights=w, price_gflops=self.prices[m], pretrained=self.origin.get(m)) for m,w in self.backbones.weights.items()})
+    return dict(backbones={m: dict(weights=w, price_gflops=self.prices[m], pretrained=self.origin.get(m)) for m,w in self.backbones.weights.items()}) | (dict(chosen=self.chosen) if self.chosen else {})
 
 # %% ../nbs/45_datasets.ipynb #ad491fc5
-FINETUNING = dict(paper=dict(), demo=dict(epochs=3, lr=1e-3))
+FINETUNING = dict(demo=dict(epochs=3, lr=1e-3),   # of `FinetuneConfig`
+    paper=dict(                                   # of `StreamConfig`; the paper gives no schedule, so all of it is our choice
+        audio=dict(epochs=10, steps=16),          # sound alone is decoded and the network is small: many steps, many epochs
+        appearance=dict(epochs=5, steps=8, accumulate=2),   # 128 pictures of 224 x 224 at once on the device
+        motion=dict(epochs=5, steps=4, accumulate=16)))     # 8 clips of 32 x 256 x 256 at once: about 16 GB in half precision
 PRETRAINING = dict(recipe=dict(per_class=26, training=24, selection=1, seconds=4, trimmed=True, seed=1), config=dict(epochs=8))   # the demo's stand-in for AudioSet, ImageNet and Kinetics
 
 def _train_one(job, manifest_path, out, preset, config, start):
@@ -163,18 +195,28 @@ def train_backbones(
 def finetune_backbones(
     name:str,        # Data set
     workers:int=2,   # Processes
+    modalities=MODALITIES,
+    device:str='cpu',
+    patience:float=600.,   # Seconds a video may take
+    **changes,       # To FINETUNING['paper']; the demo takes none
 ):
     "The backbones of a data set: finetuned on its train split, from the weights in backbones/pretrained. The demo makes those itself."
-    folder,preset = data_folder(name),'demo' if name=='demo' else 'paper'
-    out,start,spec = folder/'backbones'/'finetuned',folder/'backbones'/'pretrained',MediaSpec(**PRESETS[preset]['spec'])
-    if all(weights_path(out, m).exists() for m in MODALITIES): return
-    if name=='demo':
-        recipe = Recipe(**PRETRAINING['recipe'])
-        render_demo(folder/'trimmed', recipe, workers)
-        train_backbones(folder/'trimmed'/'manifest.csv', start, replace(spec, steps=2*recipe.seconds), preset, PRETRAINING['config'], None, workers)
-    for m in MODALITIES:
-        if not weights_path(start, m).exists(): raise InputError(weights_path(start, m), f'no such file; put the pretrained weights of the {m} network there as safetensors')
-    train_backbones(folder/'manifest.csv', out, spec, preset, FINETUNING[preset], start, workers)
+    folder = data_folder(name)
+    out,start = folder/'backbones'/'finetuned',folder/'backbones'/'pretrained'
+    if name=='demo' and (changes or device!='cpu' or tuple(modalities)!=MODALITIES): raise InputError('demo', 'has a finetuning of its own (FINETUNING in nbs/45_datasets), on the CPU; options other than --workers are for the large data sets')
+    todo = [m for m in MODALITIES if m in modalities and not weights_path(out, m).exists()]
+    if not todo: return
+    if name=='demo': return _finetune_demo(folder, out, start, workers)
+    for m in todo:
+        if not weights_path(start, m).exists(): raise InputError(weights_path(start, m), f'no such file; run: hcms weights {name} --modality {m}')
+    part = Dataset(name).manifest.split('training')
+    for m in todo: finetune_streaming(m, 'paper', part, out/m, stream_config(**FINETUNING['paper'][m] | changes), weights_path(start, m), device, workers, patience, origin=_read_note(start/'weights.json').get(m))
+
+def _finetune_demo(folder, out, start, workers):
+    recipe,spec = Recipe(**PRETRAINING['recipe']),spec_for('demo')
+    render_demo(folder/'trimmed', recipe, workers)
+    train_backbones(folder/'trimmed'/'manifest.csv', start, replace(spec, steps=2*recipe.seconds), 'demo', PRETRAINING['config'], None, workers)
+    train_backbones(folder/'manifest.csv', out, spec, 'demo', FINETUNING['demo'], start, workers)
 
 # %% ../nbs/45_datasets.ipynb #1c7666e7
 def prepare_demo(

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from .backbones import Backbones, load_backbones
+from .backbones import Backbones, check_device, load_backbones
 from .core import InputError, worker_pool
 from .media import PARTIAL, StepReader
 from .store import FeatureStore
@@ -156,10 +156,12 @@ def extract(
     device:str='cpu',          # Or 'cuda'
     precision:str='float32',   # Or 'float16', 'bfloat16', on a GPU
     patience:float=600.,       # Seconds a video may take before its process is ended
+    steps:int=0,               # Time steps of a video; 0: the preset's
 ) -> Extraction:
     "Features of every video of a manifest; resumes where it was stopped, sets aside what cannot be read."
-    options = dict(preset=preset, weights=weights, seed=seed, device=device, precision=precision)
-    backbones = load_backbones(**options)
+    options = dict(preset=preset, weights=weights, seed=seed, device=device, precision=precision, steps=steps)
+    backbones = load_backbones(**options | dict(device='cpu'))   # tells what is to be made; the workers have their own
+    check_device(device)
     views,result = open_views(store, backbones),Extraction()
     jobs = jobs_of(manifest, store, views, shard, result)
     if not jobs: return result

@@ -102,7 +102,7 @@ def _from_pretrained(cls,
     for m,o in note['backbones'].items():
         file = weights_path(weights, m)
         if file.is_file() and _sha256(file)!=o.get('sha256'): raise InputError(file, f'is not the {m} network that the recognizer was saved with: its SHA-256 differs')
-    backbones = load_backbones(note['preset'], weights, [m for m in note['backbones']], device, precision=note['precision'])
+    backbones = load_backbones(note['preset'], weights, [m for m in note['backbones']], device, precision=note['precision'], steps=note['media'].get('steps', 0))
     if asdict(backbones.spec)!=note['media']: raise InputError(folder/'recognizer.json', f"was made for {note['media']}, and preset {note['preset']!r} now has {asdict(backbones.spec)}")
     return cls(HCMS.from_pretrained(folder), backbones, note['classes'])
 

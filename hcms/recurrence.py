@@ -120,5 +120,7 @@ def recurrence(
     copy_cell:bool=True, # Copy c as well as h where a gate is shut?
 ) -> tuple:              # states (T, B, 2, H), gates (T, B)
     "One level of Eqs. 2 to 6 through all time steps."
-    S,G = _Recurrence.apply(a, s, under, lower, w_hh, w_gate, tau, hard, sample, copy_cell)
+    ins = a,s,under,lower,w_hh,w_gate
+    if torch.is_autocast_enabled(a.device.type): ins = [o if o is None else o.float() for o in ins]   # mixed precision is for the products outside; states add up over many steps
+    with torch.autocast(a.device.type, enabled=False): S,G = _Recurrence.apply(*ins, tau, hard, sample, copy_cell)
     return S[1:],G

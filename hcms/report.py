@@ -57,7 +57,8 @@ def describe(
 ) -> tuple:              # Lines of notes, and the sidecar's dict
     "What a number needs to be understood, and to be made again."
     c,config = data.counts(),max(runs, key=lambda r: r.config.model=='hcms').config.model_dump(mode='json')
-    notes = [f"{data.label}: {data.media}; {data.evaluated} split, {c['n_evaluated']} of {c['n_official']} videos evaluated; {data.training}; {data.steps} time steps.",
+    lost = c['n_official']-c['n_evaluated'] if not data.simulated else 0
+    notes = [f"{data.label}: {data.media}; {data.evaluated} split, {c['n_evaluated']} of {c['n_official']} videos evaluated{f', {lost} missing' if lost else ''}; {data.training}; {data.steps} time steps.",
              f"Training: Adam {config['lr']:g} x {config['decay']:g} an epoch, {config['epochs']} epochs, batch {config['batch']}; skip targets {', '.join(map(str, config['skip_targets']))} where nothing else is said; lambda {config['weight']:g}. The epoch is chosen on the selection split."]
     meta = dict(dataset=data.label, stamp=data.stamp, simulated=data.simulated, parameters={k: v for k,v in parameters.items() if k!='out_dir'}, data=data.fingerprint, **c,
                 missing=data.missing, **data.sources(), versions=versions(), commit=commit(), paper_prices=PAPER_PRICES,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from .baselines import EarlyFusion, random_gates, uniform_views
@@ -48,6 +48,9 @@ class TrainConfig(BaseModel):
     clip:float = Field(5., gt=0)                      # Largest norm of the gradient
     seed:int = 0
     threads:int = Field(1, ge=1)                      # On a CPU; part of the configuration, since it decides bits
+    precision:Literal['float32', 'bfloat16', 'float16'] = 'float32'   # Of training: autocast; what is learned is float32 in any case
+    @model_serializer(mode='wrap')
+    def _plain(self, dump): return {k: v for k,v in dump(self).items() if (k, v)!=('precision', 'float32')}   # so that runs of before keep their keys
 
 def train_config(**kw) -> TrainConfig:
     "A checked configuration; a wrong name or value is an `InputError` that says what is right."
@@ -62,7 +65,7 @@ def train_config(**kw) -> TrainConfig:
 class Split:
     "Features of some videos: what training and evaluation see."
     ids:list             # N videos
-    x:dict               # modality -> (N, T, D) float32
+    x:dict               # modality -> (N, T, D) float32, or float16 as the store has it: each batch is made float32
     y:Tensor             # (N,) primary class
     labels:np.ndarray    # (N, C) 0/1, all classes of each video
     def __len__(self): return len(self.ids)
@@ -117,7 +120,7 @@ def predict_split(
     x,g = split.take(config.modalities, config.views),generator_for('test gates', config.seed, draw)
     out = []
     for n,i in enumerate(range(0, len(split), batch)):
-        part = [o[i:i+batch] for o in x]
+        part = [o[i:i+batch].float() for o in x]
         options = control_gates(config, *part[0].shape[:2], g, usage) if config.model=='hcms' else {}
         if team is None: out.append(model(*part, **options)[1:])
         elif n%team.num_processes==team.process_index: out.append([o.cpu() for o in model(*(o.to(team.device) for o in part), **{k: o.to(team.device) for k,o in options.items()})[1:]])
@@ -140,7 +143,7 @@ def _evaluate(model, config, split, team=None) -> dict:
     penalty = usage_loss(gates, config.skip_targets).item() if config.model=='hcms' and config.policy=='learned' else 0.
     return out | dict(score=out['map']-config.weight*penalty)
 
-def _train_epoch(model, config, x, y, optimizer, epoch, team=None) -> dict:
+def _train_epoch(model, config, x, y, optimizer, scaler, epoch, team=None) -> dict:
     model.train()
     order,generator = rng_for('train', config.seed, epoch).permutation(len(y)),generator_for('gates', config.seed, epoch)
     starts,sums = range(0, len(y), config.batch),dict(loss=0., ce=0., usage=0.)
@@ -151,11 +154,11 @@ def _train_epoch(model, config, x, y, optimizer, epoch, team=None) -> dict:
         else: options = dict(tau=tau_at(progress, *config.tau), hard=config.hard, generator=generator) | control_gates(config, len(at), x[0].shape[1], generator)
         weight = config.weight*min(1., progress/config.warmup) if config.warmup else config.weight
         targets = config.skip_targets if config.model=='hcms' else ()
-        terms = _step(model, config, [o[at] for o in x], y[at], options, targets, weight, optimizer, team)
+        terms = _step(model, config, [o[at].float() for o in x], y[at], options, targets, weight, optimizer, scaler, team)
         for k in sums: sums[k] += terms[k]*len(at)
     return {k: v/len(y) for k,v in sums.items()}
 
-def _step(model, config, x, y, options, targets, weight, optimizer, team) -> dict:
+def _step(model, config, x, y, options, targets, weight, optimizer, scaler, team) -> dict:
     "One step of the optimizer; of several processes, each takes every P-th video of the batch."
     share = None
     if team is not None:
@@ -166,12 +169,14 @@ def _step(model, config, x, y, options, targets, weight, optimizer, team) -> dic
         options |= {k: options[k][mine].to(team.device) for k in ('noise', 'gates') if k in options}
         share = Share(videos, lambda o: team.reduce(o.clone(), 'sum'))
     optimizer.zero_grad()
-    out = model(*x, **options)
+    with torch.autocast(x[0].device.type, getattr(torch, config.precision), enabled=config.precision!='float32'): out = model(*x, **options)
+    out = out._replace(logits=out.logits.float(), gates=out.gates.float())
     terms = loss_terms(out, y, skip_targets=targets or (0.,)*out.gates.shape[-1], weight=weight, per_video=config.per_video, share=share)
-    terms['loss'].backward()
+    scaler.scale(terms['loss']).backward()
     if team is not None: terms = _together(model, config, terms, weight, team)
+    scaler.unscale_(optimizer)
     nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-    optimizer.step()
+    scaler.step(optimizer); scaler.update()
     return {k: v.item() for k,v in terms.items()}
 
 def _together(model, config, terms, weight, team) -> dict:
@@ -196,7 +201,8 @@ def train(
     if team is not None: model.to(team.device); position = position if team.is_main_process else None
     optimizer = torch.optim.Adam(model.parameters(), config.lr, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, config.decay)
-    parts,history,best = dict(model=model, optimizer=optimizer, schedule=schedule),[],None
+    scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=config.precision=='float16')   # bfloat16 needs none
+    parts,history,best = dict(model=model, optimizer=optimizer, schedule=schedule, scaler=scaler),[],None
     if state and (was:=load_state(state)):
         for k,o in parts.items(): o.load_state_dict(was[k])
         history,best = was['history'],was['best']
@@ -204,8 +210,8 @@ def train(
     epochs = range(len(history), config.epochs)
     with threads(config.threads):
         for epoch in epochs if position is None else tqdm(epochs, desc=config.model, position=position, unit='epoch', leave=False):
-            try: terms = _train_epoch(model, config, x, training.y, optimizer, epoch, team)
-            except torch.cuda.OutOfMemoryError: raise InputError('batch', f'of {config.batch} videos does not fit the memory of the device; take a smaller one, or more processes: each holds its part of the batch') from None
+            try: terms = _train_epoch(model, config, x, training.y, optimizer, scaler, epoch, team)
+            except torch.cuda.OutOfMemoryError: raise InputError('batch', f'of {config.batch} videos does not fit the memory of the device; take a half precision (--precision bfloat16), a smaller batch, or more processes: each holds its part of the batch') from None
             schedule.step()
             history.append(dict(epoch=epoch, **terms, **_evaluate(model, config, selection, team)))
             if history[-1]['score']>=max(o['score'] for o in history): best = {k: v.clone() for k,v in model.state_dict().items()}

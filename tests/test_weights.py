@@ -141,3 +141,30 @@ def test_a_real_file():
     noise = np.random.default_rng(0).normal(size=16000).astype('f4')*.1
     scores = net.classify(torch.as_tensor(np.concatenate([log_mel_patches(noise)[:1], log_mel_patches(noise*0)[:1]])))
     assert scores.shape==(2, 521) and scores[1].argmax()==494 and scores[0].argmax()!=494   # 494: Silence
+
+def zoo_state(modality) -> dict:
+    "A state dict with the owner's key names, classifier included."
+    if modality=='motion':
+        from pytorchvideo.models.hub import slowfast_r50
+        return slowfast_r50(pretrained=False).state_dict()
+    import timm
+    return timm.create_model('efficientnet_b3').state_dict()
+
+@pytest.mark.parametrize('modality, size, prefix, classifier', [('motion', 2304, 'net.', 'blocks.6.'), ('appearance', 1536, 'net.', 'classifier.')])
+def test_the_owners_key_names_load_whole_or_not_at_all(tmp_path, modality, size, prefix, classifier):
+    "Every tensor but the classifier's is taken over; with one wrong shape, one missing and one more nothing is, and the message lists the three."
+    from safetensors.torch import load_file
+    from hcms.core import InputError
+    from hcms.weights import install, read_pretrained
+    state = zoo_state(modality)
+    torch.save(dict(model_state=state), tmp_path/'zoo.pyth')
+    assert read_pretrained(modality, tmp_path/'zoo.pyth').size==size
+    got = load_file(install(modality, tmp_path/'pre', tmp_path/'zoo.pyth'))
+    assert {k.removeprefix(prefix) for k in got}=={k for k in state if not k.startswith(classifier)}
+    assert all(torch.equal(v, state[k.removeprefix(prefix)]) for k,v in got.items())
+    before = {p.name: p.read_bytes() for p in (tmp_path/'pre').iterdir()}
+    wrong,lost = [k for k in state if k.endswith('.weight') and state[k].ndim>3][3:5]
+    torch.save({k: v[:1] if k==wrong else v for k,v in state.items() if k!=lost} | dict(more=torch.zeros(2)), tmp_path/'bad.pyth')
+    with pytest.raises(InputError, match='nothing was loaded; 3 differences') as e: install(modality, tmp_path/'pre', tmp_path/'bad.pyth')
+    assert f'missing {lost}' in str(e.value) and 'unexpected more (2,)' in str(e.value) and f'{wrong} is {tuple(state[wrong][:1].shape)} where {tuple(state[wrong].shape)} is needed' in str(e.value)
+    assert {p.name: p.read_bytes() for p in (tmp_path/'pre').iterdir()}==before
