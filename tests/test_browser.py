@@ -1,0 +1,51 @@
+"The quickstart as a reader has it: JupyterLab in a real browser. In `make test-full`; skipped where there is no Chromium."
+import json, os, shutil, socket, subprocess, time, urllib.request
+import pytest
+from conftest import BIN, ROOT
+
+CHROMIUM = os.environ.get('CHROMIUM') or shutil.which('chromium')
+QUIET = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync']
+
+@pytest.fixture
+def lab(trained, tiny_home, tmp_path):
+    "JupyterLab on a copy of nbs/, every cell kept in the page; its address."
+    shutil.copytree(ROOT/'nbs', tmp_path/'nbs')
+    tracker = tmp_path/'settings'/'@jupyterlab'/'notebook-extension'/'tracker.jupyterlab-settings'
+    tracker.parent.mkdir(parents=True); tracker.write_text(json.dumps(dict(windowingMode='none')))
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    env = dict(os.environ, HCMS_HOME=str(tiny_home), HCMS_DATA='', JUPYTERLAB_SETTINGS_DIR=str(tmp_path/'settings'), OMP_NUM_THREADS='1')
+    p = subprocess.Popen([BIN/'jupyter', 'lab', '--no-browser', '--allow-root', f'--port={port}', '--IdentityProvider.token=', '--ServerApp.password=', f'--ServerApp.root_dir={tmp_path}/nbs'], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(120):
+            try: urllib.request.urlopen(f'http://127.0.0.1:{port}/api'); break
+            except OSError: time.sleep(.5)
+        yield f'http://127.0.0.1:{port}'
+    finally: p.terminate(); p.wait()
+
+@pytest.mark.full
+def test_quickstart_in_a_browser(lab, tmp_path):
+    "Every cell runs without an error, and moving the budget changes the picture."
+    sync = pytest.importorskip('playwright.sync_api')
+    if not CHROMIUM: pytest.skip('no chromium on this machine')
+    with sync.sync_playwright() as pw:
+        page = pw.chromium.launch(executable_path=CHROMIUM, args=QUIET).new_page(viewport=dict(width=1200, height=1400))
+        page.goto(f'{lab}/lab/tree/quickstart.ipynb')
+        page.wait_for_selector('.jp-Notebook .jp-CodeCell', timeout=90_000)
+        page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status=idle]', state='attached', timeout=90_000)
+        page.click('text=Run >> nth=0'); page.click('text=Run All Cells')
+        code = page.locator('.jp-Notebook .jp-CodeCell')
+        prompts = lambda: [code.nth(i).locator('.jp-InputPrompt').inner_text() for i in range(code.count())]
+        end = time.time()+240
+        while not all(o.strip('[]: ').isdigit() for o in prompts()): assert time.time()<end, prompts(); page.wait_for_timeout(500)
+        assert not page.locator('.jp-Notebook [data-mime-type="application/vnd.jupyter.error"], .jp-Notebook [data-mime-type="application/vnd.jupyter.stderr"]').count()
+        picture = page.locator('.jupyter-widgets img').last
+        picture.wait_for(timeout=60_000)
+        before = picture.get_attribute('src')
+        handle = page.locator('.jupyter-widgets .noUi-handle').first
+        handle.focus()
+        for _ in range(12): handle.press('ArrowLeft')
+        page.wait_for_function('(was) => { const o = [...document.querySelectorAll(".jupyter-widgets img")].pop(); return o && o.src!=was }', arg=before, timeout=60_000)
+        page.wait_for_timeout(1500)
+        shot = os.environ.get('HCMS_SCREENSHOT', str(tmp_path/'quickstart.png'))
+        page.locator('.jp-Notebook').screenshot(path=shot) if not os.environ.get('HCMS_SCREENSHOT') else page.screenshot(path=shot)
+        assert os.path.getsize(shot)>20_000
