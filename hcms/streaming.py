@@ -119,7 +119,8 @@ def read_video(
     torch.set_num_threads(1)
     try:
         reader = SomeSteps(job.path, spec, draw_steps(config.seed, job.epoch, job.id, spec.steps, config.steps), [modality])
-        x = torch.from_numpy(np.stack([getattr(o, MEDIA[modality]) for o in reader]))
+        steps, = reader.stacks(config.steps)
+        x = torch.from_numpy(getattr(steps, MEDIA[modality]))
         features_meta(reader.info, job.path)
     except InputError as e: return None,str(e)
     with torch.random.fork_rng(devices=[]):
