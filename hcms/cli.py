@@ -160,12 +160,11 @@ def repair(root:Path=typer.Argument(help='folder of the store')):
         for id in v.repair(): print(f'removed {v.modality}/{v.fp}: {id}')
 
 # %% ../nbs/70_cli.ipynb #16888258
-_VIDEO = {'.mp4', '.mkv', '.webm', '.avi', '.mov', '.m4v', '.ts', '.mpg', '.mpeg', '.flv', '.wmv', '.3gp', '.ogv'}
-
 def _files(paths) -> list:
     "The files named, and those in the folders named that look like videos."
-    out = []
-    for p in paths: out += sorted(o for o in p.rglob('*') if o.suffix.lower() in _VIDEO and o.is_file()) if p.is_dir() else [p]
+    from hcms.annotations import MEDIA
+    video,out = (*MEDIA, '.ts', '.mpeg', '.wmv', '.ogv'),[]
+    for p in paths: out += sorted(o for o in p.rglob('*') if o.suffix.lower() in video and o.is_file()) if p.is_dir() else [p]
     if not out: raise InputError(', '.join(map(str, paths)), 'holds no video')
     return out
 

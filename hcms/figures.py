@@ -8,16 +8,15 @@ __all__ = ['GRID', 'VIEWS', 'FIG7_GROUPS', 'fig3_changes', 'fig3', 'show_fig3', 
            'show_fig2', 'show_timeline']
 
 # %% ../nbs/64_figures.ipynb #f526a87f
-import io
 import numpy as np
 import pandas as pd
 import torch
-from .core import MODALITIES, write_whole
+from .core import MODALITIES
 from .costs import gflops_per_video
 from .evaluate import headline
 from .media import MediaSpec, read_steps
 from .metrics import softmax
-from .plots import STYLE, figure, panels, plot_architecture, plot_curves, plot_frame, plot_map, plot_timeline, plot_training, plot_usage, plot_used
+from .plots import figure, panels, plot_architecture, plot_curves, plot_frame, plot_map, plot_timeline, plot_training, plot_usage, plot_used, write_picture
 from .report import describe, write_figure
 from .tables import letters, over_seeds
 
@@ -237,6 +236,5 @@ def show_timeline(
     "A video, what the model used of it, its running answer and cost."
     steps = read_steps(prediction.path, MediaSpec(steps=pictures, frame_size=96), ('appearance',))
     fig = plot_timeline(prediction, steps.frames)
-    if path is not None:
-        buffer = io.BytesIO(); fig.savefig(buffer, format='png', dpi=STYLE['savefig.dpi']); write_whole(path, buffer.getvalue())
+    if path is not None: write_picture(fig, path)
     return fig

@@ -28,7 +28,8 @@ class Meter:
         costs:ModuleCosts,
         budget:float=None,   # GFLOPs for the video; None: no limit
     ):
-        self.limit = self.allowance = -1 if budget is None else budget_macs(budget)   # -1: none
+        self.limit = -1 if budget is None else budget_macs(budget)   # -1: none
+        self.allowance = -1                                          # what may be spent by now, where that grows with time
         self.reserve,self.broke = int(whole_macs(costs.classifier)),False
         self.items = dict.fromkeys((*costs.modalities, 'projections', 'lstms', 'gates', 'classifier'), 0)
     @property
@@ -140,8 +141,8 @@ class _Media:
         self.steps,self.walks,self.busy = [],[],0.   # a `Step` on demand and a Walk a video; seconds spent here
     def has(self, k, b) -> bool: return self.names[k]=='audio' or self.steps[b].frame is not None
     def __call__(self, k, rows) -> torch.Tensor:
-        m,walks,since = self.names[k],[self.walks[b] for b in rows],time.perf_counter()
-        began = since
+        m,walks = self.names[k],[self.walks[b] for b in rows]
+        since = began = time.perf_counter()
         make = dict(audio=lambda o: o.patch, appearance=lambda o: o.frame(), motion=lambda o: o.clip())[m]
         x = np.stack([make(self.steps[b]) for b in rows])
         took(walks, 'resize', since)
@@ -257,8 +258,9 @@ def _advance(run, state, rows, media):
     before,since,media.busy = [w.steps for w in walks],time.perf_counter(),0.
     state = run.step(state, walks, media, forced)
     took([walks[b] for b in at], 'hierarchy', since+media.busy)
-    for row,w in ((rows[b], walks[b]) for b in at if walks[b].steps>before[b]):
-        row.tops.append(w.top); row.used.append(w.used); row.times.append(media.steps[rows.index(row)].time); row.spent.append(w.meter.total/1e9)
+    for b in (b for b in at if walks[b].steps>before[b]):
+        row,w = rows[b],walks[b]
+        row.tops.append(w.top); row.used.append(w.used); row.times.append(media.steps[b].time); row.spent.append(w.meter.total/1e9)
     return state
 
 def _notes(row, T) -> list:
@@ -339,7 +341,7 @@ def _step(self,
     "One time step, given its media."
     if self.walk.ended: return False
     if self.per_second is not None: self.walk.meter.allowance = budget_macs(self.per_second*step.time)
-    self.media.steps,self.media.walks,self.media.busy,before = [step],[self.walk],0.,self.walk.steps
+    self.media.steps,self.media.walks,before = [step],[self.walk],self.walk.steps
     self.state = self.run.step(self.state, [self.walk], self.media)
     if self.walk.steps==before: self.passed += 1; return False
     self.time = step.time

@@ -98,16 +98,16 @@ def _ready(self) -> Iterator[Step]:
         end = (first+PATCH_SAMPLES)/RATE
         seen,heard = last<self.pictures.until,end<=self.heard.until
         if not (seen or self.heard.until-last>=self.wait) or not (heard or self.pictures.until-end>=self.wait): return
-        if not seen: self.freeze(last)
-        yield self.take()
+        if not seen: self._freeze(last)
+        yield self._take()
 
 @method_of(LiveSteps)
-def _freeze(self, until):
+def __freeze(self, until):
     "The last picture stays on for steps that wait no longer."
     if self.pictures.frame is not None: self.pictures._fill(self.pictures.frame, until+1e-6)
 
 @method_of(LiveSteps)
-def _take(self) -> Step:
+def __take(self) -> Step:
     index,t,first,_ = self.open.pop(0)
     wave,heard = self.heard.take(first, PATCH_SAMPLES)
     frame,clip = (self.lanes[k].have.pop(index) for k in ('appearance', 'motion'))

@@ -402,7 +402,8 @@ class _Lane:
         for i,o in enumerate(row): heapq.heappush(self.due, (float(o), t, i))
     def fill(self, until:float, picture):
         "Give `picture(size)` to all times before `until` that have none."
-        img = picture(self.size) if self.due and self.due[0][0]<until else None
+        if not self.due or self.due[0][0]>=until: return
+        img = picture(self.size)
         while self.due and self.due[0][0]<until:
             _,t,i = heapq.heappop(self.due)
             if t in self.have: self.have[t][i] = img   # else the step was taken without
@@ -439,8 +440,8 @@ class _Pictures:
         def picture(size):
             if size not in made: made[size] = self.fit(frame, size)
             return made[size]
-        for o in self.lanes:
-            if o.due and o.due[0][0]<until: o.fill(until, (lambda size: functools.partial(picture, size)) if self.lazy else picture)
+        give = (lambda size: functools.partial(picture, size)) if self.lazy else picture
+        for o in self.lanes: o.fill(until, give)
         self.until = until
     @property
     def held(self) -> int: return len({id(o) for l in self.lanes for v in l.have.values() for o in v if o is not None})

@@ -6,15 +6,16 @@
 __all__ = ['Recognizer']
 
 # %% ../nbs/43_recognizer.ipynb #4a9bbf94
-import hashlib, json
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from huggingface_hub import snapshot_download
 from .backbones import Backbones, load_backbones, save_weights, weights_path
-from .core import InputError, versions, write_whole
+from .core import InputError, method_of, versions, write_whole
 from .costs import backbone_prices
 from .hlstm import HCMS
 from .infer import Prediction, Stream, check_fit, predict, predict_many
+from .weights import sha256
 
 # %% ../nbs/43_recognizer.ipynb #45415dff
 @dataclass
@@ -37,8 +38,6 @@ class Recognizer:
         return Stream(self.model, self.backbones, classes=self.classes, **kw)
 
 # %% ../nbs/43_recognizer.ipynb #a4c7f4c7
-def _sha256(path): return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
 def _card(r:Recognizer, about, results:dict) -> str:
     "The model card, in the Hub's format."
     head = ['---', 'library_name: hcms', 'license: apache-2.0', 'pipeline_tag: video-classification', 'tags: [hcms, video-classification, audio-visual, conditional-computation]', '---', '']
@@ -51,6 +50,7 @@ def _card(r:Recognizer, about, results:dict) -> str:
     return '\n'.join(head+body)
 
 # %% ../nbs/43_recognizer.ipynb #38682cfd
+@method_of(Recognizer)
 def _save_pretrained(self,
     folder,
     about=(),             # Lines for the card: data, training, what is not real
@@ -64,13 +64,11 @@ def _save_pretrained(self,
     sums = {}
     for m,net in self.backbones.nets.items():
         path = save_weights(net, weights_path(folder/'backbones', m)) if with_backbones else None
-        sums[m] = dict(origin=self.backbones.weights[m], sha256=_sha256(path) if path else self.backbones.weights[m].removeprefix('sha256:'), size=net.size)
+        sums[m] = dict(origin=self.backbones.weights[m], sha256=sha256(path) if path else self.backbones.weights[m].removeprefix('sha256:'), size=net.size)
     write_whole(folder/'README.md', _card(self, about, results or {}))
     note = dict(format='hcms-recognizer', version=1, classes=list(self.classes), preset=self.backbones.preset, precision=self.backbones.precision,
                 media=asdict(self.backbones.spec), backbones=sums, prices_gflops=self.prices, versions=versions())
     return write_whole(folder/'recognizer.json', json.dumps(note, indent=1, sort_keys=True, ensure_ascii=False)).parent
-
-Recognizer.save_pretrained = _save_pretrained
 
 # %% ../nbs/43_recognizer.ipynb #ec3848f4
 def _read_note(folder:Path) -> dict:
@@ -99,10 +97,9 @@ def _from_pretrained(cls,
         except Exception as e: raise InputError(path, f'is no folder here, and the Hub did not give it ({type(e).__name__})') from None
     note = _read_note(folder)
     weights = Path(weights or folder/'backbones')
+    backbones = load_backbones(note['preset'], weights, list(note['backbones']), device, precision=note['precision'], steps=note['media'].get('steps', 0))
     for m,o in note['backbones'].items():
-        file = weights_path(weights, m)
-        if file.is_file() and _sha256(file)!=o.get('sha256'): raise InputError(file, f'is not the {m} network that the recognizer was saved with: its SHA-256 differs')
-    backbones = load_backbones(note['preset'], weights, [m for m in note['backbones']], device, precision=note['precision'], steps=note['media'].get('steps', 0))
+        if backbones.weights[m]!=f"sha256:{o.get('sha256')}": raise InputError(weights_path(weights, m), f'is not the {m} network that the recognizer was saved with: its SHA-256 differs')
     if asdict(backbones.spec)!=note['media']: raise InputError(folder/'recognizer.json', f"was made for {note['media']}, and preset {note['preset']!r} now has {asdict(backbones.spec)}")
     return cls(HCMS.from_pretrained(folder), backbones, note['classes'])
 

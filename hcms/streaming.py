@@ -7,7 +7,7 @@ __all__ = ['StreamConfig', 'stream_config', 'SomeSteps', 'draw_steps', 'augment_
            'stream_bytes', 'read_ahead', 'last_stage', 'thaw', 'warm_cosine', 'Tuner', 'finetune_streaming']
 
 # %% ../nbs/17_streaming.ipynb #a50838e3
-import faulthandler, json, math
+import json, math
 from collections import deque
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from .backbones import Appearance, MobileNetV1, build_backbone, check_device, save_weights, spec_for
+from .backbones import PRECISIONS, Appearance, MobileNetV1, check_device, save_weights, spec_for
 from .core import InputError, check_choice, fingerprint, rng_for, worker_pool, write_whole
-from .extract import MEDIA, features_meta
-from .finetune import pool_steps
+from .extract import MEDIA, died, features_meta, watchdog
+from .finetune import pool_steps, with_head
 from .media import MediaSpec, StepReader
 from .resume import load_state, save_state, threads
 
@@ -56,7 +55,7 @@ def stream_config(**kw) -> StreamConfig:
     "A checked configuration; a wrong name or value is an `InputError` that says what is right."
     for k in kw: check_choice(k, StreamConfig.__dataclass_fields__, 'parameter of finetuning')
     c = StreamConfig(**kw)
-    check_choice(c.train, ('head', 'last', 'all'), 'part of a network'); check_choice(c.precision, ('float32', 'bfloat16', 'float16'), 'precision')
+    check_choice(c.train, ('head', 'last', 'all'), 'part of a network'); check_choice(c.precision, PRECISIONS, 'precision')
     for k in ('epochs', 'steps', 'videos', 'accumulate', 'lr', 'head_lr', 'clip', 'threads'):
         if not 0<getattr(c, k)<math.inf: raise InputError(k, f'must be above zero, not {getattr(c, k)}')
     for k in ('warmup', 'flip', 'scale'):
@@ -135,14 +134,12 @@ def stream_bytes(modality:str, spec:MediaSpec, config:StreamConfig, workers:int=
 
 # %% ../nbs/17_streaming.ipynb #6db5de2e
 def _watched(read, job, patience):
-    faulthandler.dump_traceback_later(patience, exit=True)
-    try: return read(job)
-    finally: faulthandler.cancel_dump_traceback_later()
+    with watchdog(patience): return read(job)
 
 def _alone(read, job, patience) -> tuple:
     with worker_pool(1) as pool:
         try: return pool.submit(_watched, read, job, patience).result()
-        except BrokenProcessPool: return None,str(InputError(job.path, f'the process that read it died or sat over it for more than {patience:g} s, twice'))
+        except BrokenProcessPool: return None,died(job.path, patience)
 
 def _known(reason) -> Future:
     f = Future(); f.set_result((None, reason))
@@ -183,7 +180,7 @@ def last_stage(net) -> list:   # of modules
 def thaw(net:nn.Module, part:str) -> nn.Module:
     "The network in eval mode, with gradients where `part` ('head', 'last', 'all') says that it learns."
     net.eval().requires_grad_(False)
-    for m in dict(head=[], all=[net]).get(part) if part in ('head', 'all') else last_stage(net): m.requires_grad_(True)
+    for m in dict(head=[], last=last_stage(net), all=[net])[part]: m.requires_grad_(True)
     return net
 
 def warm_cosine(progress:float, warmup:float) -> float:   # progress and factor from 0 to 1
@@ -195,11 +192,7 @@ class Tuner:
     "A backbone with a new linear head, and what trains them."
     def __init__(self, modality, preset, num_classes, config:StreamConfig, start=None, device='cpu'):
         self.config,self.device = config,torch.device(check_device(device))
-        net = build_backbone(modality, preset, config.seed)
-        if start: net.load_state_dict(load_file(start))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            head = nn.Linear(net.size, num_classes)
+        net,head = with_head(modality, preset, num_classes, config.seed, start)
         self.net,self.model = thaw(net, config.train),nn.Sequential(net, head).to(self.device)
         groups = [dict(params=[p for p in o.parameters() if p.requires_grad], peak=lr) for o,lr in ((net, config.lr), (head, config.head_lr))]
         self.optimizer = torch.optim.AdamW([g for g in groups if g['params']], config.lr, weight_decay=config.weight_decay)
