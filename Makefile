@@ -25,7 +25,7 @@ export: .venv/ready            # after editing notebooks: clean them, rewrite hc
 
 .venv/ready: requirements.lock settings.ini setup.py
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
