@@ -65,14 +65,14 @@ def make_reports(
     only=(),           # Names of the notebooks wanted; by default all
 ) -> list:             # Names of the notebooks that failed
     "Every table and figure of a data set, the ledger of claims, an index, and a trained model in checkpoints/LABEL."
-    for o in only: check_choice(o, (*NOTEBOOKS, 'ablations', 'calibration'), 'report notebook')
+    for o in only: check_choice(o, (*NOTEBOOKS, 'ablations', 'calibration', 'speed'), 'report notebook')   # speed wants a quiet machine, so it only runs where it is asked for
     data = open_dataset(dataset, workers)
     out,executed = report_folder(data, out_dir).resolve(),home()/'data'/'executed'/data.label
     executed.mkdir(parents=True, exist_ok=True)
-    get_runs(data, table1_configs(data, seeds, epochs=epochs) if only else all_configs(data, seeds, epochs), workers)
+    if set(only)!={'speed'}: get_runs(data, table1_configs(data, seeds, epochs=epochs) if only else all_configs(data, seeds, epochs), workers)
     _keep(data, get_runs(data, [config_for(data, epochs)])[0])
     parameters = dict(dataset=dataset, seeds=seeds, epochs=epochs, workers=1, out_dir=str(out))
-    failed,names = [],[n for n in notebooks(data) if not only or n in only]
+    failed,names = [],[n for n in (*notebooks(data), 'speed') if n in (only or notebooks(data))]
     with worker_pool(workers) as pool, tqdm(total=len(names), desc='report', unit='notebook') as bar:
         for o in as_completed([pool.submit(_run_one, n, executed, parameters) for n in names]):
             name,error = o.result()

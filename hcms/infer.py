@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['NO_STEP', 'Meter', 'Walk', 'took', 'Conditional', 'check_fit', 'Prediction', 'predict_many', 'predict', 'Answer',
-           'Stream']
+           'Stream', 'play']
 
 # %% ../nbs/42_infer.ipynb #1aa48d27
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+import av
 import numpy as np
 import torch
 from .backbones import Backbones
@@ -19,7 +20,7 @@ from .costs import ModuleCosts, backbone_prices, budget_macs, module_costs, whol
 from .gating import gumbel_gate
 from .hlstm import keep, lstm_update, total
 from .live import LiveSteps, steps_every
-from .media import RATE, Step, StepReader, step_times
+from .media import RATE, Step, StepReader, probe, step_times
 
 # %% ../nbs/42_infer.ipynb #4cfa1776
 class Meter:
@@ -320,8 +321,10 @@ class Stream:
         classes=None,            # C names
         prices:dict=None,        # As of `predict`
         wait:float=1.,           # As of `LiveSteps`
+        gates=None,              # (T, n-1) decisions to use instead of the model's own
     ):
         check_fit(model, backbones, classes)
+        self.gates = gates
         self.run,self.media = Conditional(model, prices or backbone_prices(backbones)),_Media(backbones, model.modalities)
         self.live = LiveSteps(backbones.spec, steps_every(every) if duration is None else step_times(backbones.spec, duration), wait)
         self.classes,self.per_second = list(classes or map(str, range(model.num_classes))),per_second
@@ -342,7 +345,8 @@ def _step(self,
     if self.walk.ended: return False
     if self.per_second is not None: self.walk.meter.allowance = budget_macs(self.per_second*step.time)
     self.media.steps,self.media.walks,before = [step],[self.walk],self.walk.steps
-    self.state = self.run.step(self.state, [self.walk], self.media)
+    forced = None if self.gates is None else torch.as_tensor(self.gates[step.index:step.index+1])
+    self.state = self.run.step(self.state, [self.walk], self.media, forced)
     if self.walk.steps==before: self.passed += 1; return False
     self.time = step.time
     return True
@@ -356,3 +360,20 @@ def _answer(self) -> Answer:
     if not w.steps: note = NO_STEP if w.ended else 'no step is complete yet: the answer is the prior, every class alike'
     elif w.ended: note = f'the budget ended it after {w.steps} steps'
     return Answer(self.classes, self.said, self.time, self.said_at, w.meter.gflops, note)
+
+# %% ../nbs/42_infer.ipynb #f2b60fd4
+def play(
+    path,             # A video file
+    stream:Stream,
+    pace:float=0.,    # Clock seconds for a second of video; 0: as fast as it goes
+) -> Iterator:        # Steps taken, after each picture or piece of sound that completed one
+    "Push a file into a stream as its decoders give it, to the end: a stand-in for a camera."
+    start,began = probe(path).start,time.monotonic()
+    with av.open(str(path)) as c:
+        for packet in c.demux([o for o in (c.streams.best('video'), c.streams.best('audio')) if o]):
+            try: frames = packet.decode()
+            except av.error.FFmpegError: continue   # costs itself
+            for o in frames:
+                time.sleep(max(0., began+pace*(o.time-start)-time.monotonic()))
+                if n:=(stream.see if isinstance(o, av.VideoFrame) else stream.hear)(o, o.time-start): yield n
+    if n:=stream.end(): yield n

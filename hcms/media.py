@@ -108,10 +108,11 @@ _EXACT = int(Interpolation.BILINEAR|Interpolation.BITEXACT)   # where only colou
 def _picture(
     rgb:np.ndarray,   # (H, W, 3) uint8
     pix_fmt:str,      # What the encoder wants
+    scaler:VideoReformatter,   # Shared by all pictures: making one costs more than its work
 ) -> av.VideoFrame:
     "An RGB array as a frame for the encoder."
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format='rgb24')
-    return frame.reformat(format=pix_fmt, interpolation=_SMOOTH, threads=1)
+    return scaler.reformat(frame, format=pix_fmt, interpolation=_SMOOTH, threads=1)
 
 # %% ../nbs/03_media.ipynb #0fc17d6f
 _LAYOUTS = {1:'mono', 2:'stereo', 6:'5.1'}
@@ -160,10 +161,10 @@ def _encode_second(out, a, sound, rate, done, shift):
 def _encode(out, v, a, frames, fps, sound, rate, sound_start):
     "Encode all, in the order of time."
     border,base = _ticks(fps, len(frames)),v.codec_context.time_base
-    done,shift = 0,round(sound_start*rate)
+    done,shift,scaler = 0,round(sound_start*rate),VideoReformatter()
     for i,rgb in enumerate(frames):
         while a and done<len(sound) and done+shift <= float(border[i]*base)*rate: done = _encode_second(out, a, sound, rate, done, shift)
-        frame = _picture(rgb, v.pix_fmt)
+        frame = _picture(rgb, v.pix_fmt, scaler)
         frame.pts,frame.duration,frame.time_base = border[i],border[i+1]-border[i],base
         out.mux(v.encode(frame))
     while a and done<len(sound): done = _encode_second(out, a, sound, rate, done, shift)

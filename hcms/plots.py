@@ -87,9 +87,9 @@ def plot_curves(
         ax.plot(d.gflops_mean, 100*d.map_mean, marker='os^Dv'[n%5], ms=4, color=color, label=method, lw=1.2)
         ax.fill_between(d.gflops_mean, 100*d.map_mean-std, 100*d.map_mean+std, color=color, alpha=.15, lw=0)
         ours = method=='HCMS'   # its labels go up, the others' to the right and down
-        for r in d.itertuples(): ax.annotate(r.label, (r.gflops_mean, 100*r.map_mean), xytext=(0, 5) if ours else (4, -7), textcoords='offset points', fontsize=5.5, color=color, rotation=55 if ours else 0, ha='left')
+        for r in d.itertuples(): ax.annotate(r.label, (r.gflops_mean, 100*r.map_mean), xytext=(0, 5) if ours else (4, -7), textcoords='offset points', fontsize=5.5, color=color, rotation=90 if ours else 0, ha='center' if ours else 'left')
     ax.set(xscale='log', xlabel='GFLOPs a video (multiply-accumulates, 1e9)', ylabel='mAP (%)', title=title)
-    ax.margins(x=.16, y=.16)
+    ax.margins(x=.16, y=.2)
     ax.legend(loc='lower right')
     return ax
 

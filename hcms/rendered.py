@@ -144,8 +144,8 @@ def _shift(name, seconds, rng):
         trembling=lambda: tuple(rng.normal(0, .7, (2, len(seconds)))))[name](), -1)
 
 # %% ../nbs/04_rendered.ipynb #62fc5c3f
-def _draw(frames, slot, rng):
-    "Paint one slot's object into its frames (F, S, S, 3), float32, in place."
+def _draw(frames, back, at, slot, rng):
+    "Paint one slot's object into its frames (F, S, S, 3), each of which shows the backdrop from a point (x, y) of `at` on."
     S,R = frames.shape[1],32
     r,kind = rng.uniform(22, 28),rng.integers(3)
     colours = rng.permutation([rng.uniform(150, 250, 3), rng.uniform(10, 95, 3)]).astype(np.float32)
@@ -156,8 +156,11 @@ def _draw(frames, slot, rng):
     paint = colours[_texture(slot['texture'], x, y, rng).astype(int)]
     if slot['rim']: paint[away>r-3] = 255
     cover = np.clip(r-away+.5, 0, 1)[...,None]
-    under = frames[:, oy-R:oy+R+1, ox-R:ox+R+1]
+    under = np.stack([back[v+oy-R:v+oy+R+1, u+ox-R:u+ox+R+1] for u,v in at])
     under += cover*(paint-under)
+    frames[:, oy-R:oy+R+1, ox-R:ox+R+1] = _bytes(under)
+
+def _bytes(x): return np.clip(x, 0, 255).astype(np.uint8)
 
 def _mottle(rng, n, S):
     "Smooth noise of n x n blobs that tiles: (S, S) in 0..1."
@@ -187,10 +190,12 @@ def pictures(
         seconds = np.arange(1, fps+1)/fps
         shifts.append(at + (_shift(slot['movement'], seconds, rng) if slot['movement'] else rng.uniform(-2, 2, 2)*seconds[:,None]))
         at = shifts[-1][-1]
-    frames = np.stack([back[y:y+S, x:x+S] for x,y in np.round(-np.concatenate(shifts)).astype(int)%S])
+    at,still = np.round(-np.concatenate(shifts)).astype(int)%S,_bytes(back)
+    frames = np.stack([still[y:y+S, x:x+S] for x,y in at])
     for s,slot in enumerate(plot):
-        if slot['texture']: _draw(frames[s*fps:(s+1)*fps], slot, rng)
-    return np.clip(frames, 0, 255).astype(np.uint8)
+        part = slice(s*fps, (s+1)*fps)
+        if slot['texture']: _draw(frames[part], back, at[part], slot, rng)
+    return frames
 
 # %% ../nbs/04_rendered.ipynb #34c168c1
 def demo_rows(recipe:Recipe=Recipe()) -> pd.DataFrame:   # id, path, split, labels

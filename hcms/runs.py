@@ -22,8 +22,8 @@ from .hlstm import HCMS
 from .train import TrainConfig, predict_split, train, train_config
 
 # %% ../nbs/50_runs.ipynb #868e5db2
-_SMALL,_TINY = dict(audio=32, appearance=64, motion=128),dict(audio=24, appearance=48, motion=96)
-TRAINING = dict(paper=dict(), demo=dict(proj_sizes=_SMALL, hidden_sizes=_SMALL, lr=3e-3, decay=.95, weight_decay=1e-3, batch=32, epochs=26, skip_targets=(.6, .9)),
+_SMALL,_TINY = dict(audio=24, appearance=48, motion=96),dict(audio=16, appearance=32, motion=64)
+TRAINING = dict(paper=dict(), demo=dict(proj_sizes=_SMALL, hidden_sizes=_SMALL, lr=4e-3, decay=.95, weight_decay=1e-3, batch=64, epochs=26, skip_targets=(.6, .9)),
     simulated=dict(proj_sizes=_TINY, hidden_sizes=_TINY, lr=4e-3, batch=32, epochs=12, forget_bias=3.))
 
 # %% ../nbs/50_runs.ipynb #078d750b

@@ -1,7 +1,8 @@
 "A tiny demo corpus, prepared once for all tests that need the whole path from files to tables."
-import os, subprocess, sys
+import os, shutil, subprocess, sys
 from pathlib import Path
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -12,29 +13,50 @@ def hcms(*args, home, check=True, cwd=ROOT, **kw):
     if check: assert out.returncode==0, out.stderr[-3000:]
     return out
 
+def once(tmp_path_factory, name, make) -> Path:
+    "A folder that the first test process to ask for it makes, for all of them."
+    root = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ: root = root.parent
+    folder,done = root/name,root/f'{name}.done'
+    with FileLock(root/f'{name}.lock'):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True); folder.mkdir()
+            make(folder); done.touch()
+    return folder
+
+def copy_home(tiny_home, to, *parts):
+    "A home that shares nothing with the tiny one; `parts` of data/demo are left out."
+    shutil.copytree(tiny_home/'data', to/'data', ignore=shutil.ignore_patterns('runs', *parts))
+    return to
+
+def run_code(code, home):
+    (home/'go.py').write_text(code)
+    r = subprocess.run([sys.executable, home/'go.py'], env=dict(os.environ, HCMS_HOME=str(home), HCMS_DATA=''), capture_output=True, text=True)
+    assert r.returncode==0, r.stderr[-3000:]
+
 @pytest.fixture(scope='session')
 def tiny_home(tmp_path_factory):
     "HCMS_HOME with 64 rendered videos, trained demo backbones and all features."
-    home = tmp_path_factory.mktemp('home')
-    code = """
+    return once(tmp_path_factory, 'tiny', lambda home: run_code("""
 from hcms import datasets
 from hcms.rendered import Recipe
 datasets.PRETRAINING['recipe'] |= dict(per_class=4, training=2, seconds=2)
 datasets.PRETRAINING['config'] = datasets.FINETUNING['demo'] = dict(epochs=1)
-if __name__ == '__main__': print(datasets.prepare_demo(Recipe(per_class=4, training=2, selection=1)))
-"""
-    (home/'prepare.py').write_text(code)
-    subprocess.run([sys.executable, home/'prepare.py'], env=dict(os.environ, HCMS_HOME=str(home)), check=True, capture_output=True, text=True)
-    return home
+if __name__ == '__main__': datasets.prepare_demo(Recipe(per_class=4, training=2, selection=1))
+""", home))
 
 @pytest.fixture(scope='session')
-def trained(tiny_home):
-    "The tiny corpus with a recognizer, its test split, and what evaluation on stored features says of it."
-    code = """
+def tiny_reports(tmp_path_factory, tiny_home):
+    "A home like the tiny one in which `hcms report` ran: every table and figure, one epoch, one seed."
+    return once(tmp_path_factory, 'reported', lambda home: hcms('report', 'demo', '--seeds', 1, '--epochs', 1, home=copy_home(tiny_home, home)))
+
+@pytest.fixture(scope='session')
+def trained_home(tmp_path_factory, tiny_home):
+    "A home like the tiny one with a recognizer in checkpoints/demo, and said.npz: what evaluation on stored features says of the test split."
+    return once(tmp_path_factory, 'trained', lambda home: run_code("""
 import numpy as np, torch
 from hcms.core import home
 from hcms.datasets import Dataset
-from hcms.recognizer import Recognizer
 from hcms.runs import config_for, get_runs
 from hcms.driver import _keep
 from hcms.train import predict_split
@@ -46,11 +68,12 @@ if __name__=='__main__':
     test = data.split(data.evaluated)
     logits,gates = predict_split(run.model, run.config, test)
     np.savez(home()/'said.npz', p=logits.softmax(-1).numpy(), gates=gates.numpy(), paths=[str(data.manifest.path_of(i)) for i in test.ids])
-"""
-    (tiny_home/'keep.py').write_text(code)
-    r = subprocess.run([sys.executable, tiny_home/'keep.py'], env=dict(os.environ, HCMS_HOME=str(tiny_home), HCMS_DATA=''), capture_output=True, text=True)
-    assert r.returncode==0, r.stderr[-3000:]
+""", copy_home(tiny_home, home)))
+
+@pytest.fixture(scope='session')
+def trained(trained_home):
+    "The recognizer, and what is to be said of the test split."
     from hcms.recognizer import Recognizer
     import numpy as np, torch
     torch.set_num_threads(1)
-    return Recognizer.from_pretrained(tiny_home/'checkpoints'/'demo'),np.load(tiny_home/'said.npz')
+    return Recognizer.from_pretrained(trained_home/'checkpoints'/'demo'),np.load(trained_home/'said.npz')

@@ -7,13 +7,13 @@ CHROMIUM = os.environ.get('CHROMIUM') or shutil.which('chromium')
 QUIET = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync']
 
 @pytest.fixture
-def lab(trained, tiny_home, tmp_path):
+def lab(trained_home, tmp_path):
     "JupyterLab on a copy of nbs/, every cell kept in the page; its address."
     shutil.copytree(ROOT/'nbs', tmp_path/'nbs')
     tracker = tmp_path/'settings'/'@jupyterlab'/'notebook-extension'/'tracker.jupyterlab-settings'
     tracker.parent.mkdir(parents=True); tracker.write_text(json.dumps(dict(windowingMode='none')))
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
-    env = dict(os.environ, HCMS_HOME=str(tiny_home), HCMS_DATA='', JUPYTERLAB_SETTINGS_DIR=str(tmp_path/'settings'), OMP_NUM_THREADS='1')
+    env = dict(os.environ, HCMS_HOME=str(trained_home), HCMS_DATA='', JUPYTERLAB_SETTINGS_DIR=str(tmp_path/'settings'), OMP_NUM_THREADS='1')
     p = subprocess.Popen([BIN/'jupyter', 'lab', '--no-browser', '--allow-root', f'--port={port}', '--IdentityProvider.token=', '--ServerApp.password=', f'--ServerApp.root_dir={tmp_path}/nbs'], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(120):

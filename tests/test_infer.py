@@ -63,20 +63,20 @@ def test_a_budget_is_kept_to_the_last_multiply_accumulate(seed, prices, order, n
     want = within_budget(gates, share*whole, run.costs)
     assert walk.steps==want.steps[0] and (not walk.steps or walk.meter.total==round(want.gflops[0]*1e9))
 
-def test_the_command(trained, tiny_home, tmp_path):
+def test_the_command(trained, trained_home, tmp_path):
     "A folder with a broken file: a line of JSON each, the reason for the broken one, exit code 1; and pictures."
     _,said = trained
     for i,p in enumerate(said['paths'].tolist()[:2]): (tmp_path/f'-v{i} ü.mp4').write_bytes(Path(p).read_bytes())
     (tmp_path/'broken.mp4').write_text('<html>404</html>')
-    r = hcms('predict', tmp_path, '--json', '--plot', tmp_path/'plots', home=tiny_home, check=False)
+    r = hcms('predict', tmp_path, '--json', '--plot', tmp_path/'plots', home=trained_home, check=False)
     lines = [json.loads(o) for o in r.stdout.splitlines()]
     assert r.returncode==1 and [Path(o['path']).name for o in lines]==['-v0 ü.mp4', '-v1 ü.mp4', 'broken.mp4'], r.stderr[-2000:]
     assert 'is text' in lines[2]['error'] and 'is text' in r.stderr
     for o,gates in zip(lines[:2], said['gates']): assert o['gates']==gates.astype(int).tolist()
     assert sorted(o.name for o in (tmp_path/'plots').glob('*.png'))==['-v0 ü.png', '-v1 ü.png']
-    few = hcms('predict', '--budget', 0.01, '--top', 2, '--', tmp_path/'-v0 ü.mp4', home=tiny_home)
+    few = hcms('predict', '--budget', 0.01, '--top', 2, '--', tmp_path/'-v0 ü.mp4', home=trained_home)
     assert 'the budget ended it' in few.stdout and few.stdout.count('%')==2
-    none = hcms('predict', tmp_path/'plots', home=tiny_home, check=False)
+    none = hcms('predict', tmp_path/'plots', home=trained_home, check=False)
     assert none.returncode==2 and 'holds no video' in none.stderr
 
 def test_an_odd_file_gives_a_result_or_a_reason(trained, tmp_path):

@@ -3,15 +3,10 @@ import json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pandas as pd
 import pytest
-from conftest import BIN, ROOT, hcms
+from conftest import BIN, ROOT, copy_home, hcms
 
 def papermill(*args, home, **env):
     return subprocess.run([BIN/'papermill', *map(str, args)], cwd=ROOT, env=dict(os.environ, HCMS_HOME=str(home), HCMS_DATA='', **env), capture_output=True, text=True)
-
-def copy_home(tiny_home, to, *parts):
-    "A home that shares nothing with the tiny one; `parts` of data/demo are left out."
-    shutil.copytree(tiny_home/'data', to/'data', ignore=shutil.ignore_patterns('runs', *parts))
-    return to
 
 def snapshot(folder): return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob('*')) if p.is_file()}
 
@@ -26,9 +21,8 @@ def kill_when(args, home, ready):
             time.sleep(.02)
     finally: os.killpg(p.pid, signal.SIGKILL); p.wait()
 
-def test_everything_from_the_driver(tiny_home):
-    hcms('report', 'demo', '--seeds', 1, '--epochs', 1, home=tiny_home)
-    out = tiny_home/'reports'/'demo'
+def test_everything_from_the_driver(tiny_reports):
+    out = tiny_reports/'reports'/'demo'
     tables = ('claims', 'ablations', 'table1', 'table1_families', 'table1_gates', *(f'table{n}' for n in (2, 3, 4, 5, 6)), 'table3_later')
     for name in tables:
         for suffix in ('csv', 'md', 'tex', 'json'): assert (out/f'{name}.{suffix}').stat().st_size
@@ -41,12 +35,12 @@ def test_everything_from_the_driver(tiny_home):
     assert t2[t2.budget==float('inf')].map_mean.item()==pytest.approx(hcms_row.map_mean)
     claims = pd.read_csv(out/'claims.csv')
     assert len(claims)>=12 and claims.verdict.isin(['holds', 'does not hold', 'not testable on this data']).all() and claims.numbers.notna().all()
-    front = (tiny_home/'reports'/'README.md').read_text()
+    front = (tiny_reports/'reports'/'README.md').read_text()
     assert 'demo/fig5.png' in front and claims.claim[0] in front and '(#table6)' in (out/'README.md').read_text()
 
-def test_figures_show_what_their_numbers_say(tiny_home):
+def test_figures_show_what_their_numbers_say(tiny_reports):
     "What Figs. 3 to 7 plot agrees with the tables, and with each other."
-    out = tiny_home/'reports'/'demo'
+    out = tiny_reports/'reports'/'demo'
     read = lambda name: pd.read_csv(out/f'{name}.csv')
     t1,f3,f4,f6,t6 = map(read, ('table1', 'fig3', 'fig4', 'fig6', 'table6'))
     ours = t1[t1.method=='HCMS'].iloc[0]
@@ -56,11 +50,11 @@ def test_figures_show_what_their_numbers_say(tiny_home):
     by_class = f6[f6.modality=='motion'].groupby('category').usage.mean()
     assert by_class.to_dict()==pytest.approx(f4.groupby('category').usage.mean().to_dict(), abs=1e-6)
 
-def test_same_run_same_bytes(tiny_home, tmp_path):
+def test_same_run_same_bytes(tiny_reports, tmp_path):
     "What the driver wrote and what papermill writes alone agree to the byte, from stored runs."
-    r = papermill('nbs/table2.ipynb', tmp_path/'out.ipynb', '-p', 'dataset', 'demo', '-p', 'seeds', 1, '-p', 'epochs', 1, '-p', 'out_dir', tmp_path/'r', home=tiny_home)
+    r = papermill('nbs/table2.ipynb', tmp_path/'out.ipynb', '-p', 'dataset', 'demo', '-p', 'seeds', 1, '-p', 'epochs', 1, '-p', 'out_dir', tmp_path/'r', home=tiny_reports)
     assert r.returncode==0, r.stderr[-3000:]
-    assert (tmp_path/'r'/'table2.csv').read_bytes()==(tiny_home/'reports'/'demo'/'table2.csv').read_bytes()
+    assert (tmp_path/'r'/'table2.csv').read_bytes()==(tiny_reports/'reports'/'demo'/'table2.csv').read_bytes()
 
 @pytest.mark.parametrize('given, says', [
     (('-p', 'dataste', 'demo'), "did you mean 'dataset'"),
@@ -71,9 +65,9 @@ def test_wrong_parameters_end_the_notebook(tiny_home, tmp_path, given, says):
     r = papermill('nbs/table2.ipynb', tmp_path/'out.ipynb', '-p', 'out_dir', tmp_path/'r', *given, home=tiny_home)
     assert r.returncode!=0 and says in r.stderr and not (tmp_path/'r').exists()
 
-def test_a_failing_notebook_does_not_stop_the_others(tiny_home, tmp_path):
+def test_a_failing_notebook_does_not_stop_the_others(tiny_reports, tmp_path):
     home = tmp_path
-    shutil.copytree(tiny_home/'data', home/'data')
+    shutil.copytree(tiny_reports/'data', home/'data')
     code = "from hcms import driver; driver.NOTEBOOKS = ('table6', 'nosuch'); driver.notebooks = lambda data: ['nosuch', 'table6']\nif __name__=='__main__': print('failed:', driver.make_reports('demo', 1, 1))"
     (home/'go.py').write_text(code)
     r = subprocess.run([sys.executable, home/'go.py'], cwd=ROOT, env=dict(os.environ, HCMS_HOME=str(home), HCMS_DATA=''), capture_output=True, text=True)
