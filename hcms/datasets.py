@@ -158,12 +158,12 @@ def _sources(self) -> dict:
     return dict(backbones={m: dict(weights=w, price_gflops=self.prices[m], pretrained=self.origin.get(m)) for m,w in self.backbones.weights.items()}) | (dict(chosen=self.chosen) if self.chosen else {})
 
 # %% ../nbs/45_datasets.ipynb #ad491fc5
-FINETUNING = dict(demo=dict(epochs=3, lr=1e-3),   # of `FinetuneConfig`
+FINETUNING = dict(demo=dict(epochs=4, steps=4, lr=1e-3),   # of `FinetuneConfig`
     paper=dict(                                   # of `StreamConfig`; the paper gives no schedule, so all of it is our choice
         audio=dict(epochs=10, steps=16),          # sound alone is decoded and the network is small: many steps, many epochs
         appearance=dict(epochs=5, steps=8, accumulate=2),   # 128 pictures of 224 x 224 at once on the device
         motion=dict(epochs=5, steps=4, accumulate=16)))     # 8 clips of 32 x 256 x 256 at once: about 16 GB in half precision
-PRETRAINING = dict(recipe=dict(per_class=26, training=24, selection=1, seconds=4, trimmed=True, seed=1), config=dict(epochs=8))   # the demo's stand-in for AudioSet, ImageNet and Kinetics
+PRETRAINING = dict(recipe=dict(per_class=26, training=24, selection=1, seconds=4, trimmed=True, seed=1), config=dict(epochs=10, steps=4))   # the demo's stand-in for AudioSet, ImageNet and Kinetics
 
 def _train_one(job, manifest_path, out, preset, config, start):
     position,m = job

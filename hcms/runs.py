@@ -22,12 +22,12 @@ from .hlstm import HCMS
 from .train import TrainConfig, predict_split, train, train_config
 
 # %% ../nbs/50_runs.ipynb #868e5db2
-_SMALL,_TINY = dict(audio=24, appearance=48, motion=96),dict(audio=16, appearance=32, motion=64)
+_SMALL = dict(audio=24, appearance=48, motion=96)
 TRAINING = dict(paper=dict(), demo=dict(proj_sizes=_SMALL, hidden_sizes=_SMALL, lr=4e-3, decay=.95, weight_decay=1e-3, batch=64, epochs=26, skip_targets=(.6, .9)),
-    simulated=dict(proj_sizes=_TINY, hidden_sizes=_TINY, lr=4e-3, batch=32, epochs=12, forget_bias=3.))
+    simulated=dict(proj_sizes=_SMALL, hidden_sizes=_SMALL, lr=4e-3, decay=.95, batch=32, epochs=24, patience=3, forget_bias=3.))
 
 # %% ../nbs/50_runs.ipynb #078d750b
-_OPEN = dict(epochs='', batch='', weight_decay='', clip='largest norm of the gradient', seed='first of the runs', forget_bias='added to the initial forget gates',
+_OPEN = dict(epochs='', patience='0: every epoch is run', batch='', weight_decay='', clip='largest norm of the gradient', seed='first of the runs', forget_bias='added to the initial forget gates',
     skip_targets='one of the ranges 0.6 to 0.85 and 0.94 to 0.98', tau='temperature of Eq. 9, first and last', warmup='of lambda', per_video='Eq. 10 on the mean of the batch, or as printed',
     hard='gates of exactly 0 and 1 in training', nested='motion only where appearance is used', copy_cell='the copy takes c as well as h', precision='')
 

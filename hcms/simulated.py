@@ -41,7 +41,7 @@ class Simulation:
 LATENT = (32, 48, 64)   # Directions that carry signal and noise; a longer feature is an isometric picture of them
 CUE = 3.                # Norm of a cue
 CLEAR_SOUND = tuple(o for o in dict.fromkeys(paper_table(4).category) if o!='Overall')
-CLARITY = dict(activitynet=(-1.6, 1.95, 1.95), fcvid=(.15, 2.4, 2.3))   # From nbs/calibration.ipynb
+CLARITY = dict(activitynet=(-2.5, 1.95, 2.15), fcvid=(-.9, 2.35, 2.6))   # From nbs/calibration.ipynb
 
 def simulation(
     name:str,          # activitynet or fcvid
@@ -51,7 +51,7 @@ def simulation(
     "The stand-in of a data set."
     d = PAPER_DATASETS[check_choice(name, PAPER_DATASETS, 'simulated data set')]
     if paper_size: size = dict(training=int(.9*d.training), selection=d.training-int(.9*d.training), evaluated=d.n(d.evaluated), sizes=tuple(PAPER.feature_dim.values()))
-    else: size = dict(training=6*d.classes, selection=2*d.classes, evaluated=3*d.classes, sizes=LATENT)
+    else: size = dict(training=4*d.classes, selection=d.classes, evaluated=2*d.classes, sizes=LATENT)
     return Simulation(name, **size | dict(clarity=CLARITY[name]) | changes)
 
 # %% ../nbs/05_simulated.ipynb #03a4d6f1

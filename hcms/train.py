@@ -41,6 +41,7 @@ class TrainConfig(BaseModel):
     hidden_sizes:dict[str, int] = HIDDEN_SIZES
     forget_bias:float = 0.                            # Added to the forget gates' initial bias
     epochs:int = Field(40, ge=1)
+    patience:int = Field(0, ge=0)                     # Epochs without a better score after which training ends; 0: all epochs are run
     batch:int = Field(32, ge=1)
     lr:float = Field(1e-4, gt=0)
     decay:float = Field(.92, gt=0, le=1)              # Of the learning rate, after every epoch
@@ -187,6 +188,11 @@ def _together(model, config, terms, weight, team) -> dict:
     return dict(ce=ce, usage=usage, loss=ce+weight*usage)
 
 # %% ../nbs/40_train.ipynb #ac578849
+def _waited(history) -> int:
+    "Epochs since the best score."
+    scores = [o['score'] for o in history]
+    return scores[::-1].index(max(scores)) if scores else 0
+
 def train(
     config:TrainConfig,
     training:Split,
@@ -210,6 +216,7 @@ def train(
     epochs = range(len(history), config.epochs)
     with threads(config.threads):
         for epoch in epochs if position is None else tqdm(epochs, desc=config.model, position=position, unit='epoch', leave=False):
+            if _waited(history)>=(config.patience or config.epochs): break
             try: terms = _train_epoch(model, config, x, training.y, optimizer, scaler, epoch, team)
             except torch.cuda.OutOfMemoryError: raise InputError('batch', f'of {config.batch} videos does not fit the memory of the device; take a half precision (--precision bfloat16), a smaller batch, or more processes: each holds its part of the batch') from None
             schedule.step()
