@@ -6,7 +6,7 @@
 __all__ = ['app', 'store_app', 'manifest_app', 'OUT', 'VIDEOS', 'DATASET', 'WORKERS', 'SEEDS', 'EPOCHS', 'MODALITY', 'DEVICE',
            'PRECISION', 'PATIENCE', 'main', 'render', 'weights_command', 'finetune_command', 'extract_command',
            'train_command', 'report', 'doctor', 'manifest_activitynet', 'manifest_fcvid', 'verify', 'pack_command',
-           'repair', 'predict_command']
+           'repair', 'predict_command', 'export_command']
 
 # %% ../nbs/70_cli.ipynb #f54a2f91
 import json, sys
@@ -201,6 +201,15 @@ def _plot(o, path):
     from hcms.figures import show_timeline
     path.parent.mkdir(parents=True, exist_ok=True)
     show_timeline(o, path)
+
+# %% ../nbs/70_cli.ipynb #dac099cf
+@app.command('export')
+def export_command(folder:Path=typer.Argument(help='gets a .pt2 file for each part, and program.json'), checkpoint:Path=typer.Option(None, help='folder of a recognizer; by default checkpoints/demo')):
+    "A recognizer as torch.export programs, for where this package is not installed."
+    from hcms.core import home
+    from hcms.export import export_recognizer
+    from hcms.recognizer import Recognizer
+    print(export_recognizer(Recognizer.from_pretrained(checkpoint or home()/'checkpoints'/'demo'), folder))
 
 # %% ../nbs/70_cli.ipynb #f6beac51
 #| eval: false

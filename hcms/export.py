@@ -48,15 +48,12 @@ def step_modules(
     model:HCMS,
 ) -> dict:      # name -> (module, inputs for two videos)
     "The parts of a time step."
-    out = {}
-    for k,l in enumerate(model.levels):
-        H,below = l.lstm.hidden_size,torch.zeros(2, sum(l.sizes[:-1]))
-        h = torch.zeros(2, H)
-        out[f'use_{k}'] = Use(l),(torch.zeros(2, model.in_sizes[k]), below, h, h)
-        if k:
-            low = torch.zeros(2, model.hidden_sizes[k-1])
-            out[f'gate_{k}'],out[f'skip_{k}'] = (Gate(l), (below, h, h)),(Skip(model.copy_cell), (h, h, low, low))
-    return out | dict(read=(Read(model.head), (torch.zeros(2, model.hidden_sizes[-1]),)))
+    out,inputs = {},lambda *sizes: tuple(torch.zeros(2, n) for n in sizes)   # a tensor each: the same one twice would be traced as one
+    for k,(l,H) in enumerate(zip(model.levels, model.hidden_sizes)):
+        below = sum(l.sizes[:-1])
+        out[f'use_{k}'] = Use(l),inputs(model.in_sizes[k], below, H, H)
+        if k: out[f'gate_{k}'],out[f'skip_{k}'] = (Gate(l), inputs(below, H, H)),(Skip(model.copy_cell), inputs(H, H, *2*model.hidden_sizes[k-1:k]))
+    return out | dict(read=(Read(model.head), inputs(model.hidden_sizes[-1])))
 
 def network_modules(
     r:Recognizer,

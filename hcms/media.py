@@ -374,6 +374,11 @@ def _matrix(frame) -> tuple|None:
     return None if m is None else tuple(np.frombuffer(m, dtype=np.int32).tolist())
 
 # %% ../nbs/03_media.ipynb #6f744712
+def _pixels(frame) -> np.ndarray:   # (H, W, 3)
+    "An RGB frame's own memory: nothing is copied, and the frame lives as long as the array."
+    p = frame.planes[0]
+    return np.frombuffer(p, np.uint8).reshape(frame.height, p.line_size)[:,:3*frame.width].reshape(frame.height, frame.width, 3)
+
 class _Fit:
     "Make a decoded picture a size x size RGB array: short side to the size, centre crop, upright."
     def __init__(self): self.scalers,self.rotation,self.matrix = {},None,None
@@ -384,7 +389,7 @@ class _Fit:
         scaler = self.scalers[size]
         if frame.rotation!=self.rotation: self.rotation,self.matrix = frame.rotation,_matrix(frame)   # PyAV's frames outlive a look at their side data
         how = _EXACT if (w, h)==(frame.width, frame.height) else _SMOOTH
-        img = upright(scaler.reformat(frame, w, h, 'rgb24', interpolation=how, threads=1).to_ndarray(), self.matrix)
+        img = upright(_pixels(scaler.reformat(frame, w, h, 'rgb24', interpolation=how, threads=1)), self.matrix)
         y,x = (img.shape[0]-size)//2,(img.shape[1]-size)//2
         return img[y:y+size, x:x+size]
 

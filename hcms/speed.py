@@ -110,6 +110,10 @@ def seconds_per_call(
     return {m: t/rows for m,t in in_turns(jobs, repeats).items()}
 
 # %% ../nbs/69_speed.ipynb #d3372a34
+def _at_steps(backbones, n):
+    "The same networks for n time steps a video."
+    return replace(backbones, spec=replace(backbones.spec, steps=n))
+
 WAYS = ('always', 'views', 'uniform', 'one', 'batch', 'stream')
 
 def inference_table(
@@ -126,10 +130,10 @@ def inference_table(
     cost = lambda g: gflops_per_video(g[None], prices, model).total[0]
     every = full(backbones.spec.steps)
     equal = full(max(1, round(cost(gates)/cost(every)*len(every))))
-    alone = lambda g: lambda: predict(paths[0], model, _at_steps(backbones, len(g)), gates=g)
+    alone = lambda g: lambda: predict(paths[0], model, _at_steps(backbones, len(g)), prices=prices, gates=g)
     many = [paths[i%len(paths)] for i in range(batch)]
-    together = lambda: list(predict_many(many, model, backbones, batch=batch, gates=dict.fromkeys(many, gates)))
-    live = lambda: sum(play(paths[0], Stream(model, backbones, duration=probe(paths[0]).duration, gates=gates)))
+    together = lambda: list(predict_many(many, model, backbones, prices=prices, batch=batch, gates=dict.fromkeys(many, gates)))
+    live = lambda: sum(play(paths[0], Stream(model, backbones, duration=probe(paths[0]).duration, prices=prices, gates=gates)))
     every_way = dict(always=('all modalities, every step', every, alone(every)), views=('all modalities, 10 views', full(10), alone(full(10))),
         uniform=(f'all modalities, {len(equal)} views: UNIFORM at equal cost', equal, alone(equal)),
         one=('HCMS, one file', gates, alone(gates)), batch=(f'HCMS, {batch} files at once', gates, together), stream=('HCMS, streamed', gates, live))

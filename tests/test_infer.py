@@ -79,6 +79,19 @@ def test_the_command(trained, trained_home, tmp_path):
     none = hcms('predict', tmp_path/'plots', home=trained_home, check=False)
     assert none.returncode==2 and 'holds no video' in none.stderr
 
+@pytest.mark.full
+def test_memory_stays_flat_over_an_hour_of_stream(trained):
+    import psutil
+    r,_ = trained
+    rss = lambda: psutil.Process().memory_info().rss/2**20
+    rng,stream,at = np.random.default_rng(0),r.stream(every=3.6),{}
+    pictures,sound = rng.integers(0, 255, (16, 96, 128, 3), dtype=np.uint8),(rng.standard_normal(16_000)/8).astype('float32')
+    for s in range(3600):
+        for i in range(8): stream.see(pictures[(8*s+i)%16], s+i/8)
+        stream.hear(sound, s)
+        if s in (600, 3599): at[s] = rss()
+    assert stream.answer().steps>=990 and at[3599]-at[600]<8, at
+
 def test_an_odd_file_gives_a_result_or_a_reason(trained, tmp_path):
     "A folder of real clips, named by HCMS_REAL_CLIPS: none ends the run."
     if not os.environ.get('HCMS_REAL_CLIPS'): pytest.skip('HCMS_REAL_CLIPS names no folder of real clips')
