@@ -7,10 +7,9 @@ __all__ = ['MODALITIES', 'LETTERS', 'ID_RULE', 'InputError', 'check_choice', 'ch
            'fingerprint', 'rng_for', 'write_whole', 'worker_pool', 'method_of', 'versions', 'commit']
 
 # %% ../nbs/00_core.ipynb #06489436
-import difflib, hashlib, json, os, re, tempfile
+import difflib, hashlib, json, multiprocessing, os, re, tempfile, threading
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 import numpy as np
 
@@ -104,6 +103,12 @@ def write_whole(
     return path
 
 # %% ../nbs/00_core.ipynb #6a74e9d2
+def _start(initializer=None, args=()):
+    "In a new worker: end with the parent, however that ends; then what the pool is to begin with."
+    def wait(): multiprocessing.parent_process().join(); os._exit(1)
+    threading.Thread(target=wait, daemon=True).start()
+    if initializer: initializer(*args)
+
 def worker_pool(
     workers:int,   # Processes
     *start,        # Initializer and a tuple of its arguments, if any
@@ -111,7 +116,7 @@ def worker_pool(
     "Fresh processes, spawned rather than forked, with one thread each for matrix products, that keep the memory they freed."
     for k in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'): os.environ[k] = '1'   # read by the children when they load numpy
     for k in ('MALLOC_MMAP_THRESHOLD_', 'MALLOC_TRIM_THRESHOLD_'): os.environ[k] = str(2**30)      # read by their C library
-    return ProcessPoolExecutor(workers, get_context('spawn'), *start)
+    return ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), _start, start)
 
 # %% ../nbs/00_core.ipynb #a9e5270e
 def method_of(cls):
