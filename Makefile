@@ -7,6 +7,8 @@ DATASET ?= demo
 ONLY    ?=
 BIN     := .venv/bin
 
+unexport PYTHONDONTWRITEBYTECODE   # pip compiles nothing; what is imported is compiled once, and only that
+
 .PHONY: reports test test-full notebooks export clean
 reports: .venv/ready
 	$(BIN)/hcms report $(DATASET) $(ONLY:%=--only %)
