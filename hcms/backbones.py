@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['YAMNET_LAYERS', 'PRESETS', 'NETWORKS', 'PRECISIONS', 'SamePad', 'Bias', 'MobileNetV1', 'YAMNet', 'Appearance',
            'Motion', 'build_backbone', 'spec_for', 'check_device', 'Backbones', 'weights_path', 'save_weights',
-           'load_backbones']
+           'Networks', 'load_backbones']
 
 # %% ../nbs/10_backbones.ipynb #27a242f9
 import hashlib, warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import numpy as np
@@ -159,7 +160,7 @@ class Backbones:
     "The three networks of a preset, frozen, and what they are fed."
     preset:str        # Key of `PRESETS`
     spec:MediaSpec    # What a time step is made of
-    nets:dict         # modality -> network in eval mode
+    nets:Mapping      # modality -> network in eval mode
     weights:dict      # modality -> 'sha256:...' of the weights, or 'random:SEED'
     precision:str='float32'   # Or 'float16', 'bfloat16': autocast, on a GPU
 
@@ -192,6 +193,17 @@ def save_weights(net:nn.Module, path) -> Path:
     return write_whole(path, save({k: v.contiguous() for k,v in sorted(net.state_dict().items())}))
 
 # %% ../nbs/10_backbones.ipynb #6ffd659f
+class Networks(Mapping):
+    "Networks by modality; `make(modality)` is called when one is first asked for."
+    def __init__(self, modalities, make): self.modalities,self.make,self.made = tuple(modalities),make,{}
+    def __iter__(self): return iter(self.modalities)
+    def __len__(self): return len(self.modalities)
+    def __contains__(self, m): return m in self.modalities
+    def __getitem__(self, m):
+        if m not in self.modalities: raise KeyError(m)
+        if m not in self.made: self.made[m] = self.make(m)
+        return self.made[m]
+
 def load_backbones(
     preset:str='paper',   # 'paper' or 'demo'
     weights='random',     # Folder with audio.safetensors, appearance.safetensors, motion.safetensors; or 'random', for plumbing only
@@ -200,17 +212,21 @@ def load_backbones(
     seed:int=0,           # Of random weights
     precision:str='float32',
     steps:int=0,          # Time steps of a video; 0: the preset's
+    lazy:bool=False,      # Make each network only when it is first asked for?
 ) -> Backbones:
     "The networks of a preset, frozen; a missing or unfitting file of weights is an `InputError`."
-    check_device(device)
-    nets,origin = {},{}
-    for m in modalities:
-        nets[m] = build_backbone(m, preset, seed).to(device).eval().requires_grad_(False)
-        if weights=='random': origin[m] = f'random:{seed}'; continue
+    check_device(device); check_choice(precision, PRECISIONS, 'precision')
+    spec,given = spec_for(preset, steps),weights!='random'
+    def make(m):
+        net = build_backbone(m, preset, seed).to(device).eval().requires_grad_(False)
+        if given:
+            try: net.load_state_dict(load_file(weights_path(weights, m)))
+            except Exception as e: raise InputError(weights_path(weights, m), f'does not fit the {m} network of preset {preset!r}: {str(e).splitlines()[0]}') from None
+        return net
+    def origin(m):
+        if not given: return f'random:{seed}'
         path = weights_path(weights, m)
         if not path.is_file(): raise InputError(path, f'no such file; it should hold the weights of the {m} network (see hcms finetune)')
-        try: nets[m].load_state_dict(load_file(path))
-        except Exception as e: raise InputError(path, f'does not fit the {m} network of preset {preset!r}: {str(e).splitlines()[0]}') from None
-        origin[m] = 'sha256:'+hashlib.sha256(path.read_bytes()).hexdigest()
-    check_choice(precision, PRECISIONS, 'precision')
-    return Backbones(preset, spec_for(preset, steps), nets, origin, precision)
+        return 'sha256:'+hashlib.sha256(path.read_bytes()).hexdigest()
+    nets,origins = Networks(modalities, make),{m: origin(m) for m in modalities}
+    return Backbones(preset, spec, nets if lazy else dict(nets), origins, precision)

@@ -93,7 +93,7 @@ class Dataset(_Provenance):
     @property
     def weights(self): return self.folder/'backbones'/'finetuned'
     @cached_property
-    def backbones(self): return load_backbones(self.preset, self.weights, **self.chosen)
+    def backbones(self): return load_backbones(self.preset, self.weights, lazy=True, **self.chosen)
     @cached_property
     def views(self): return {m: PackedView(v) if (v.folder/'packs').is_dir() else v for m,v in open_views(self.store, self.backbones).items()}
     @property
@@ -108,8 +108,13 @@ class Dataset(_Provenance):
         return {id: aside.get(id, {}).get('reason', 'not extracted') for id in self.manifest.ids if id not in have}
     @cached_property
     def prices(self) -> dict:   # modality -> GFLOPs of one feature
-        "What this data set's own backbones cost, counted."
-        return backbone_prices(self.backbones)
+        "What this data set's own backbones cost, counted; kept beside them, since counting needs the networks."
+        path,of = self.folder/'backbones'/'prices.json',fingerprint(sorted((m, v.fp) for m,v in self.views.items()))
+        note = _read_note(path)
+        if note.get('of')!=of:
+            note = dict(of=of, gflops=backbone_prices(self.backbones))
+            write_whole(path, json.dumps(note))
+        return note['gflops']
 
 # %% ../nbs/45_datasets.ipynb #8cfbd5ba
 @method_of(Dataset)

@@ -18,7 +18,7 @@ from .figures import fig3_changes
 from .evaluate import headline
 from .recognizer import Recognizer
 from .report import describe, report_folder, write_index, write_top_index
-from .runs import config_for, get_runs, variants
+from .runs import config_for, get_runs, train_runs, variants
 from .tables import table1_configs
 
 # %% ../nbs/66_driver.ipynb #c7ddb67f
@@ -69,7 +69,7 @@ def make_reports(
     data = open_dataset(dataset, workers)
     out,executed = report_folder(data, out_dir).resolve(),home()/'data'/'executed'/data.label
     executed.mkdir(parents=True, exist_ok=True)
-    if set(only)!={'speed'}: get_runs(data, table1_configs(data, seeds, epochs=epochs) if only else all_configs(data, seeds, epochs), workers)
+    if set(only)!={'speed'}: train_runs(data, table1_configs(data, seeds, epochs=epochs) if only else all_configs(data, seeds, epochs), workers)
     _keep(data, get_runs(data, [config_for(data, epochs)])[0])
     parameters = dict(dataset=dataset, seeds=seeds, epochs=epochs, workers=1, out_dir=str(out))
     failed,names = [],[n for n in (*notebooks(data), 'speed') if n in (only or notebooks(data))]

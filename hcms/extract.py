@@ -171,7 +171,7 @@ def extract(
 ) -> Extraction:
     "Features of every video of a manifest; resumes where it was stopped, sets aside what cannot be read."
     options = dict(preset=preset, weights=weights, seed=seed, device=device, precision=precision, steps=steps)
-    backbones = load_backbones(**options | dict(device='cpu'))   # tells what is to be made; the workers have their own
+    backbones = load_backbones(**options | dict(device='cpu'), lazy=True)   # tells what is to be made; the workers have their own
     check_device(device)
     views,result = open_views(store, backbones),Extraction()
     jobs = jobs_of(manifest, store, views, shard, result)

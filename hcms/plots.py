@@ -89,7 +89,7 @@ def plot_curves(
         ours = method=='HCMS'   # its labels go up, the others' to the right and down
         for r in d.itertuples(): ax.annotate(r.label, (r.gflops_mean, 100*r.map_mean), xytext=(0, 5) if ours else (4, -7), textcoords='offset points', fontsize=5.5, color=color, rotation=90 if ours else 0, ha='center' if ours else 'left')
     ax.set(xscale='log', xlabel='GFLOPs a video (multiply-accumulates, 1e9)', ylabel='mAP (%)', title=title)
-    ax.margins(x=.16, y=.2)
+    ax.margins(x=.16, y=.28)
     ax.legend(loc='lower right')
     return ax
 

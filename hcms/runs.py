@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRAINING', 'VERSION', 'open_choices', 'Run', 'config_for', 'variants', 'run_folder', 'make_run', 'load_run',
-           'with_steps', 'train_together', 'get_runs']
+           'with_steps', 'train_together', 'train_runs', 'get_runs']
 
 # %% ../nbs/50_runs.ipynb #55989729
 import json
@@ -134,16 +134,20 @@ def _start_worker(dataset):
 
 def _work(config): return make_run(_dataset, config, _splits)
 
-def get_runs(
+def train_runs(
     dataset,
     configs:list,         # of TrainConfig
     workers:int=2,        # Processes
-) -> list:                # of Run, in the order of `configs`
-    "The runs of some configurations; those that are missing are trained."
+) -> list:                # Their folders, in the order of `configs`
+    "Train the configurations that were not trained yet."
     folders = [run_folder(dataset, c) for c in configs]
     todo = list({f: c for f,c in zip(folders, configs) if not (f/'run.json').exists()}.values())
     todo.sort(key=lambda c: (c.model!='hcms', c.views is not None, -len(c.modalities)))
     if todo:
         with worker_pool(min(workers, len(todo)), _start_worker, (dataset,)) as pool:
             for _ in tqdm(pool.map(_work, todo, chunksize=1), total=len(todo), desc=f'train, {dataset.label}', unit='run'): pass
-    return [load_run(f) for f in folders]
+    return folders
+
+def get_runs(dataset, configs:list, workers:int=2) -> list:   # of Run, in the order of `configs`
+    "The runs of some configurations; those that are missing are trained."
+    return [load_run(f) for f in train_runs(dataset, configs, workers)]
