@@ -51,7 +51,7 @@ def save_figure(
     if stamp:
         w,h = fig.get_size_inches()
         fig.text(.5, .5, stamp.split(':')[0], ha='center', va='center', rotation=min(30, 30*h/w), fontsize=min(34, 5.2*w), color='#888888', alpha=.28, weight='bold', zorder=100)
-        fig.text(.5, 0, stamp, ha='center', va='bottom', fontsize=5, color='#555555')
+        fig.supxlabel(stamp, fontsize=5, color='#555555')   # below all labels
     return [write_picture(fig, Path(out_dir)/f'{name}.png'), write_picture(fig, Path(out_dir)/f'{name}.svg', metadata=dict(Date=None))]
 
 # %% ../nbs/60_plots.ipynb #41bceb8b
@@ -86,10 +86,13 @@ def plot_curves(
         color,std = COLORS.get(method, f'C{n}'),100*d.map_std.fillna(0)
         ax.plot(d.gflops_mean, 100*d.map_mean, marker='os^Dv'[n%5], ms=4, color=color, label=method, lw=1.2)
         ax.fill_between(d.gflops_mean, 100*d.map_mean-std, 100*d.map_mean+std, color=color, alpha=.15, lw=0)
-        ours = method=='HCMS'   # its labels go up, the others' to the right and down
-        for r in d.itertuples(): ax.annotate(r.label, (r.gflops_mean, 100*r.map_mean), xytext=(0, 5) if ours else (4, -7), textcoords='offset points', fontsize=5.5, color=color, rotation=90 if ours else 0, ha='center' if ours else 'left')
+        at,top = d.gflops_mean.tolist(),100*numbers.map_mean.max()+4
+        for i in range(1, len(at)): at[i] = max(at[i], 1.17*at[i-1])   # room for a label
+        for x,r in zip(at, d.itertuples()):   # labels of HCMS stand in a row above, the others' to the right and down
+            how = dict(xytext=(x, top), rotation=90, ha='center', va='bottom', arrowprops=dict(arrowstyle='-', lw=.4, color=color, shrinkA=0)) if method=='HCMS' else dict(xytext=(4, -7), textcoords='offset points')
+            ax.annotate(r.label, (r.gflops_mean, 100*r.map_mean), fontsize=5.5, color=color, **how)
     ax.set(xscale='log', xlabel='GFLOPs a video (multiply-accumulates, 1e9)', ylabel='mAP (%)', title=title)
-    ax.margins(x=.16, y=.28)
+    ax.margins(x=.16, y=.36)
     ax.legend(loc='lower right')
     return ax
 
