@@ -11,6 +11,7 @@ __all__ = ['YAMNET_LAYERS', 'PRESETS', 'NETWORKS', 'PRECISIONS', 'SamePad', 'Bia
 import hashlib, warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 import numpy as np
 import torch
@@ -168,6 +169,9 @@ class Backbones:
     def chunk(self): return PRESETS[self.preset]['chunk']   # time steps a batch; part of what decides bits
     @property
     def sizes(self): return {m: n.size for m,n in self.nets.items()}
+    def blank(self, rows:int=1) -> dict:   # modality -> what a network sees of so many time steps, all zero
+        s,u8 = self.spec,lambda *shape: torch.zeros(rows, *shape, 3, dtype=torch.uint8)
+        return dict(audio=torch.zeros(rows, 96, 64), appearance=u8(s.frame_size, s.frame_size), motion=u8(s.clip_frames, s.clip_size, s.clip_size))
 
     def config(self, modality:str) -> dict:
         "All that decides the features of a modality: the extractor's configuration."
@@ -195,14 +199,13 @@ def save_weights(net:nn.Module, path) -> Path:
 # %% ../nbs/10_backbones.ipynb #6ffd659f
 class Networks(Mapping):
     "Networks by modality; `make(modality)` is called when one is first asked for."
-    def __init__(self, modalities, make): self.modalities,self.make,self.made = tuple(modalities),make,{}
+    def __init__(self, modalities, make): self.modalities,self.make = tuple(modalities),cache(make)
     def __iter__(self): return iter(self.modalities)
     def __len__(self): return len(self.modalities)
     def __contains__(self, m): return m in self.modalities
     def __getitem__(self, m):
         if m not in self.modalities: raise KeyError(m)
-        if m not in self.made: self.made[m] = self.make(m)
-        return self.made[m]
+        return self.make(m)
 
 def load_backbones(
     preset:str='paper',   # 'paper' or 'demo'

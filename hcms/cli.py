@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'store_app', 'manifest_app', 'OUT', 'VIDEOS', 'DATASET', 'WORKERS', 'SEEDS', 'EPOCHS', 'MODALITY', 'DEVICE',
-           'PRECISION', 'PATIENCE', 'main', 'render', 'weights_command', 'finetune_command', 'extract_command',
-           'train_command', 'report', 'doctor', 'manifest_activitynet', 'manifest_fcvid', 'verify', 'pack_command',
-           'repair', 'predict_command', 'export_command']
+           'PRECISION', 'PATIENCE', 'CHECKPOINT', 'main', 'render', 'weights_command', 'finetune_command',
+           'extract_command', 'train_command', 'report', 'doctor', 'manifest_activitynet', 'manifest_fcvid', 'verify',
+           'pack_command', 'repair', 'predict_command', 'export_command']
 
 # %% ../nbs/70_cli.ipynb #f54a2f91
 import json, sys
@@ -179,14 +179,19 @@ def _as_json(o, top) -> str:
     return json.dumps(dict(path=o.path, top=[dict(label=c, probability=p) for c,p in o.top(top)], steps=len(o.gates), of=o.steps, usage=o.usage, gates=o.gates.astype(int).tolist(), gflops=o.gflops, seconds=o.seconds, notes=o.notes), ensure_ascii=False)
 
 # %% ../nbs/70_cli.ipynb #2d800221
-@app.command('predict')
-def predict_command(paths:list[Path]=typer.Argument(help='video files, or folders of them'), checkpoint:Path=typer.Option(None, help='folder of a recognizer; by default checkpoints/demo, which make reports leaves'), budget:float=typer.Option(None, help='GFLOPs a video, in the prices of its own networks'), top:int=typer.Option(5, min=1, help='classes shown'), as_json:bool=typer.Option(False, '--json', help='a line of JSON a video'), plot:Path=typer.Option(None, help='timeline as PNG; for several videos, a folder of them'), batch:int=typer.Option(8, min=1, help='videos in flight')):
-    "What is in a video, for no more than its gates ask."
-    from tqdm.auto import tqdm
+CHECKPOINT = typer.Option(None, help='folder of a recognizer; by default checkpoints/demo, which make reports leaves')
+
+def _recognizer(checkpoint):
     from hcms.core import home
     from hcms.recognizer import Recognizer
+    return Recognizer.from_pretrained(checkpoint or home()/'checkpoints'/'demo')
+
+@app.command('predict')
+def predict_command(paths:list[Path]=typer.Argument(help='video files, or folders of them'), checkpoint:Path=CHECKPOINT, budget:float=typer.Option(None, help='GFLOPs a video, in the prices of its own networks'), top:int=typer.Option(5, min=1, help='classes shown'), as_json:bool=typer.Option(False, '--json', help='a line of JSON a video'), plot:Path=typer.Option(None, help='timeline as PNG; for several videos, a folder of them'), batch:int=typer.Option(8, min=1, help='videos in flight')):
+    "What is in a video, for no more than its gates ask."
+    from tqdm.auto import tqdm
     files,failed = _files(paths),0
-    r = Recognizer.from_pretrained(checkpoint or home()/'checkpoints'/'demo')
+    r = _recognizer(checkpoint)
     for path,o in zip(files, tqdm(r.predict_many(files, budget, batch=min(batch, len(files))), total=len(files), desc='predict', unit='video', disable=len(files)==1)):
         if isinstance(o, InputError):
             failed += 1
@@ -204,12 +209,10 @@ def _plot(o, path):
 
 # %% ../nbs/70_cli.ipynb #dac099cf
 @app.command('export')
-def export_command(folder:Path=typer.Argument(help='gets a .pt2 file for each part, and program.json'), checkpoint:Path=typer.Option(None, help='folder of a recognizer; by default checkpoints/demo')):
+def export_command(folder:Path=typer.Argument(help='gets a .pt2 file for each part, and program.json'), checkpoint:Path=CHECKPOINT):
     "A recognizer as torch.export programs, for where this package is not installed."
-    from hcms.core import home
     from hcms.export import export_recognizer
-    from hcms.recognizer import Recognizer
-    print(export_recognizer(Recognizer.from_pretrained(checkpoint or home()/'checkpoints'/'demo'), folder))
+    print(export_recognizer(_recognizer(checkpoint), folder))
 
 # %% ../nbs/70_cli.ipynb #f6beac51
 #| eval: false

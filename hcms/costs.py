@@ -40,8 +40,7 @@ def backbone_prices(
 ) -> dict:       # modality -> GFLOPs of one feature
     "What one feature of each network costs, counted."
     if hasattr(backbones, 'counted'): return backbones.counted
-    s,u8 = backbones.spec,torch.uint8
-    inputs = dict(audio=torch.zeros(1, 96, 64), appearance=torch.zeros(1, s.frame_size, s.frame_size, 3, dtype=u8), motion=torch.zeros(1, s.clip_frames, s.clip_size, s.clip_size, 3, dtype=u8))
+    inputs = backbones.blank()
     backbones.counted = {m: count_macs(net, inputs[m])/1e9 for m,net in backbones.nets.items()}
     return backbones.counted
 

@@ -59,8 +59,7 @@ def network_modules(
     r:Recognizer,
 ) -> dict:      # modality -> (network, inputs for two time steps)
     "The networks, each with what it is fed."
-    s,u8 = r.backbones.spec,lambda *shape: torch.zeros(2, *shape, 3, dtype=torch.uint8)
-    x = dict(audio=torch.zeros(2, 96, 64), appearance=u8(s.frame_size, s.frame_size), motion=u8(s.clip_frames, s.clip_size, s.clip_size))
+    x = r.backbones.blank(2)
     return {m: (net, (x[m],)) for m,net in r.backbones.nets.items()}
 
 # %% ../nbs/44_export.ipynb #6720d2b8

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # %% ../nbs/20_recurrence.ipynb #c45547f8
-def _steps(*tensors):
-    "The views of every step, made at once: one by one they would cost more than the mathematics."
-    return zip(*(o.unbind(0) for o in tensors))
+def _steps(*tensors, back=False):
+    "The views of every step, made at once: one by one they would cost more than the mathematics. From the last one on, if `back`."
+    return zip(*(o.unbind(0)[::-1 if back else 1] for o in tensors))
 
 def lstm_(
     w:Tensor,               # (H, 4H) the transpose of torch's `weight_hh`
@@ -92,11 +92,11 @@ def _backward(dS, dG, S, G, Z, new, scores, own, under, lower, w_hh, w_gate, tau
     old,Z,dZ = S[:-1],Z.view(T, B, 4, H),torch.empty_like(Z)
     slope,dh_dc = _slopes(Z, old[:,:,1], (S[1:] if lower is None else new)[:,:,1])
     ifg_o = dZ.view(T, B, 4, H).split([3, 1], 2)
-    updates = _backwards(slope[:,:,:3], slope[:,:,3], dh_dc, Z[:,:,1], dZ, ifg_o[0], ifg_o[1].squeeze(2))
+    updates = _steps(slope[:,:,:3], slope[:,:,3], dh_dc, Z[:,:,1], dZ, ifg_o[0], ifg_o[1].squeeze(2), back=True)
     d,n = S.new_zeros(2, B, 2, H)                                       # of the state, and of n_t
     dh_dc_n,dh_dc_old,d_flat = n.unbind(1),d.unbind(1),d.flatten(1)
     if lower is None:
-        for update,dS_t in zip(updates, dS.flip(0)):
+        for update,(dS_t,) in zip(updates, _steps(dS, back=True)):
             n.copy_(d).add_(dS_t); d.zero_()
             lstm_back_(w_hh, *dh_dc_n, *update, *dh_dc_old)
         return dZ,None,None,None
@@ -105,7 +105,7 @@ def _backward(dS, dG, S, G, Z, new, scores, own, under, lower, w_hh, w_gate, tau
     soft = torch.sigmoid(scores/tau)
     d_head,product = d[head],torch.empty_like(d)
     for update,(dS_t,gain_t,g,dlower_head,to,dG_t,d_soft,ds_t) in zip(updates,
-        _backwards(dS, gain, G[...,None,None], dlower[head], to_gate, dG, under*soft*(1-soft)/tau, ds)):
+        _steps(dS, gain, G[...,None,None], dlower[head], to_gate, dG, under*soft*(1-soft)/tau, ds, back=True)):
         d.add_(dS_t)
         torch.sum(torch.mul(d, gain_t, out=product), (1, 2), out=to).add_(dG_t)
         torch.mul(d, g, out=n); d.sub_(n)
@@ -113,8 +113,6 @@ def _backward(dS, dG, S, G, Z, new, scores, own, under, lower, w_hh, w_gate, tau
         lstm_back_(w_hh, *dh_dc_n, *update, *dh_dc_old)
         if learn: d_flat.addr_(torch.mul(to, d_soft, out=ds_t), w_gate)
     return dZ,ds,to_gate*own,dlower
-
-def _backwards(*tensors): return zip(*(o.unbind(0)[::-1] for o in tensors))
 
 # %% ../nbs/20_recurrence.ipynb #295a8ac6
 class _Recurrence(torch.autograd.Function):

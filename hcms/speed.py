@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import torch
 from .backbones import Backbones, load_backbones
-from .core import MODALITIES
 from .costs import backbone_prices, gflops_per_video
 from .gating import gumbel_gate, gumbel_noise
 from .hlstm import HCMS, fuse
@@ -77,8 +76,8 @@ def decode_table(
     "What a pass over a file costs, against a bare decode of it."
     def whole():
         for _ in StepReader(path, spec).stacks(8): pass
-    def demand(modalities=MODALITIES):
-        for _ in StepReader(path, spec, modalities).on_demand(): pass
+    def demand():
+        for _ in StepReader(path, spec).on_demand(): pass
     jobs = {'bare decode': lambda: bare_decode(path), f'sound, {spec.steps} frames and {spec.steps} clips': whole, 'the same, no picture asked for': demand}
     seconds = in_turns(jobs, repeats, time.process_time)
     return pd.DataFrame([dict(what=k, seconds=s, times_bare=s/seconds['bare decode']) for k,s in seconds.items()])
@@ -98,16 +97,13 @@ def spread_gates(
 
 def seconds_per_call(
     backbones:Backbones,
-    rows:int=1,          # Rows of a batch
     repeats:int=3,
-) -> dict:               # modality -> seconds of one row
+) -> dict:               # modality -> seconds
     "What one feature takes, the network alone."
-    s,rng = backbones.spec,np.random.default_rng(0)
-    u8 = lambda *shape: rng.integers(0, 255, (rows, *shape, 3), dtype=np.uint8)
-    x = dict(audio=rng.standard_normal((rows, 96, 64), dtype='float32'), appearance=u8(s.frame_size, s.frame_size), motion=u8(s.clip_frames, s.clip_size, s.clip_size))
+    x = backbones.blank()
     jobs = {m: lambda m=m: backbones.features(m, x[m]) for m in backbones.nets}
     in_turns(jobs, 1)   # warm
-    return {m: t/rows for m,t in in_turns(jobs, repeats).items()}
+    return in_turns(jobs, repeats)
 
 # %% ../nbs/69_speed.ipynb #d3372a34
 def _at_steps(backbones, n):
