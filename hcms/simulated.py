@@ -41,7 +41,7 @@ class Simulation:
 LATENT = (32, 48, 64)   # Directions that carry signal and noise; a longer feature is an isometric picture of them
 CUE = 3.                # Norm of a cue
 CLEAR_SOUND = tuple(o for o in dict.fromkeys(paper_table(4).category) if o!='Overall')
-CLARITY = dict(activitynet=(-2.5, 1.95, 2.15), fcvid=(-.9, 2.35, 2.6))   # From nbs/calibration.ipynb
+CLARITY = dict(activitynet=(-2.5, 1.95, 2.15), fcvid=(-.75, 2.35, 2.6))   # From nbs/calibration.ipynb
 
 def simulation(
     name:str,          # activitynet or fcvid
