@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'STYLE', 'COLUMN', 'CMAPS', 'GROUP_COLORS', 'figure', 'panels', 'write_picture', 'save_figure', 'plot_costs',
-           'plot_curves', 'plot_usage', 'plot_map', 'plot_training', 'plot_used', 'plot_frame', 'plot_timeline',
-           'plot_architecture']
+           'plot_curves', 'plot_usage', 'plot_map', 'plot_training', 'plot_ratios', 'plot_used', 'plot_frame',
+           'plot_timeline', 'plot_architecture']
 
 # %% ../nbs/60_plots.ipynb #9403bfcc
 import io
@@ -152,6 +152,23 @@ def plot_training(
         ax.fill_between(d.epoch+1, m-s, m+s, color=color, alpha=.15, lw=0)
         if targets: ax.axhline(targets[g], color=color, lw=.8, ls=(0, (4, 3)))
     ax.set(xlabel='epoch', ylabel=ylabel)
+    return ax
+
+# %% ../nbs/60_plots.ipynb #39bd9c08
+@mpl.rc_context(STYLE)
+def plot_ratios(
+    numbers:pd.DataFrame,   # method, seconds_ratio, gflops_ratio: shares of always-on
+    ax:Axes,
+    title:str='',
+) -> Axes:
+    "Two bars a method, each with its value."
+    y = np.arange(len(numbers))[::-1]
+    for k,what,color,dy in (('seconds_ratio', 'seconds', COLORS['HCMS'], .19), ('gflops_ratio', 'GFLOPs', '#999999', -.19)):
+        bars = ax.barh(y+dy, 100*numbers[k], .36, color=color, label=what)
+        ax.bar_label(bars, [f'{100*v:.0f}' if v>=.1 else f'{100*v:.1f}' for v in numbers[k]], fontsize=5.5, padding=1)
+    ax.set(yticks=y, yticklabels=numbers.method, xlabel='% of always-on', title=title, xlim=(0, 118))
+    ax.tick_params(axis='y', labelsize=6.5)
+    ax.grid(False, axis='y')
     return ax
 
 # %% ../nbs/60_plots.ipynb #f0b652f2

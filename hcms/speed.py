@@ -21,7 +21,7 @@ from .gating import gumbel_gate, gumbel_noise
 from .hlstm import HCMS, fuse
 from .infer import Stream, play, predict, predict_many
 from .media import StepReader, probe, write_video
-from .plots import COLORS, panels
+from .plots import panels, plot_ratios
 from .report import write_figure, write_table
 
 # %% ../nbs/69_speed.ipynb #63618c08
@@ -224,11 +224,8 @@ def show_speed(
     write_table(decoding, text(decoding, times_bare='times bare decode'), 'speed_decoding', out, 'Decoding two minutes of 340 x 256', ['Seconds of one processor, one thread.', *notes], meta)
     write_table(training, text(training, times_bound='times its matrix products'), 'speed_training', out, 'A step of training, forward and backward', notes, meta)
     groups = list(n.groupby('networks', sort=False))
-    fig,axes = panels(1, len(groups), height=2.6, squeeze=False)
-    for ax,(name,d) in zip(axes[0], groups):
-        y = np.arange(len(d))[::-1]
-        for k,(what,color,dy) in dict(seconds_ratio=('seconds', COLORS['HCMS'], .18), gflops_ratio=('GFLOPs', '#999999', -.18)).items(): ax.barh(y+dy, 100*d[k], .34, color=color, label=what)
-        ax.set(yticks=y, yticklabels=d.method, xlabel='% of all modalities at every step', title=name)
-    axes[0][-1].legend(loc='lower right')
+    fig,axes = panels(1, len(groups), height=2.8, squeeze=False)
+    for ax,(name,d) in zip(axes[0], groups): plot_ratios(d, ax, f'{name} networks' if len(name.split())==1 else name)
+    fig.legend(*axes[0][0].get_legend_handles_labels(), loc='outside lower center', ncols=2, frameon=False, fontsize=7)
     write_figure(fig, n, 'speed_ratios', out, 'Seconds and GFLOPs against always-on', told+notes, meta)
     return fig
