@@ -130,9 +130,8 @@ def inference_table(
     many = [paths[i%len(paths)] for i in range(batch)]
     together = lambda: list(predict_many(many, model, backbones, prices=prices, batch=batch, gates=dict.fromkeys(many, gates)))
     live = lambda: sum(play(paths[0], Stream(model, backbones, duration=probe(paths[0]).duration, prices=prices, gates=gates)))
-    every_way = dict(always=('all modalities, every step', every, alone(every)), views=('all modalities, 10 views', full(10), alone(full(10))),
-        uniform=(f'all modalities, {len(equal)} views: UNIFORM at equal cost', equal, alone(equal)),
-        one=('HCMS, one file', gates, alone(gates)), batch=(f'HCMS, {batch} files at once', gates, together), stream=('HCMS, streamed', gates, live))
+    every_way = dict(always=('always-on', every, alone(every)), views=('10 views', full(10), alone(full(10))), uniform=(f'{len(equal)} views, equal cost', equal, alone(equal)),
+        one=('HCMS, one file', gates, alone(gates)), batch=(f'HCMS, {batch} files', gates, together), stream=('HCMS, streamed', gates, live))
     took = in_turns({k: every_way[k][2] for k in ways}, repeats)
     if 'batch' in took: took['batch'] /= batch
     once = seconds_per_call(backbones, repeats=repeats)
@@ -217,7 +216,8 @@ def show_speed(
     seconds = lambda s: f'{s:.3g}'
     shown = pd.DataFrame({'Networks': n.networks, 'Method': n.method, 'seconds a video': n.seconds.map(seconds) + n.measured.map({True: '', False: ' (computed)'}), 'of always-on': n.seconds_ratio.map('{:.1%}'.format),
         'GFLOPs': n.gflops.map('{:.3g}'.format), 'of always-on, GFLOPs': n.gflops_ratio.map('{:.1%}'.format), 'calls alone, s': n.calls_seconds.map(seconds), 'times calls': n.times_calls.map('{:.2f}'.format)})
-    told = ['Calls alone: how often each network runs, times the seconds of one call, timed alone in this run; decoding, resizing and the hierarchy come on top.',
+    told = ['Always-on: all modalities at every step. Views: all modalities at so many evenly spaced steps; equal cost: as many as HCMS pays for (UNIFORM). Files: so many at once, seconds of one. Streamed: played from a file as a camera would.',
+            'Calls alone: how often each network runs, times the seconds of one call, timed alone in this run; decoding, resizing and the hierarchy come on top.',
             'Where the two ratios differ: a GFLOP of a network made for few GFLOPs takes longer than one of large, dense convolutions; and decoding costs seconds but no GFLOPs.']
     write_table(n, shown, 'speed', out, 'Seconds and GFLOPs of inference', told+notes, meta)
     text = lambda d, **kw: d.assign(seconds=d.seconds.map(seconds), **{k: d[k].map('{:.2f}'.format) for k in kw}).rename(columns=kw)
