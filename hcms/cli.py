@@ -179,12 +179,11 @@ def _as_json(o, top) -> str:
     return json.dumps(dict(path=o.path, top=[dict(label=c, probability=p) for c,p in o.top(top)], steps=len(o.gates), of=o.steps, usage=o.usage, gates=o.gates.astype(int).tolist(), gflops=o.gflops, seconds=o.seconds, notes=o.notes), ensure_ascii=False)
 
 # %% ../nbs/70_cli.ipynb #2d800221
-CHECKPOINT = typer.Option(None, help='folder of a recognizer; by default checkpoints/demo, which make reports leaves')
+CHECKPOINT = typer.Option(None, help='folder of a recognizer; by default checkpoints/demo, which make reports leaves, or else the one that comes with the package')
 
 def _recognizer(checkpoint):
-    from hcms.core import home
-    from hcms.recognizer import Recognizer
-    return Recognizer.from_pretrained(checkpoint or home()/'checkpoints'/'demo')
+    from hcms.recognizer import Recognizer, demo_checkpoint
+    return Recognizer.from_pretrained(checkpoint or demo_checkpoint())
 
 @app.command('predict')
 def predict_command(paths:list[Path]=typer.Argument(help='video files, or folders of them'), checkpoint:Path=CHECKPOINT, budget:float=typer.Option(None, help='GFLOPs a video, in the prices of its own networks'), top:int=typer.Option(5, min=1, help='classes shown'), as_json:bool=typer.Option(False, '--json', help='a line of JSON a video'), plot:Path=typer.Option(None, help='timeline as PNG; for several videos, a folder of them'), batch:int=typer.Option(8, min=1, help='videos in flight')):
