@@ -16,6 +16,7 @@ from .core import check_choice, home, repo_root, worker_pool
 from .datasets import open_dataset
 from .figures import fig3_changes
 from .evaluate import headline
+from .policies import measured, policy_changes
 from .recognizer import Recognizer
 from .report import describe, report_folder, write_index, write_top_index
 from .runs import config_for, get_runs, train_runs, variants
@@ -35,12 +36,12 @@ def run_notebook(
     except Exception as e: return str(e).strip().splitlines()[-1]
 
 # %% ../nbs/66_driver.ipynb #89c8fbba
-NOTEBOOKS = ('claims', 'table1', 'fig5', 'fig1', 'fig3', 'fig4', 'fig6', 'fig7', 'fig2', 'table2', 'table3', 'table4', 'table5', 'table6')
+NOTEBOOKS = ('claims', 'table1', 'fig5', 'fig1', 'rivals', 'fig3', 'fig4', 'fig6', 'fig7', 'fig2', 'table2', 'table3', 'table4', 'table5', 'table6')
 
 def all_configs(data, seeds:int=3, epochs:int=0) -> list:   # of TrainConfig
     "Every run that some notebook asks for."
     ablations = [] if data.simulated else ABLATIONS.values()
-    return table1_configs(data, seeds, epochs=epochs) + variants(data, [*fig3_changes(), *claim_changes(), *ablations], seeds, epochs)
+    return table1_configs(data, seeds, epochs=epochs) + variants(data, [*fig3_changes(), *claim_changes(), *ablations, *policy_changes()], seeds, epochs)
 
 def notebooks(data) -> list:
     "The notebooks of a data set: a stand-in has its calibration, and no ablations, for what a choice is worth cannot be learned from a simulation."
@@ -70,6 +71,7 @@ def make_reports(
     out,executed = report_folder(data, out_dir).resolve(),home()/'data'/'executed'/data.label
     executed.mkdir(parents=True, exist_ok=True)
     if set(only)!={'speed'}: train_runs(data, table1_configs(data, seeds, epochs=epochs) if only else all_configs(data, seeds, epochs), workers)
+    if not only or {'rivals', 'fig3', 'table3', 'claims'} & set(only): measured(data, seeds, epochs, workers)
     _keep(data, get_runs(data, [config_for(data, epochs)])[0])
     parameters = dict(dataset=dataset, seeds=seeds, epochs=epochs, workers=1, out_dir=str(out))
     failed,names = [],[n for n in (*notebooks(data), 'speed') if n in (only or notebooks(data))]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['per_class_ap', 'average_precision', 'mean_average_precision', 'softmax', 'interpolated_ap', 'mean_interpolated_ap',
            'accuracy', 'summary', 'skip_ratios', 'PrecisionRecall', 'gate_precision_recall', 'bootstrap_interval',
-           'bootstrap_map', 'MeanStd', 'mean_std']
+           'bootstrap_map', 'over_seeds_draws', 'MeanStd', 'mean_std']
 
 # %% ../nbs/32_metrics.ipynb #269a0e18
 from collections.abc import Callable
@@ -211,6 +211,16 @@ def _resampled_ap(w, s, t):
     precision = (w[:,at] @ above[at]) / np.maximum(w @ above, 1)
     positives = w[:,at].sum(1)
     return np.where(positives>0, (precision*w[:,at]).sum(1)/np.maximum(positives, 1), np.nan)
+
+# %% ../nbs/32_metrics.ipynb #d1d9f4a0
+def over_seeds_draws(
+    draws,         # (S, n) a statistic of each run under each resample of the videos
+    key,           # Names the method
+) -> np.ndarray:   # (n,)
+    "Mean over seeds that are drawn with replacement, anew for each resample."
+    draws = np.asarray(draws)
+    pick = rng_for('seeds', key).integers(0, len(draws), draws.shape)
+    return np.take_along_axis(draws, pick, 0).mean(0)
 
 # %% ../nbs/32_metrics.ipynb #308c74f2
 class MeanStd(NamedTuple):

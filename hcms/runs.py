@@ -19,6 +19,7 @@ from .baselines import EarlyFusion
 from .core import check_choice, fingerprint, versions, worker_pool, write_whole
 from .evaluate import Predictions
 from .hlstm import HCMS
+from .rivals import RIVALS, RIVALS_VERSION
 from .train import TrainConfig, predict_split, train, train_config
 
 # %% ../nbs/50_runs.ipynb #868e5db2
@@ -34,7 +35,7 @@ _OPEN = dict(epochs='', patience='0: every epoch is run', batch='', weight_decay
 def open_choices(preset:str='paper') -> pd.DataFrame:   # what, ours, note, stated
     "Every value of a training, and whether Sec. 4.1.3 states it; for both large data sets alike."
     config = train_config(**TRAINING[check_choice(preset, TRAINING, 'preset')])
-    rows = [dict(what=k, ours=str(getattr(config, k)), note=_OPEN.get(k, ''), stated='no' if k in _OPEN else 'yes') for k in TrainConfig.model_fields if k not in ('model', 'modalities', 'views', 'policy', 'threads')]
+    rows = [dict(what=k, ours=str(getattr(config, k)), note=_OPEN.get(k, ''), stated='no' if k in _OPEN else 'yes') for k in TrainConfig.model_fields if k not in ('model', 'modalities', 'views', 'setting', 'policy', 'threads')]
     return pd.DataFrame(rows).sort_values('stated', kind='stable').reset_index(drop=True)
 
 # %% ../nbs/50_runs.ipynb #a529d2f7
@@ -67,7 +68,8 @@ def variants(
     return [config_for(dataset, epochs, **kw, seed=s) for kw in changes for s in range(seeds)]
 
 def run_folder(dataset, config:TrainConfig) -> Path:
-    return dataset.folder/'runs'/fingerprint([VERSION, config.model_dump(mode='json'), dataset.fingerprint])
+    version = [VERSION, RIVALS_VERSION] if config.model in RIVALS else VERSION
+    return dataset.folder/'runs'/fingerprint([version, config.model_dump(mode='json'), dataset.fingerprint])
 
 # %% ../nbs/50_runs.ipynb #2f0d4f2c
 def make_run(dataset, config:TrainConfig, splits:dict, team=None) -> Path:
@@ -92,7 +94,7 @@ def load_run(folder) -> Run:
     folder = Path(folder)
     note = json.loads((folder/'run.json').read_text())
     config = train_config(**note['config'])
-    model = (HCMS if config.model=='hcms' else EarlyFusion).from_pretrained(folder)
+    model = dict(RIVALS, hcms=HCMS, early=EarlyFusion)[config.model].from_pretrained(folder)
     t = {k: v.numpy() for k,v in load((folder/'predictions.safetensors').read_bytes()).items()}
     t['gates'] = t['gates'].astype('float32')
     return Run(note['key'], config, model.eval(), pd.read_csv(folder/'history.csv'), Predictions(**t))
