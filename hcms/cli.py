@@ -84,14 +84,14 @@ def extract_command(dataset:str=DATASET, workers:int=WORKERS, shard:str=typer.Op
 
 @app.command('train')
 def train_command(dataset:str=DATASET, seeds:int=SEEDS, epochs:int=EPOCHS, workers:int=WORKERS, together:bool=typer.Option(False, help='all processes of `accelerate launch -m hcms.cli train DATASET --together` train one run at a time, on GPUs where there are any; by default each process trains its own run, on the CPU'),
-                  device:str=typer.Option('', help="with --together: 'cpu' or 'cuda'; by default as accelerate was launched"), precision:str=typer.Option('', help="with --together: 'float32', 'bfloat16' or 'float16'; by default as accelerate was launched")):
+                  device:str=typer.Option('', help="with --together: 'cpu' or 'cuda'; by default as accelerate was launched"), precision:str=typer.Option('', help="with --together: 'float32', 'bfloat16' or 'float16'; by default as accelerate was launched"), recompute:bool=typer.Option(False, '--recompute', help='with --together: less memory, for a forward pass more')):
     "Train HCMS on stored features. Goes on where it was stopped."
     from hcms.datasets import open_dataset
     from hcms.runs import get_runs, train_together, variants
-    if (device or precision) and not together: raise InputError('--device, --precision', 'go with --together; without it runs are trained side by side on the CPU, in float32')
+    if (device or precision or recompute) and not together: raise InputError('--device, --precision, --recompute', 'go with --together; without it runs are trained side by side on the CPU, in float32')
     data = open_dataset(dataset, workers)
     configs = variants(data, [dict()], seeds, epochs)
-    for r in train_together(data, configs, device, precision) if together else get_runs(data, configs, workers):
+    for r in train_together(data, configs, device, precision, recompute) if together else get_runs(data, configs, workers):
         print(f"seed {r.config.seed}: selection mAP {r.history['map'].max():.3f}, in {data.folder/'runs'/r.key}")
 
 # %% ../nbs/70_cli.ipynb #b91daeab

@@ -9,11 +9,13 @@ __all__ = ['IN_SIZES', 'PROJ_SIZES', 'HIDDEN_SIZES', 'sizes_along', 'lstm_update
 # %% ../nbs/21_hlstm.ipynb #b557dd1a
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import save
@@ -279,6 +281,7 @@ class HCMSOutput(NamedTuple):
 # %% ../nbs/21_hlstm.ipynb #aa15612b
 class HCMS(Online, Saved, library_name='hcms', tags=['video-classification']):
     "Hierarchical and conditional modality selection, Sec. 3.2: `model(audio, appearance, motion)` gives an `HCMSOutput`."
+    recompute = False   # In training, keep of each level only what the next one needs, and compute the rest again on the way back?
     def forward(self,
         *features,        # (B, T, D) each, in the order of `modalities`
         gates=None,       # (B, T, n-1) decisions to use instead of the model's own
@@ -293,21 +296,24 @@ class HCMS(Online, Saved, library_name='hcms', tags=['video-classification']):
         V = features_of(features, named, self.modalities, self.in_sizes)
         B,T,n = *V[0].shape[:2], len(V)
         if not tau>0: raise InputError('tau', f'must be above 0, not {tau}')
-        x = [l.project(o).transpose(0, 1) for l,o in zip(self.levels, V)]
-        if gates is not None: gates = check_gates(gates, (B,T,n-1), self.nested).to(x[0]).permute(2, 1, 0)
+        if gates is not None: gates = check_gates(gates, (B,T,n-1), self.nested).to(V[0]).permute(2, 1, 0)
         blend = gates is None and (self.training if sample is None else sample)
-        if blend: noise = (gumbel_noise((B,T,n-1,2), generator, x[0].device) if noise is None else noise.to(x[0].device)).permute(2, 1, 0, 3)
-        state,G = None,[]
-        for k,level in enumerate(self.levels):
-            row = [o[...,None] for o in G]
-            a,w = total(level.lstm_parts(x[:k+1], self.nested), row, blend),level.lstm.weight_hh
-            if k==0: state,_ = recurrence(a, w); continue
-            if gates is None:
-                s = total(level.gate_parts(x[:k], self.nested), row, blend)
-                if blend: s = s+noise[k-1].to(s)
-                under = G[-1] if self.nested and G else torch.ones_like(a[...,0])
-                state,g = recurrence(a, w, state, under, s[...,USE]-s[...,SKIP], level.state_weight(), tau, hard, blend, self.copy_cell)
-            else: state,g = recurrence(a, w, state, gates[k-1], copy_cell=self.copy_cell)
-            G.append(g)
+        if blend: noise = (gumbel_noise((B,T,n-1,2), generator, V[0].device) if noise is None else noise.to(V[0].device)).permute(2, 1, 0, 3)
+        x,state,G = [],None,[]
+        for k,v in enumerate(V):
+            x.append(self.levels[k].project(v).transpose(0, 1))
+            run = partial(checkpoint, self.level, use_reentrant=False) if self.recompute and torch.is_grad_enabled() else self.level
+            state,g = run(k, x[:], state, G[:], gates, noise if blend else None, tau, hard)
+            if k: G.append(g)
         steps = self.head(state[:,:,0].transpose(0, 1))
         return HCMSOutput(steps[:,-1], steps, torch.stack(G, -1).transpose(0, 1) if G else steps.new_zeros(B, T, 0))
+    def level(self, k, x, lower, G, gates, noise, tau, hard) -> tuple:   # states (T, B, 2, H), gates (T, B)
+        "Level k through all time steps: `x` the projected features (T, B, P) up to its own, `lower` the states and `G` the gates below; without `noise` the larger score decides."
+        level,row,blend = self.levels[k],[o[...,None] for o in G],noise is not None
+        a,w = total(level.lstm_parts(x, self.nested), row, blend),level.lstm.weight_hh
+        if k==0: return recurrence(a, w)
+        if gates is not None: return recurrence(a, w, lower, gates[k-1], copy_cell=self.copy_cell)
+        s = total(level.gate_parts(x[:k], self.nested), row, blend)
+        if blend: s = s+noise[k-1].to(s)
+        under = G[-1] if self.nested and G else torch.ones_like(a[...,0])
+        return recurrence(a, w, lower, under, s[...,USE]-s[...,SKIP], level.state_weight(), tau, hard, blend, self.copy_cell)

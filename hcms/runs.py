@@ -115,12 +115,13 @@ def train_together(
     configs:list,      # of TrainConfig
     device:str='',     # 'cpu', 'cuda'; by default as `accelerate launch` says, or the GPU where there is one
     precision:str='',  # 'float32', 'bfloat16', 'float16'; by default as `accelerate launch` says
+    recompute=False,   # Less memory for a forward pass more
 ) -> list:             # of Run
     "The runs of some configurations, each trained by all processes that `accelerate launch` started."
     from accelerate import Accelerator
     team = Accelerator(cpu=check_device(device)=='cpu' if device else None)   # None: as it was launched
     precision = precision or dict(no='float32', bf16='bfloat16', fp16='float16').get(team.mixed_precision, 'float32')
-    configs = [train_config(**c.model_dump() | dict(precision=precision)) for c in configs]
+    configs = [train_config(**c.model_dump() | dict(precision=precision, recompute=recompute)) for c in configs]
     splits = {k: dataset.split(k) for k in ('training', 'selection', dataset.evaluated)}
     for c in configs:
         make_run(dataset, c, splits, team)

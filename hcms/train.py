@@ -53,8 +53,9 @@ class TrainConfig(BaseModel):
     seed:int = 0
     threads:int = Field(1, ge=1)                      # On a CPU; part of the configuration, since it decides bits
     precision:Literal['float32', 'bfloat16', 'float16'] = 'float32'   # Of training: autocast; what is learned is float32 in any case
+    recompute:bool = False                            # HCMS: less memory for a forward pass more; decides no bits
     @model_serializer(mode='wrap')
-    def _plain(self, dump): return {k: v for k,v in dump(self).items() if (k, v) not in (('precision', 'float32'), ('setting', None))}   # so that runs of before keep their keys
+    def _plain(self, dump): return {k: v for k,v in dump(self).items() if k!='recompute' and (k, v) not in (('precision', 'float32'), ('setting', None))}   # so that runs of before keep their keys
 
 def train_config(**kw) -> TrainConfig:
     "A checked configuration; a wrong name or value is an `InputError` that says what is right."
@@ -92,7 +93,9 @@ def build_model(
         torch.manual_seed(config.seed)
         if config.model=='early': model = EarlyFusion(num_classes, config.modalities, **sizes)
         elif config.model in RIVALS: model = RIVALS[config.model](num_classes, config.modalities, setting=config.setting, **sizes)
-        else: model = HCMS(num_classes, config.modalities, nested=config.nested, copy_cell=config.copy_cell, **sizes)
+        else:
+            model = HCMS(num_classes, config.modalities, nested=config.nested, copy_cell=config.copy_cell, **sizes)
+            model.recompute = config.recompute
     with torch.no_grad():
         for m in model.modules():
             for name,p in m.named_parameters(recurse=False) if isinstance(m, (nn.LSTM, nn.LSTMCell)) else ():
@@ -230,7 +233,7 @@ def train(
         for epoch in epochs if position is None else tqdm(epochs, desc=config.model, position=position, unit='epoch', leave=False):
             if _waited(history)>=(config.patience or config.epochs): break
             try: terms = _train_epoch(model, config, x, training.y, optimizer, scaler, epoch, team)
-            except torch.cuda.OutOfMemoryError: raise InputError('batch', f'of {config.batch} videos does not fit the memory of the device; take a half precision (--precision bfloat16), a smaller batch, or more processes: each holds its part of the batch') from None
+            except torch.cuda.OutOfMemoryError: raise InputError('batch', f'of {config.batch} videos does not fit the memory of the device; take a half precision (--precision bfloat16), --recompute, a smaller batch, or more processes: each holds its part of the batch') from None
             schedule.step()
             history.append(dict(epoch=epoch, **terms, **_evaluate(model, config, selection, team)))
             if history[-1]['score']>=max(o['score'] for o in history): best = {k: v.clone() for k,v in model.state_dict().items()}
