@@ -125,8 +125,9 @@ class _Recurrence(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dS, dG):
-        S,*_,w_hh,w_gate = ctx.saved_tensors
-        dZ,ds,dunder,dlower = _backward(dS[1:], dG, *ctx.saved_tensors, ctx.tau, ctx.learn, ctx.copy_cell)
+        kept = ctx.saved_tensors   # once: what is recomputed is there once
+        dZ,ds,dunder,dlower = _backward(dS[1:], dG, *kept, ctx.tau, ctx.learn, ctx.copy_cell)
+        S = kept[0]
         d_hh = dZ.flatten(0, 1).t() @ S[:-1,:,0].flatten(0, 1)
         d_gate = ds.flatten() @ S[:-1].flatten(0, 1).flatten(1) if ctx.learn else None
         return dZ,ds if ctx.learn else None,dunder,dlower,d_hh,d_gate,None,None,None,None
