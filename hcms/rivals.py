@@ -149,15 +149,15 @@ class Keyless(Rival):
     def learn(self, x, target, generator, tau): return self.look(x, None),0.
 
 class GatedFusion(Rival):
-    "Each modality scaled by a gate that saw all, summed, one GRU."
-    always = ('lift', 'gate', 'gru')
+    "Each modality scaled by a gate that saw all, summed, one LSTM."
+    always = ('lift', 'gate', 'lstm')
     def build(self):
         self.lift,self.gate = nn.ModuleList(nn.Linear(p, self.hidden) for p in self.proj),nn.Linear(self.width, len(self.proj))
-        self.gru,self.head = nn.GRU(self.hidden, self.hidden, batch_first=True),nn.Linear(self.hidden, self.num_classes)
+        self.lstm,self.head = nn.LSTM(self.hidden, self.hidden, batch_first=True),nn.Linear(self.hidden, self.num_classes)
     def gates(self, x): return self.gate(torch.cat(x, -1)).sigmoid()   # (B, T, n)
     def look(self, x, setting):
         fused = sum(g[...,None]*f(o).tanh() for f,o,g in zip(self.lift, x, self.gates(x).unbind(-1)))
-        return answer(self.head(self.gru(fused)[0][:,-1]), x[0].new_ones(*x[0].shape[:2], len(x)))
+        return answer(self.head(self.lstm(fused)[0][:,-1]), x[0].new_ones(*x[0].shape[:2], len(x)))
     def learn(self, x, target, generator, tau): return self.look(x, None),0.
 
 # %% ../nbs/23_rivals.ipynb #3d2bf809
