@@ -49,8 +49,8 @@ def fig3_adaframe(curves) -> pd.DataFrame:
 def show_fig3(numbers, curves, data, parameters, runs, out):
     "Write fig3.* and return the figure: on the left as in the paper, on the right all policies (`curves` from `hcms.policies.measured`)."
     fig,(ax,wide) = panels(1, 2, height=3.)
-    plot_curves(numbers, ax, f'{data.label}: as in the paper')
-    plot_many(curves, wide, 'all policies')
+    plot_curves(numbers, ax, f'{data.label}: HCMS, UNIFORM, AdaFrame')
+    plot_many(curves, wide, f'{data.label}: all policies')
     notes,meta = describe(data, runs, parameters)
     notes += ['HCMS: one point a pair of skip targets (appearance, motion). UNIFORM: early fusion of A + I + M at so many evenly spaced views. AdaFrame: written anew for these features, one point a threshold of its utility. Bands: one standard deviation over seeds. Right: every policy that was measured; rivals.* names each.']
     write_figure(fig, numbers, 'fig3', out, f'Figure 3. Cost against mAP on {data.label}', notes, meta)
@@ -116,6 +116,7 @@ def fig7(runs) -> pd.DataFrame:   # group, epoch, map, skip_appearance, skip_mot
     names = {v: k for k,v in FIG7_GROUPS.items()}
     rows = [dict(group=names[tuple(r.config.skip_targets)], epoch=h.epoch, map=h.map, skip_appearance=h.skip_appearance, skip_motion=h.skip_motion) for r in runs for h in r.history.itertuples()]
     df = over_seeds(rows, ['group', 'epoch'])
+    df = df[df.seeds==df.groupby('group').seeds.transform('max')]   # a line ends where a seed does
     return df.assign(target_appearance=[FIG7_GROUPS[g][0] for g in df.group], target_motion=[FIG7_GROUPS[g][1] for g in df.group])
 
 def show_fig7(numbers, data, parameters, runs, out):
@@ -124,9 +125,10 @@ def show_fig7(numbers, data, parameters, runs, out):
     fig,ax = panels(1, 3, height=2.3)
     plot_training(shown, 'map', ax[0], 'mAP (%), selection split', scale=100)
     for a,m in zip(ax[1:], MODALITIES[1:]): plot_training(shown, f'skip_{m}', a, f'skip ratio, {m} (%)', {g: 100*d[f'target_{m}'].iloc[0] for g,d in shown.groupby('group')}, 100)
+    ax[0].set_title(data.label)
     ax[0].legend(title='skip targets', title_fontsize=7, fontsize=7, loc='lower right', frameon=False)
     notes,meta = describe(data, runs, parameters)
-    notes += ['Lines: means over seeds, bands one standard deviation. Dashed: the targets. Skip ratios are those of the gates at test time, on the selection split.']
+    notes += ['Lines: means over seeds, bands one standard deviation; skip targets as in the legend. Dashed: the targets. Skip ratios are those of the gates at test time, on the selection split; the targets bind the sampled gates of training.']
     write_figure(fig, numbers, 'fig7', out, f'Figure 7. Training under three groups of skip targets on {data.label}', notes, meta)
     return fig
 
@@ -175,7 +177,7 @@ def _media(data, id, size=96):
     return None if data.simulated else read_steps(data.manifest.path_of(id), MediaSpec(steps=data.steps, frame_size=size), ('audio', 'appearance'))
 
 # %% ../nbs/64_figures.ipynb #8d76d682
-def _heading(r): return f"{r['category']}: answered {r['answer']} with {r['probability']:.0%}, {r['gflops']:.0f} GFLOPs"
+def _heading(r): return f"{r['category']}, answered {'rightly' if r['answer']==r['category'] else r['answer']} with {r['probability']:.0%}, {r['gflops']:.0f} GFLOPs"
 
 def show_fig1(data, run, parameters, out, n=3):
     "Write fig1.* and return the figure."
@@ -187,6 +189,7 @@ def show_fig1(data, run, parameters, out, n=3):
         if shown: _draw_media(_media(data, ids[i]), rows)
         plot_used(_used(run, i), run.config.modalities, rows[-1], truth[i][:,[MODALITIES.index(m) for m in run.config.modalities]] if truth is not None else None)
         rows[0].set_title(_heading(describe_video(data, run, i, ids)), fontsize=8, loc='left')
+        if k==n-1: rows[-1].set_xticks(np.arange(0, data.steps+1, data.steps//8), np.arange(0, data.steps+1, data.steps//8)); rows[-1].set_xlabel(f'time step ({data.label})')
     notes,meta = describe(data, [run], parameters)
     notes += ['Filled squares: modalities that were used at that time step.' + (' Dots: steps that carry evidence of the modality, which no model is told.' if truth is not None else '') + ('' if shown else ' There are no pictures: the features are simulated.'),
               'Of the classes by rising use of motion, the first, the middle and the last one; of each, among the videos answered rightly, the one of median cost.']
@@ -194,9 +197,9 @@ def show_fig1(data, run, parameters, out, n=3):
     return fig
 
 def _draw_media(steps, rows):
-    "Eight frames in a row, and the sound's log-mel picture."
+    "Sixteen frames in a row, each above the steps that it is the first of, and the sound's log-mel picture."
     T = len(steps)
-    strip = np.concatenate([np.pad(steps.frames[t], ((0, 0), (2, 2), (0, 0)), constant_values=255) for t in np.linspace(0, T-1, 12).round().astype(int)], 1)
+    strip = np.concatenate([np.pad(steps.frames[t], ((0, 0), (2, 2), (0, 0)), constant_values=255) for t in (np.arange(16)*T)//16], 1)
     rows[0].imshow(strip, aspect='auto'); rows[0].axis('off')
     rows[1].imshow(np.concatenate(list(steps.patches[:,24:72]), 0).T, aspect='auto', origin='lower', cmap='magma'); rows[1].axis('off')
 
@@ -216,7 +219,7 @@ def show_fig5(data, run, parameters, out, n=4, columns=16):
             plot_frame(frame, [m for m,u in zip(names[1:], used[t,1:]) if u], ax[j//columns,j%columns], [m for m,e in zip(MODALITIES, truth[i,t]) if e] if truth is not None else ())
         sub.suptitle(_heading(describe_video(data, run, i, ids)), fontsize=7, x=.01, ha='left')
     notes,meta = describe(data, [run], parameters)
-    notes += ['Purple border: appearance was used. Green border around it: motion too. Pale: neither.' + (' Dots: evidence of sound (grey), appearance (purple), motion (green), which no model is told.' if truth is not None else ''),
+    notes += ['Videos chosen by a rule: of the classes by rising use of motion, evenly; of each, among the videos answered rightly, the one of median cost.', 'Purple border: appearance was used. Green border around it: motion too. Pale: neither.' + (' Dots: evidence of sound (grey), appearance (purple), motion (green), which no model is told.' if truth is not None else ''),
               f'{len(steps)} of {data.steps} time steps, in reading order.' + (' There are no pictures: the features are simulated.' if data.simulated else '')]
     write_figure(whole, video_frame(data, run, at), 'fig5', out, f'Figure 5. Frames and clips chosen on {data.label}', notes, meta)
     return whole

@@ -194,7 +194,7 @@ def policies() -> list:
         Knob('Listen to Look', 'steps', [dict(model='listen')], (1, 2, 3, 4, 6, 8), _WHERE),
         Knob('FrameExit', 'steps', [dict(model='frameexit')], (.02, .1, .3, .6, .9, .99), 'that videos differ in how soon they are clear; HCMS with an exit would tell'),
         Knob('OCSampler', 'steps', [dict(model='ocsampler')], (1, 2, 4, 8, 16), _WHERE),
-        Retrained('LiteEval', 'modalities', grid('liteeval'), 'that one gate is easier to learn than two; HCMS with one gate shared by appearance and motion is this'),
+        Retrained('LiteEval', 'modalities', grid('liteeval'), 'that one gate is easier to learn than two'),
         Retrained('AdaMML', 'modalities', [dict(model='adamml', setting=s) for s in (3., 1., .1)], _ORDER + '; and that motion needs no open gate below it: see HCMS, independent'),
         Retrained('HCMS, independent', 'modalities', [dict(nested=False, skip_targets=(.8, .95)), dict(nested=False), dict(nested=False, skip_targets=(.6, .8))], 'that motion need not wait for appearance'),
     ]

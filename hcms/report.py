@@ -13,6 +13,7 @@ import pandas as pd
 from .core import InputError, check_choice, commit, home, versions, write_whole
 from .costs import PAPER_PRICES
 from .datasets import DATASETS
+from .runs import config_for
 from .plots import save_figure
 
 # %% ../nbs/61_report.ipynb #bc01bea3
@@ -58,11 +59,14 @@ def describe(
     "What a number needs to be understood, and to be made again."
     c,config = data.counts(),max(runs, key=lambda r: r.config.model=='hcms').config.model_dump(mode='json')
     lost = c['n_official']-c['n_evaluated'] if not data.simulated else 0
-    notes = [f"{data.label}: {data.media}; {data.evaluated} split, {c['n_evaluated']} of {c['n_official']} videos evaluated{f', {lost} missing' if lost else ''}; {data.training}; {data.steps} time steps.",
-             f"Training: Adam {config['lr']:g} x {config['decay']:g} an epoch, {config['epochs']} epochs, batch {config['batch']}; skip targets {', '.join(map(str, config['skip_targets']))} where nothing else is said; lambda {config['weight']:g}. The epoch is chosen on the selection split."]
+    seeds = sorted({r.config.seed for r in runs})
+    many = f"{c['n_evaluated']} simulated videos ({data.name}'s {data.evaluated} split has {c['n_official']})" if data.simulated else f"{data.evaluated} split, {c['n_evaluated']} of {c['n_official']} videos evaluated{f', {lost} missing' if lost else ''}"
+    epochs = f"at most {config['epochs']} epochs, ended {config['patience']} after the best" if config['patience'] else f"{config['epochs']} epochs"
+    notes = [f"{data.label}: {data.media}; {many}; {data.training}; {data.steps} time steps. {f'Mean and standard deviation of {len(seeds)} seeds.' if len(seeds)>1 else 'One seed.'}",
+             f"Training: Adam {config['lr']:g} x {config['decay']:g} an epoch, {epochs}, batch {config['batch']}; skip targets {', '.join(map(str, config_for(data).skip_targets))} where nothing else is said; lambda {config['weight']:g}. The epoch is chosen on the selection split."]
     meta = dict(dataset=data.label, stamp=data.stamp, simulated=data.simulated, parameters={k: v for k,v in parameters.items() if k!='out_dir'}, data=data.fingerprint, **c,
                 missing=data.missing, **data.sources(), versions=versions(), commit=commit(), paper_prices=PAPER_PRICES,
-                configuration={k: v for k,v in config.items() if k!='seed'}, seeds=sorted({r.config.seed for r in runs}), runs=[r.key for r in runs])
+                configuration={k: v for k,v in config.items() if k!='seed'}, seeds=seeds, runs=[r.key for r in runs])
     return notes,meta | more
 
 def _plain(o):
@@ -104,7 +108,7 @@ def write_figure(
     return [*save_figure(fig, name, out_dir, meta.get('stamp', '')), *write_side(name, title, notes, meta, numbers, Path(out_dir), kind='figure')]
 
 # %% ../nbs/61_report.ipynb #7bf56f74
-ORDER = ('claims', 'fig1', 'fig2', 'table1', 'table1_families', 'table1_gates', 'fig3', 'table2', 'table3', 'table3_measured', 'rivals', 'table3_later', 'fig4', 'fig5', 'fig6', 'table4', 'table5', 'table6', 'fig7', 'ablations', 'calibration', 'speed_ratios', 'speed', 'speed_decoding', 'speed_training')
+ORDER = ('claims', 'fig1', 'fig2', 'table1', 'table1_families', 'table1_gates', 'fig3', 'table2', 'table3', 'table3_measured', 'rivals', 'table3_quoted', 'fig4', 'fig5', 'fig6', 'table4', 'table5', 'table6', 'fig7', 'ablations', 'calibration', 'speed_ratios', 'speed', 'speed_decoding', 'speed_training')
 
 def _section(out, side) -> list:
     "The lines of one artifact."
@@ -126,7 +130,7 @@ def write_index(
     rows = [thumbs[i:i+4] for i in range(0, len(thumbs), 4)]
     gallery = ['<table>', *('<tr>'+''.join(f'<td align="center"><a href="#{o}"><img src="{o}.png" width="200"><br>{o}</a></td>' for o in row)+'</tr>' for row in rows), '</table>', ''] if rows else []
     lines = [f"# Results on {first['dataset']}", '', *([f"**{first['stamp']}.** No number on this page was measured on real videos.", ''] if first.get('stamp') else []),
-             f"{first['n_evaluated']} of {first['n_official']} videos evaluated. What is named *paper* or *quoted* is quoted; all else was computed here. Each artifact lies here as CSV (unrounded), as text or picture, and with JSON that says what made it.", '',
+             f"{first['n_evaluated']} {'simulated videos' if first.get('simulated') else 'of '+str(first['n_official'])+' videos'} evaluated. What is named *paper* or *quoted* is quoted; all else was computed here. Each artifact lies here as CSV (unrounded), as text or picture, and with JSON that says what made it.", '',
              *gallery, 'All: ' + ' · '.join(f"[{o['name']}](#{o['name']})" for o in sides), '']
     for o in sides: lines += _section(out, o)
     return write_whole(out/'README.md', '\n'.join(lines))
@@ -149,6 +153,6 @@ def write_top_index(
     "The front page of all results."
     root = Path(root)
     folders = sorted((p for p in root.iterdir() if p.is_dir() and any(p.glob('*.json'))), key=lambda p: (p.name!='demo', p.name))
-    lines = ['# Results', '', 'Regenerated by `make reports` (and `make reports DATASET=activitynet`, `DATASET=fcvid`). A folder a data set: every table and figure of the paper, the ledger of its claims, and ablations. What is simulated says so wherever it appears.', '']
+    lines = ['# Results', '', 'Regenerated by `make reports` (and `make reports DATASET=activitynet`, `DATASET=fcvid`). A folder a data set: every table and figure of the paper and the ledger of its claims; on the demo also ablations and speed, on stand-ins their calibration. What is simulated says so wherever it appears.', '']
     for p in folders: lines += _front(p)
     return write_whole(root/'README.md', '\n'.join(lines))

@@ -216,7 +216,7 @@ def show_speed(
     seconds = lambda s: f'{s:.3g}'
     shown = pd.DataFrame({'Networks': n.networks, 'Method': n.method, 'seconds a video': n.seconds.map(seconds) + n.measured.map({True: '', False: ' (computed)'}), 'of always-on': n.seconds_ratio.map('{:.1%}'.format),
         'GFLOPs': n.gflops.map('{:.3g}'.format), 'of always-on, GFLOPs': n.gflops_ratio.map('{:.1%}'.format), 'calls alone, s': n.calls_seconds.map(seconds), 'times calls': n.times_calls.map('{:.2f}'.format)})
-    told = ['Always-on: all modalities at every step. Views: all modalities at so many evenly spaced steps; equal cost: as many as HCMS pays for (UNIFORM). Files: so many at once, seconds of one. Streamed: played from a file as a camera would.',
+    told = ["The paper's networks have random weights and gates that are evenly spread; the demo's are trained, and their gates are those of a trained HCMS. (computed): the sum of the calls, so its ratio to them is 1.", 'Always-on: all modalities at every step. Views: all modalities at so many evenly spaced steps; equal cost: as many as HCMS pays for (UNIFORM). Files: so many at once, seconds of one. Streamed: played from a file as a camera would.',
             'Calls alone: how often each network runs, times the seconds of one call, timed alone in this run; decoding, resizing and the hierarchy come on top.',
             'Where the two ratios differ: a GFLOP of a network made for few GFLOPs takes longer than one of large, dense convolutions; and decoding costs seconds but no GFLOPs.']
     write_table(n, shown, 'speed', out, 'Seconds and GFLOPs of inference', told+notes, meta)

@@ -86,7 +86,7 @@ def show_table1(numbers, data, parameters, runs, out) -> pd.DataFrame:
     few = numbers[(numbers.method=='LSTM') & (numbers.modalities==letters(MODALITIES))].iloc[0]
     paper = '; '.join(f"{100*(h[f'paper_{o}_map']-full[f'paper_{o}_map']):+.1f} points at {h[f'paper_{o}_gflops']/full[f'paper_{o}_gflops']:.1%} and {h[f'paper_{o}_gflops']/few[f'paper_{o}_gflops']:.1%} on {o}" for o in ('fcvid', 'activitynet'))
     notes += [f'HCMS against A + I + M at all steps: {100*(h.map_mean-full.map_mean):+.1f} points of mAP at {h.gflops_mean/full.gflops_mean:.1%} of its cost, and {h.gflops_mean/few.gflops_mean:.1%} of its cost at {few.views} views. In the paper: {paper}.',
-              f'HCMS skips appearance at {h.skip_appearance_mean:.1%} and motion at {h.skip_motion_mean:.1%} of the steps. Mean ± standard deviation of {h.seeds} seeds. The paper\'s views are {PAPER.views[0]} and {PAPER.views[1]}.']
+              f'HCMS skips appearance at {h.skip_appearance_mean:.1%} and motion at {h.skip_motion_mean:.1%} of the steps. The paper\'s views are {PAPER.views[0]} and {PAPER.views[1]}.']
     fig,ax = figure(height=3.)
     save_figure(plot_costs(numbers, ax, f'{data.label}: modalities, fusion and HCMS').figure, 'table1', out, data.stamp)
     write_table(numbers, shown, 'table1', out, f'Table 1. Modalities, fusion and HCMS on {data.label}', notes, meta)
@@ -106,6 +106,7 @@ def family_table(data, runs, parameters, out) -> pd.DataFrame|str:
     used = df[df.model=='HCMS'].set_index('family')
     for m in MODALITIES[1:]: text[f'HCMS uses {m} %'] = mean_pm(used, f'use_{m}', 100)
     notes,meta = describe(data, runs, parameters)
+    notes += ['Pair: told only by sound and picture, or sound and motion, together.']
     text = text.reset_index().rename(columns=dict(family='told by'))
     write_table(df, text, 'table1_families', out, 'Mean AP % of each family of classes, all time steps', notes, meta)
     return text
@@ -161,7 +162,7 @@ def show_table2(numbers, data, parameters, runs, out) -> pd.DataFrame:
     if numbers.paper_map.notna().any():
         for k,t in (('map', 'mAP'), ('acc', 'Acc')): shown[f'paper: {t} %'] = (numbers[f'paper_{k}']*100).map(lambda v: '–' if pd.isna(v) else f'{v:.1f}')
     notes,meta = describe(data, runs, parameters)
-    notes += ["A video stops before the module that would cross its budget, and is answered with the scores after its last complete step. Prices are the paper's; LSTMs and gates count."]
+    notes += ["A video stops before the module that would cross its budget, and is answered with the scores after its last complete step. Prices are the paper's; LSTMs and gates count. A motion feature alone costs 65.7: where the first steps ask for one, a small budget ends there, and the answer is chance."]
     if data.name=='demo': notes += ["The paper's budgets are for 128 steps of its own data sets: none of its rows can stand beside these."]
     write_table(numbers, shown, 'table2', out, f'Table 2. HCMS under a budget on {data.label}', notes, meta)
     return shown
