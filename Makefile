@@ -1,6 +1,7 @@
 # make reports [DATASET=demo] [ONLY='table1 table2']   every table and figure, or some, into reports/DATASET, from nothing
 # make test                     all tests; make test-full those that take minutes: the whole path at the paper's sizes
 # make notebooks                JupyterLab on nbs/
+# make bench                    the speed report: make reports ONLY=speed, on a quiet machine
 # make install                  .venv alone, with the hcms command
 # Each makes .venv first, with what requirements.lock pins.
 PYTHON  ?= $(shell command -v python3.11 || command -v python3)
@@ -10,9 +11,12 @@ BIN     := .venv/bin
 
 unexport PYTHONDONTWRITEBYTECODE   # pip compiles nothing; what is imported is compiled once, and only that
 
-.PHONY: reports test test-full notebooks install export clean
+.PHONY: bench reports test test-full notebooks install export clean
 reports: .venv/ready
 	$(BIN)/hcms report $(DATASET) $(ONLY:%=--only %)
+
+bench: .venv/ready
+	$(BIN)/hcms report demo --only speed
 
 test: .venv/ready
 	$(BIN)/python -m pytest

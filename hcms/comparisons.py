@@ -103,7 +103,7 @@ def show_rivals(curves, data, parameters, runs, out):
     for ax in axes[0]: ax.set_xlabel('')
     for ax in axes[:,1]: ax.set_ylabel('')
     notes,meta = describe(data, runs, parameters)
-    notes += ['One point a setting of each policy, mean of the seeds; bands are one standard deviation. HCMS: five pairs of skip targets, and below the strictest of them that run stopped at 25, 50 and 75% of its mean cost. HCMS and the oracle are the same in all panels.']
+    notes += ['One point a setting of each policy, mean of the seeds; bands are one standard deviation. HCMS: five pairs of skip targets, and below the strictest of them that run stopped at 40, 60 and 80% of its mean cost. HCMS and the oracle are the same in all panels.']
     write_figure(fig, curves, 'rivals', out, f'Selection policies on {data.label}', notes, meta)
     return fig
 

@@ -6,13 +6,14 @@
 __all__ = ['NOTEBOOKS', 'run_notebook', 'all_configs', 'notebooks', 'make_reports']
 
 # %% ../nbs/66_driver.ipynb #83e5c78d
+import json, time
 from concurrent.futures import as_completed
 from functools import partial
 from pathlib import Path
 from tqdm.auto import tqdm
 from .claims import claim_changes
 from .comparisons import ABLATIONS
-from .core import check_choice, home, repo_root, worker_pool
+from .core import check_choice, home, repo_root, worker_pool, write_whole
 from .datasets import open_dataset
 from .figures import fig3_changes
 from .evaluate import headline
@@ -57,6 +58,16 @@ def _keep(data, run):
 
 def _run_one(name, executed, parameters): return name,run_notebook(repo_root()/'nbs'/f'{name}.ipynb', Path(executed)/f'{name}.ipynb', parameters)
 
+class _Phases:
+    "Notes how long the parts of a run take; the longest run on record is kept."
+    def __init__(self): self.took,self.since = {},time.perf_counter()
+    def __call__(self, name):
+        now = time.perf_counter()
+        self.took[name],self.since = now-self.since,now
+    def keep(self, path):
+        before = json.loads(path.read_text())['phases'] if path.is_file() else {}
+        if sum(self.took.values())>sum(before.values()): write_whole(path, json.dumps(dict(phases=self.took), indent=1))
+
 def make_reports(
     dataset:str='demo',
     seeds:int=3,       # Runs of every configuration
@@ -67,11 +78,15 @@ def make_reports(
 ) -> list:             # Names of the notebooks that failed
     "Every table and figure of a data set, the ledger of claims, an index, and a trained model in checkpoints/LABEL."
     for o in only: check_choice(o, (*NOTEBOOKS, 'ablations', 'calibration', 'speed'), 'report notebook')   # speed wants a quiet machine, so it only runs where it is asked for
+    phase = _Phases()
     data = open_dataset(dataset, workers)
+    phase('corpus, networks, features')
     out,executed = report_folder(data, out_dir).resolve(),home()/'data'/'executed'/data.label
     executed.mkdir(parents=True, exist_ok=True)
     if set(only)!={'speed'}: train_runs(data, table1_configs(data, seeds, epochs=epochs) if only else all_configs(data, seeds, epochs), workers)
+    phase('training')
     if not only or {'rivals', 'fig3', 'table3', 'claims'} & set(only): measured(data, seeds, epochs, workers)
+    phase('policies')
     _keep(data, get_runs(data, [config_for(data, epochs)])[0])
     parameters = dict(dataset=dataset, seeds=seeds, epochs=epochs, workers=1, out_dir=str(out))
     failed,names = [],[n for n in (*notebooks(data), 'speed') if n in (only or notebooks(data))]
@@ -80,6 +95,8 @@ def make_reports(
             name,error = o.result()
             bar.update()
             if error: failed.append(name); tqdm.write(f"{name} failed: {error}\n  its executed copy: {executed/f'{name}.ipynb'}")
+    phase('notebooks')
+    if not only: phase.keep(executed/'phases.json')
     print(f'results: {write_index(out)}')
     if not out_dir: write_top_index(out.parent)
     return failed

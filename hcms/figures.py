@@ -125,7 +125,7 @@ def show_fig7(numbers, data, parameters, runs, out):
     fig,ax = panels(1, 3, height=2.3)
     plot_training(shown, 'map', ax[0], 'mAP (%), selection split', scale=100)
     for a,m in zip(ax[1:], MODALITIES[1:]): plot_training(shown, f'skip_{m}', a, f'skip ratio, {m} (%)', {g: 100*d[f'target_{m}'].iloc[0] for g,d in shown.groupby('group')}, 100)
-    ax[0].set_title(data.label)
+    ax[0].set_title(data.label, fontsize=9)
     ax[0].legend(title='skip targets', title_fontsize=7, fontsize=7, loc='lower right', frameon=False)
     notes,meta = describe(data, runs, parameters)
     notes += ['Lines: means over seeds, bands one standard deviation; skip targets as in the legend. Dashed: the targets. Skip ratios are those of the gates at test time, on the selection split; the targets bind the sampled gates of training.']

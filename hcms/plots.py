@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['COLORS', 'STYLE', 'MARKERS', 'COLUMN', 'CMAPS', 'GROUP_COLORS', 'POLICY_COLORS', 'KIND_COLORS', 'figure', 'panels',
            'write_picture', 'save_figure', 'plot_costs', 'plot_curves', 'plot_usage', 'plot_map', 'plot_training',
-           'plot_ratios', 'plot_policies', 'plot_many', 'plot_used', 'plot_frame', 'plot_timeline', 'plot_architecture']
+           'plot_ratios', 'plot_policies', 'plot_many', 'plot_growth', 'plot_phases', 'plot_used', 'plot_frame',
+           'plot_timeline', 'plot_architecture']
 
 # %% ../nbs/60_plots.ipynb #9403bfcc
 import io
@@ -228,6 +229,35 @@ def plot_many(
     names = dict(HCMS='HCMS', truth='oracle', steps='choose steps', modalities='choose modalities')
     ax.legend([mpl.lines.Line2D([], [], color=c, ls='--' if k=='truth' else '-') for k,c in KIND_COLORS.items()], [names.get(k, k) for k in KIND_COLORS], loc='lower right', fontsize=6)
     ax.set(xscale='log', xlabel='GFLOPs a video (multiply-accumulates, 1e9)', ylabel='mAP (%)', title=title)
+    return ax
+
+# %% ../nbs/60_plots.ipynb #5139287d
+@mpl.rc_context(STYLE)
+def plot_growth(
+    growth:pd.DataFrame,   # along, value, seconds
+    slopes:pd.DataFrame,   # along, slope
+    memory:pd.DataFrame,   # recompute, T, bytes
+    ax:Axes, kept:Axes,    # Of seconds and of memory
+):
+    "Seconds of a step against one size at a time, and the bytes it keeps against T."
+    names = dict(B='videos', T='time steps', C='classes')
+    for k,(a,d) in enumerate(growth.groupby('along', sort=False)):
+        slope = slopes[slopes.along==a].slope.iloc[0]
+        ax.plot(d.value, 1000*d.seconds, marker='os^'[k%3], ms=3.5, lw=1.2, color=_PALETTE[k], label=f'{names.get(a, a)}: {slope:.2f}')
+    ax.set(xscale='log', yscale='log', xlabel='size', ylabel='ms a step of training'); ax.legend(title='along: slope', title_fontsize=6, fontsize=6)
+    for again,d in memory.groupby('recompute'): kept.plot(d['T'], d.bytes/2**20, marker='o', ms=3.5, lw=1.2, ls='--' if again else '-', color='#444444', label='recomputed' if again else 'kept')
+    kept.set(xlabel='time steps', ylabel='MB for the way back', ylim=(0, None)); kept.legend(fontsize=6)
+
+@mpl.rc_context(STYLE)
+def plot_phases(phases:pd.DataFrame, ax:Axes) -> Axes:   # phase, seconds
+    "A stacked bar of where time went."
+    below = 0.
+    for k,o in enumerate(phases.itertuples()):
+        ax.bar(0, o.seconds/60, .5, bottom=below, color=_PALETTE[k%len(_PALETTE)], alpha=.75)
+        if o.seconds>.03*phases.seconds.sum(): ax.text(.32, below+o.seconds/120, f'{o.phase}: {o.seconds/60:.1f}', fontsize=6, va='center')
+        below += o.seconds/60
+    ax.set(xlim=(-.4, 1.5), xticks=[], ylabel='minutes of make reports')
+    ax.grid(False, axis='x')
     return ax
 
 # %% ../nbs/60_plots.ipynb #f0b652f2

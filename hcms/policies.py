@@ -102,7 +102,7 @@ class Retrained(Policy):
 
 class Hierarchical(Retrained):
     "HCMS by both of its knobs: trained for other skip targets, and below the strictest of them stopped at a budget (Table 2)."
-    def __init__(self, name, kind, changes, shares=(.25, .5, .75)):
+    def __init__(self, name, kind, changes, shares=(.4, .6, .8)):
         super().__init__(name, kind, changes)
         self.settings = (*((0, s) for s in shares), *((k, 1.) for k in range(len(changes))))   # which run, share of its mean cost that a video may spend
     def act(self, runs, view, setting):
