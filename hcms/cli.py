@@ -15,11 +15,11 @@ import typer
 from .core import InputError
 
 # %% ../nbs/70_cli.ipynb #9d963662
-app = typer.Typer(name='hcms', no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+app = typer.Typer(name='hcms', no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,   # rich would take longer than the help itself
                   help='Hierarchical and conditional modality selection: from videos to the tables of the paper.')
-store_app = typer.Typer(no_args_is_help=True, help='Check and mend a feature store.')
+store_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help='Check and mend a feature store.')
 app.add_typer(store_app, name='store')
-manifest_app = typer.Typer(no_args_is_help=True, help="Build a manifest from the owners' own files.")
+manifest_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build a manifest from the owners' own files.")
 app.add_typer(manifest_app, name='manifest')
 OUT = typer.Option(None, help='the manifest; by default $HCMS_DATA/NAME/manifest.csv. Its folder is the root of the videos')
 VIDEOS = typer.Option('videos', help='folder of the videos, below the manifest')

@@ -11,7 +11,6 @@ import difflib, hashlib, json, multiprocessing, os, re, tempfile, threading
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-import numpy as np
 
 # %% ../nbs/00_core.ipynb #d8aabdb2
 MODALITIES = ('audio', 'appearance', 'motion')   # V_t^A, V_t^I, V_t^M of Eq. 1
@@ -80,8 +79,9 @@ def fingerprint(obj) -> str:
 # %% ../nbs/00_core.ipynb #073ba380
 def rng_for(
     *key,   # Numbers and strings, for example a seed and a video id
-) -> np.random.Generator:
+) -> 'np.random.Generator':
     "A generator that depends on `key` and on nothing else."
+    import numpy as np   # here: a command's help needs none
     return np.random.default_rng(np.frombuffer(hashlib.sha256(canonical_json(key).encode()).digest(), dtype=np.uint32))
 
 # %% ../nbs/00_core.ipynb #520caebb

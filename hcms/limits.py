@@ -145,7 +145,7 @@ def starting_lines(repeats:int=3) -> list:
         nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(first.source)], metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
         nbformat.write(nb, Path(d)/'a.ipynb')
         took |= turns(dict(notebook=lambda: run_notebook(Path(d)/'a.ipynb', Path(d)/'b.ipynb', {})), repeats)
-    return [line('import hcms, seconds', took['imports'], np.ones(repeats), at_most=1.5), line('hcms --help, seconds', took['help'], np.ones(repeats), at_most=.5, tried='the command imports nothing but typer before it knows what is asked'),
+    return [line('import hcms, seconds', took['imports'], np.ones(repeats), at_most=1.5), line('hcms --help, seconds', took['help'], np.ones(repeats), at_most=.5, tried='the command imports nothing but typer before it knows what is asked, and no rich'),
             line('a report notebook before its computation, seconds', took['notebook'], np.ones(repeats), at_most=5.)]
 
 # %% ../nbs/71_limits.ipynb #1ae759fd
