@@ -206,6 +206,7 @@ def plot_policies(
     for k,name in enumerate(names):
         d = curves[curves.policy==name].groupby('setting')[['gflops', 'map']].agg(['mean', 'std']).sort_values(('gflops', 'mean'))
         x,y,std = d.gflops['mean'],100*d['map']['mean'],100*d['map']['std'].fillna(0)
+        std = np.minimum(std, 100-y)   # no band beyond what can be
         ax.plot(x, y, marker=MARKERS.get(name, 'sDvpXP'[k%6]), ms=6 if name=='HCMS' else 3.5, lw=2 if name=='HCMS' else 1.1, ls='--' if name=='Oracle' else '-', color=colors[name], label=name, zorder=3 if name=='HCMS' else 2)
         if band and len(x)>1: ax.fill_between(x, y-std, y+std, color=colors[name], alpha=.13, lw=0)
         elif band: ax.errorbar(x, y, std, color=colors[name], lw=1)

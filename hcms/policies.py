@@ -183,7 +183,7 @@ def policies() -> list:
         Random('RANDOM', 'no learning', one, (.01, .03, .1, .3, 1.), _DRAW),
         Loudest('Loudest', 'no learning', one, (1, 2, 4, 8, 16), 'that loud steps carry the evidence; the same corpus with equal loudness would tell'),
         Cascade('Cascade', 'no learning', [_early('audio'), _early('audio', 'appearance'), _early()], (.3, .6, .8, .9, .97, .995), 'that whole videos are easy or hard, so choosing among videos is worth more than choosing among steps; a mixture of both in one policy would tell'),
-        Oracle('Oracle', 'truth', one, (*((k, False) for k in (1, 2, 4, 8)), *((k, True) for k in (2, 4, 8, 16, 32))), 'that it knows the truth'),
+        Oracle('Oracle', 'truth', one, (*((k, False) for k in (1, 2, 4, 8)), *((k, True) for k in (1, 2, 4, 8, 16, 32))), 'that it knows the truth'),
         Late('Late fusion', 'fusion', [_early(m) for m in MODALITIES], why='that it uses everything'),
         Knob('TSN', 'fusion', [dict(model='tsn')], (1, 2, 4, 8, 16, 128), _ORDER),
         Knob('Keyless', 'fusion', [dict(model='keyless')], why='that it uses everything'),
