@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .core import ID_RULE, InputError
+from .core import InputError
 from .manifests import BAR, Manifest
 from .paper import PAPER_DATASETS
 

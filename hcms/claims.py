@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import kruskal, spearmanr
 from .comparisons import ORDERS, arrow, audio_classes
-from .core import LETTERS, MODALITIES, rng_for
+from .core import MODALITIES, rng_for
 from .costs import gflops_per_video
 from .evaluate import budget_row, oracle_rows
 from .figures import FIG7_GROUPS, GRID, VIEWS

@@ -14,7 +14,7 @@ from .core import LETTERS, MODALITIES
 from .costs import gflops_per_video
 from .evaluate import headline
 from .metrics import per_class_ap
-from .paper import PAPER_DATASETS, later_methods, paper_table
+from .paper import later_methods, paper_table
 from .plots import panels, plot_policies
 from .policies import policies
 from .report import describe, mean_pm, write_figure, write_table

@@ -13,7 +13,6 @@ from functools import cached_property, partial
 from pathlib import Path
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 from .backbones import load_backbones, spec_for, weights_path
 from .core import MODALITIES, InputError, check_choice, fingerprint, home, method_of, worker_pool, write_whole
 from .costs import backbone_prices

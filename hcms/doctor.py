@@ -10,7 +10,7 @@ import os, shutil
 from pathlib import Path
 from typing import NamedTuple
 import torch
-from .backbones import PRESETS, weights_path
+from .backbones import weights_path
 from .core import MODALITIES, InputError, home, versions
 from .datasets import DATASETS, Dataset, data_folder
 

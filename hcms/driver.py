@@ -8,7 +8,6 @@ __all__ = ['NOTEBOOKS', 'run_notebook', 'all_configs', 'notebooks', 'make_report
 # %% ../nbs/66_driver.ipynb #83e5c78d
 import json, time
 from concurrent.futures import as_completed
-from functools import partial
 from pathlib import Path
 from tqdm.auto import tqdm
 from .claims import claim_changes

@@ -11,10 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 import torch
 from torch import nn
-from .core import MODALITIES, write_whole
+from .core import write_whole
 from .gating import SKIP, USE
 from .hlstm import HCMS, keep, lstm_update
-from .media import RATE, step_times
+from .media import RATE
 from .recognizer import Recognizer
 
 # %% ../nbs/44_export.ipynb #1b2c2ce5

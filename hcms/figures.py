@@ -18,7 +18,7 @@ from .media import MediaSpec, read_steps
 from .metrics import softmax
 from .plots import figure, panels, plot_architecture, plot_curves, plot_frame, plot_many, plot_map, plot_timeline, plot_training, plot_usage, plot_used, write_picture
 from .report import describe, write_figure
-from .tables import letters, over_seeds
+from .tables import over_seeds
 
 # %% ../nbs/64_figures.ipynb #e5dc3733
 GRID = ((.3, .7), (.6, .8), (.8, .95), (.92, .99))   # Skip targets beside the data set's own

@@ -20,7 +20,7 @@ from .core import MODALITIES, fingerprint, rng_for, worker_pool, write_whole
 from .costs import PAPER_PRICES, gflops_per_video, module_costs, within_budget
 from .metrics import bootstrap_map, mean_average_precision, over_seeds_draws, softmax
 from .resume import generator_for
-from .rivals import even_steps, everywhere, previewed, top_steps
+from .rivals import previewed, top_steps
 from .runs import get_runs, load_run, run_folder, train_runs, variants
 from .train import Split, predict_split
 

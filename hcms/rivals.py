@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .baselines import projection, uniform_views
-from .core import MODALITIES, InputError, check_choice
+from .core import MODALITIES
 from .gating import USE, gumbel_gate, gumbel_noise
 from .hlstm import HCMS, HIDDEN_SIZES, IN_SIZES, PROJ_SIZES, Saved, features_of, sizes_along
 from .recurrence import recurrence
@@ -349,7 +349,6 @@ class AdaFrame(Rival):
 # %% ../nbs/23_rivals.ipynb #1c0f8baa
 class LiteEval(Rival):
     "HCMS with two levels: sound, and all else."
-    setting_name = 'share of steps at which the fine features are to be used'
     def build(self):
         fine = ('coarse', 'fine')
         self.hcms = HCMS(self.num_classes, fine, (self.proj[0], sum(self.proj[1:])), (self.proj[0], sum(self.proj[1:])), (self.hidden_sizes[0], self.hidden))

@@ -6,11 +6,10 @@
 __all__ = ['LATENT', 'CUE', 'CLEAR_SOUND', 'CLARITY', 'Simulation', 'simulation', 'World', 'unit', 'simulate_video']
 
 # %% ../nbs/05_simulated.ipynb #3c9a167a
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 import numpy as np
 import torch
-from .core import MODALITIES, InputError, check_choice, fingerprint, rng_for
+from .core import check_choice, rng_for
 from .paper import PAPER, PAPER_DATASETS, activitynet_classes, paper_table
 
 # %% ../nbs/05_simulated.ipynb #62f98054
