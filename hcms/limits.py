@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch.nn import functional as F
-from .core import MODALITIES, repo_root
+from .core import MODALITIES, repo_root, worker_pool
 from .costs import PAPER_PRICES
 from .driver import run_notebook
 from .evaluate import Predictions, budget_row
@@ -116,7 +116,6 @@ def _burn(n):
 
 def second_process(manifest, preset, weights, few:int=4) -> tuple:   # times one process, extraction and matrix products
     "How much faster two processes are than one, both ways; starting them is left out."
-    from hcms.core import worker_pool
     def took(workers, part):
         with tempfile.TemporaryDirectory() as d:
             since = time.perf_counter(); extract(part, FeatureStore(d), preset, weights, workers); return time.perf_counter()-since

@@ -198,7 +198,6 @@ def plot_policies(
     names,                 # Which policies, in order
     ax:Axes,
     title:str='',
-    band=True,             # One standard deviation over seeds?
 ) -> Axes:
     "Cost against mAP of some policies."
     rest = [n for n in names if n not in POLICY_COLORS]
@@ -208,8 +207,8 @@ def plot_policies(
         x,y,std = d.gflops['mean'],100*d['map']['mean'],100*d['map']['std'].fillna(0)
         std = np.minimum(std, 100-y)   # no band beyond what can be
         ax.plot(x, y, marker=MARKERS.get(name, 'sDvpXP'[k%6]), ms=6 if name=='HCMS' else 3.5, lw=2 if name=='HCMS' else 1.1, ls='--' if name=='Oracle' else '-', color=colors[name], label=name, zorder=3 if name=='HCMS' else 2)
-        if band and len(x)>1: ax.fill_between(x, y-std, y+std, color=colors[name], alpha=.13, lw=0)
-        elif band: ax.errorbar(x, y, std, color=colors[name], lw=1)
+        if len(x)>1: ax.fill_between(x, y-std, y+std, color=colors[name], alpha=.13, lw=0)
+        else: ax.errorbar(x, y, std, color=colors[name], lw=1)
     ax.set(xscale='log', xlabel='GFLOPs a video', ylabel='mAP (%)', title=title)
     ax.legend(loc='lower right', fontsize=6)
     return ax

@@ -161,7 +161,7 @@ class GatedFusion(Rival):
     def learn(self, x, target, generator, tau): return self.look(x, None),0.
 
 # %% ../nbs/23_rivals.ipynb #3d2bf809
-def preview(size:int, out:int=1) -> nn.Module: return nn.ModuleList([nn.GRU(size, size, batch_first=True, bidirectional=True), nn.Linear(2*size, out)])
+def preview(size:int) -> nn.Module: return nn.ModuleList([nn.GRU(size, size, batch_first=True, bidirectional=True), nn.Linear(2*size, 1)])
 
 class SCSampler(TSN):
     "The k most salient steps by sound, and the mean of their logits."
