@@ -6,11 +6,10 @@
 __all__ = ['MEDIA', 'find_files', 'activitynet_manifest', 'fcvid_manifest', 'completeness']
 
 # %% ../nbs/07_annotations.ipynb #0cbb79a6
-import json
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .core import InputError
+from .core import InputError, read_json
 from .manifests import BAR, Manifest
 from .paper import PAPER_DATASETS
 
@@ -34,12 +33,6 @@ def _with_files(rows, found, default):
     return rows
 
 # %% ../nbs/07_annotations.ipynb #c8b5be2e
-def _read_json(path):
-    path = Path(path)
-    if not path.is_file(): raise InputError(path, 'no such file')
-    try: return json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as e: raise InputError(path, f'is not JSON: {e}') from None
-
 def _leaves(taxonomy) -> list:
     "Names of the nodes that are nobody's parent, sorted."
     parents = {o.get('parentId') for o in taxonomy}
@@ -51,7 +44,7 @@ def activitynet_manifest(
     videos='videos',  # Folder below it that holds the files
 ) -> Manifest:        # Columns id, path, split, labels, status, seconds
     "One row for every video of ActivityNet's annotation file."
-    tree = _read_json(annotations)
+    tree = read_json(annotations, 1<<28)
     if not isinstance(tree, dict) or not isinstance(tree.get('database'), dict): raise InputError(annotations, "has no 'database' of videos; ActivityNet's own file has one")
     rows = []
     for id,v in tree['database'].items():

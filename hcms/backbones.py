@@ -8,7 +8,7 @@ __all__ = ['YAMNET_LAYERS', 'PRESETS', 'NETWORKS', 'PRECISIONS', 'SamePad', 'Bia
            'Networks', 'load_backbones']
 
 # %% ../nbs/10_backbones.ipynb #27a242f9
-import hashlib, warnings
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
-from .core import MODALITIES, InputError, check_choice, write_whole
+from .core import MODALITIES, InputError, check_choice, check_seal, sealing, sha256, write_whole
 from .formats import YamnetWeights, read_keras, read_tflite
 from .media import MediaSpec
 
@@ -193,8 +193,9 @@ class Backbones:
 def weights_path(folder, modality): return Path(folder)/f'{modality}.safetensors'
 
 def save_weights(net:nn.Module, path) -> Path:
-    "Write a network's weights as safetensors, whole or not at all."
-    return write_whole(path, save({k: v.contiguous() for k,v in sorted(net.state_dict().items())}))
+    "Write a network's weights as safetensors, whole or not at all, with their checksum beside them."
+    path = Path(path)
+    with sealing(path.with_suffix('.sha256'), path.name): return write_whole(path, save({k: v.contiguous() for k,v in sorted(net.state_dict().items())}))
 
 # %% ../nbs/10_backbones.ipynb #6ffd659f
 class Networks(Mapping):
@@ -230,6 +231,7 @@ def load_backbones(
         if not given: return f'random:{seed}'
         path = weights_path(weights, m)
         if not path.is_file(): raise InputError(path, f'no such file; it should hold the weights of the {m} network (see hcms finetune)')
-        return 'sha256:'+hashlib.sha256(path.read_bytes()).hexdigest()
+        check_seal(path.with_suffix('.sha256'))
+        return f'sha256:{sha256(path)}'
     nets,origins = Networks(modalities, make),{m: origin(m) for m in modalities}
     return Backbones(preset, spec, nets if lazy else dict(nets), origins, precision)

@@ -12,7 +12,7 @@ __all__ = ['app', 'store_app', 'manifest_app', 'OUT', 'VIDEOS', 'DATASET', 'WORK
 import json, sys
 from pathlib import Path
 import typer
-from .core import InputError
+from .core import NO_ROOM, InputError
 
 # %% ../nbs/70_cli.ipynb #9d963662
 app = typer.Typer(name='hcms', no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,   # rich would take longer than the help itself
@@ -38,6 +38,10 @@ def main():
     except InputError as e:
         typer.secho(f'hcms: {e}', fg='red', err=True)
         sys.exit(2)
+    except OSError as e:
+        if e.errno not in NO_ROOM: raise
+        typer.secho(f'hcms: {e.filename}: {e.strerror}; what was written before is whole. Mend that, and run the same command again', fg='red', err=True)
+        sys.exit(3)
 
 # %% ../nbs/70_cli.ipynb #5b6e8155
 @app.command()
@@ -139,9 +143,9 @@ def _write_manifest(name, out, make):
 @store_app.command()
 def verify(root:Path=typer.Argument(help='folder of the store')):
     "Read every feature file and name those that are not what was written."
+    from hcms.packs import damaged
     from hcms.store import FeatureStore
-    from hcms.packs import PackedView
-    bad = [f'{v.modality}/{v.fp}: {rule}' for v in FeatureStore(root).views() for rule in PackedView(v).verify().values()]
+    bad = [f'{at}: {rule}' for v in FeatureStore(root).views() for at,rule in ({v.path(id): rule for id,rule in v.verify().items()} | damaged(v)).items()]
     print('\n'.join(bad) or 'all files are sound')
     if bad: raise typer.Exit(1)
 
@@ -154,10 +158,12 @@ def pack_command(root:Path=typer.Argument(help='folder of the store'), videos:in
 
 @store_app.command()
 def repair(root:Path=typer.Argument(help='folder of the store')):
-    "Remove the damaged files, and only those; extract makes them again."
+    "Remove the damaged files, and only those; extract and pack make them again."
+    from hcms.packs import damaged
     from hcms.store import FeatureStore
     for v in FeatureStore(root).views():
-        for id in v.repair(): print(f'removed {v.modality}/{v.fp}: {id}')
+        for id in v.repair(): print(f'removed {v.path(id)}')
+        for path in damaged(v): path.unlink(); print(f'removed {path}')
 
 # %% ../nbs/70_cli.ipynb #16888258
 def _files(paths) -> list:

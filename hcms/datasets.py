@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from .backbones import load_backbones, spec_for, weights_path
-from .core import MODALITIES, InputError, check_choice, fingerprint, home, method_of, worker_pool, write_whole
+from .core import MODALITIES, InputError, check_choice, fingerprint, home, method_of, read_json, worker_pool, write_whole
 from .costs import backbone_prices
 from .extract import Extraction, extract, open_views
 from .finetune import FinetuneConfig, decode_split, finetune
@@ -42,7 +42,7 @@ def data_folder(name:str) -> Path:
 # %% ../nbs/45_datasets.ipynb #393f20bd
 _LEARNED = dict(all='finetuned on the train split', last='finetuned on the train split in their last stage', head='frozen, as pretrained')
 
-def _read_note(path) -> dict: return json.loads(path.read_text()) if path.is_file() else {}
+def _read_note(path) -> dict: return read_json(path) if path.is_file() else {}
 
 class _Provenance:
     "What a data set says of where its features come from."

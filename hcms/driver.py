@@ -32,7 +32,7 @@ def run_notebook(
     import papermill as pm
     try:
         known = pm.inspect_notebook(str(source))
-        pm.execute_notebook(str(source), str(copy), {k: v for k,v in parameters.items() if k in known}, cwd=str(Path(source).parent), kernel_name='python3', progress_bar=False, extra_arguments=['--log-level=40'])
+        pm.execute_notebook(str(source), str(copy), {k: v for k,v in parameters.items() if k in known}, cwd=str(Path(source).parent), kernel_name='python3', progress_bar=False, extra_arguments=['--log-level=40'], shutdown_kernel='immediate')
     except Exception as e: return str(e).strip().splitlines()[-1]
 
 # %% ../nbs/66_driver.ipynb #89c8fbba

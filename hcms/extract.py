@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 from .backbones import Backbones, check_device, load_backbones
-from .core import InputError, worker_pool
+from .core import NO_ROOM, InputError, worker_pool
 from .media import PARTIAL, StepReader
 from .store import FeatureStore
 
@@ -179,8 +179,12 @@ def extract(
     check_disk(store.root, feature_bytes(backbones, len(jobs)))
     paths,done = dict(jobs),result.kept+len(result.aside)
     with tqdm(total=done+len(jobs), initial=done, desc='extract', unit='video') as bar:
-        for id,error in _run_pool(jobs, workers, (store.root, patience, options)):
-            result.note(store, id, paths[id], error)
-            bar.set_postfix(aside=len(result.aside), refresh=False)
-            bar.update()
+        try:
+            for id,error in _run_pool(jobs, workers, (store.root, patience, options)):
+                result.note(store, id, paths[id], error)
+                bar.set_postfix(aside=len(result.aside), refresh=False)
+                bar.update()
+        except OSError as e:   # of the store, never of a video
+            if e.errno not in NO_ROOM: raise
+            raise InputError(e.filename, f'{e.strerror}; the {result.kept+result.done} videos committed so far stay, and {shutil.disk_usage(store.root).free/2**30:.2f} GB are free there. Mend that, and run the same command again') from None
     return result

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .core import ID_RULE, InputError, check_choice, fingerprint, method_of, write_whole
+from .core import ID_RULE, InputError, check_choice, check_seal, fingerprint, method_of, sealing, write_whole
 
 # %% ../nbs/02_manifests.ipynb #ac57e6d2
 SPLITS = ('training', 'validation', 'testing', 'selection')
@@ -193,10 +193,12 @@ def write_manifest(
     path,        # Where: NAME.csv; the class list goes to NAME.classes.csv beside it
 ) -> Path:
     "Write a manifest and its class list, whole or not at all; same manifest, same bytes."
+    path = Path(path)
     text = _csv_text(m.df.columns, m.df.to_numpy()).encode()
     classes = _csv_text(['class'], [[c] for c in m.classes]).encode()
-    write_whole(_classes_path(path), classes)
-    return write_whole(path, text)
+    with sealing(path.with_suffix('.sha256'), path.name, _classes_path(path).name):
+        write_whole(_classes_path(path), classes)
+        return write_whole(path, text)
 
 # %% ../nbs/02_manifests.ipynb #c3757840
 def _read_csv(path) -> pd.DataFrame:
@@ -225,6 +227,7 @@ def read_manifest(
 ) -> Manifest:
     "Read and check a manifest; refusals name file, line and rule."
     path = Path(path)
+    check_seal(path.with_suffix('.sha256'))
     df = _read_csv(path)
     if classes is None and _classes_path(path).is_file(): classes = _classes_path(path)
     if isinstance(classes, (str, Path)):

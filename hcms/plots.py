@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COLORS', 'STYLE', 'MARKERS', 'COLUMN', 'CMAPS', 'GROUP_COLORS', 'POLICY_COLORS', 'KIND_COLORS', 'figure', 'panels',
            'write_picture', 'save_figure', 'plot_costs', 'plot_curves', 'plot_usage', 'plot_map', 'plot_training',
-           'plot_ratios', 'plot_policies', 'plot_many', 'plot_growth', 'plot_phases', 'plot_used', 'plot_frame',
-           'plot_timeline', 'plot_architecture']
+           'plot_ratios', 'plot_policies', 'plot_many', 'plot_growth', 'plot_memory', 'plot_bars', 'plot_phases',
+           'plot_used', 'plot_frame', 'plot_timeline', 'plot_architecture']
 
 # %% ../nbs/60_plots.ipynb #9403bfcc
 import io
@@ -234,19 +234,34 @@ def plot_many(
 # %% ../nbs/60_plots.ipynb #5139287d
 @mpl.rc_context(STYLE)
 def plot_growth(
-    growth:pd.DataFrame,   # along, value, seconds
+    growth:pd.DataFrame,   # of one thing: what, along, value, seconds
     slopes:pd.DataFrame,   # along, slope
-    memory:pd.DataFrame,   # recompute, T, bytes
-    ax:Axes, kept:Axes,    # Of seconds and of memory
-):
-    "Seconds of a step against one size at a time, and the bytes it keeps against T."
-    names = dict(B='videos', T='time steps', C='classes')
+    ax:Axes,
+) -> Axes:
+    "Seconds against one size at a time."
+    names = dict(N='videos', B='at once', T='time steps', C='classes')
     for k,(a,d) in enumerate(growth.groupby('along', sort=False)):
         slope = slopes[slopes.along==a].slope.iloc[0]
-        ax.plot(d.value, 1000*d.seconds, marker='os^'[k%3], ms=3.5, lw=1.2, color=_PALETTE[k], label=f'{names.get(a, a)}: {slope:.2f}')
-    ax.set(xscale='log', yscale='log', xlabel='size', ylabel='ms a step of training'); ax.legend(title='along: slope', title_fontsize=6, fontsize=6)
-    for again,d in memory.groupby('recompute'): kept.plot(d['T'], d.bytes/2**20, marker='o', ms=3.5, lw=1.2, ls='--' if again else '-', color='#444444', label='recomputed' if again else 'kept')
-    kept.set(xlabel='time steps', ylabel='MB for the way back', ylim=(0, None)); kept.legend(fontsize=6)
+        ax.plot(d.value, d.seconds, marker='os^'[k%3], ms=3.5, lw=1.2, color=_PALETTE[k], label=f'{names.get(a, a)}: {slope:.2f}')
+    ax.set(xscale='log', yscale='log', xlabel='size', ylabel='seconds', title=growth.what.iloc[0])
+    ax.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+    ax.legend(title='along: slope', title_fontsize=6, fontsize=6)
+    return ax
+
+@mpl.rc_context(STYLE)
+def plot_memory(memory:pd.DataFrame, ax:Axes) -> Axes:   # recompute, T, bytes
+    "Bytes that a step of training keeps against T."
+    for again,d in memory.groupby('recompute'): ax.plot(d['T'], d.bytes/2**20, marker='o', ms=3.5, lw=1.2, ls='--' if again else '-', color='#444444', label='recomputed' if again else 'kept')
+    ax.set(xlabel='time steps', ylabel='MB for the way back', ylim=(0, None)); ax.legend(fontsize=6)
+    return ax
+
+@mpl.rc_context(STYLE)
+def plot_bars(names, values, label:str, ax:Axes) -> Axes:
+    "One bar a name, its value beside it."
+    ax.barh(range(len(names)), values, .55, color=_PALETTE[0], alpha=.75)
+    for k,(n,v) in enumerate(zip(names, values)): ax.text(0, k-.42, f' {n}: {v:.1f}', fontsize=6, va='center')
+    ax.set(yticks=[], xlabel=label, ylim=(len(names)-.5, -.75)); ax.grid(False, axis='y')
+    return ax
 
 @mpl.rc_context(STYLE)
 def plot_phases(phases:pd.DataFrame, ax:Axes) -> Axes:   # phase, seconds

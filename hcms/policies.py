@@ -16,8 +16,9 @@ import torch
 from safetensors.numpy import load, save
 from tqdm.auto import tqdm
 from .baselines import uniform_views
-from .core import MODALITIES, fingerprint, rng_for, worker_pool, write_whole
+from .core import MODALITIES, check_seal, fingerprint, rng_for, sealing, worker_pool, write_whole
 from .costs import PAPER_PRICES, gflops_per_video, module_costs, within_budget
+from .hlstm import SEAL
 from .metrics import bootstrap_map, mean_average_precision, over_seeds_draws, softmax
 from .resume import generator_for
 from .rivals import RIVALS, previewed, top_steps
@@ -268,8 +269,10 @@ def measured(
         with worker_pool(workers, _start, (data,)) as pool:
             jobs = [(k, [o[s::seeds] for s in range(seeds)], draws) for k,o in folders.items()]
             rows = [r for o in tqdm(pool.map(_measure, jobs), total=len(jobs), desc=f'policies, {data.label}', unit='policy') for r in o]
-        write_whole(kept/'draws.safetensors', save(dict(draws=np.stack([r.pop('draws') for r in rows]))))
-        write_whole(kept/'curves.csv', pd.DataFrame(rows).to_csv(index=False))
+        with sealing(kept/SEAL, 'draws.safetensors', 'curves.csv'):
+            write_whole(kept/'draws.safetensors', save(dict(draws=np.stack([r.pop('draws') for r in rows]))))
+            write_whole(kept/'curves.csv', pd.DataFrame(rows).to_csv(index=False))
+    check_seal(kept/SEAL)
     return pd.read_csv(kept/'curves.csv'),load((kept/'draws.safetensors').read_bytes())['draws']
 
 # %% ../nbs/57_policies.ipynb #83d9f329

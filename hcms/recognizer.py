@@ -12,11 +12,10 @@ from importlib.resources import files
 from pathlib import Path
 from huggingface_hub import snapshot_download
 from .backbones import Backbones, load_backbones, save_weights, weights_path
-from .core import InputError, home, method_of, versions, write_whole
+from .core import InputError, check_seal, home, method_of, read_json, sealing, sha256, versions, write_whole
 from .costs import backbone_prices
-from .hlstm import HCMS
+from .hlstm import HCMS, SEAL, SEALED
 from .infer import Prediction, Stream, check_fit, predict, predict_many
-from .weights import sha256
 
 # %% ../nbs/43_recognizer.ipynb #45415dff
 @dataclass
@@ -69,15 +68,15 @@ def _save_pretrained(self,
     write_whole(folder/'README.md', _card(self, about, results or {}))
     note = dict(format='hcms-recognizer', version=1, classes=list(self.classes), preset=self.backbones.preset, precision=self.backbones.precision,
                 media=asdict(self.backbones.spec), backbones=sums, prices_gflops=self.prices, versions=versions())
-    return write_whole(folder/'recognizer.json', json.dumps(note, indent=1, sort_keys=True, ensure_ascii=False)).parent
+    with sealing(folder/SEAL, *SEALED, 'recognizer.json'): write_whole(folder/'recognizer.json', json.dumps(note, indent=1, sort_keys=True, ensure_ascii=False))
+    return folder
 
 # %% ../nbs/43_recognizer.ipynb #ec3848f4
 def _read_note(folder:Path) -> dict:
     "recognizer.json, checked."
     path = folder/'recognizer.json'
     if not path.is_file(): raise InputError(path, 'is missing; a folder written by Recognizer.save_pretrained has one (make reports leaves one in checkpoints/demo)')
-    try: note = json.loads(path.read_text())
-    except ValueError as e: raise InputError(path, f'is not JSON: {e}') from None
+    note = read_json(path)
     if not isinstance(note, dict) or (note.get('format'), note.get('version'))!=('hcms-recognizer', 1): raise InputError(path, 'is no recognizer of version 1')
     for k,kind in dict(classes=list, preset=str, precision=str, media=dict, backbones=dict).items():
         if not isinstance(note.get(k), kind): raise InputError(path, f'{k} must be a {kind.__name__}')
@@ -94,8 +93,9 @@ def _from_pretrained(cls,
     folder = Path(path)
     if not folder.is_dir():
         if folder.is_absolute() or str(path)[:1]=='.' or len(folder.parts)>2: raise InputError(path, 'is no folder, and no id on the Hub')
-        try: folder = Path(snapshot_download(str(path), allow_patterns=['*.json', '*.safetensors', 'backbones/*.safetensors', 'README.md']))
+        try: folder = Path(snapshot_download(str(path), allow_patterns=['*.json', '*.safetensors', SEAL, 'backbones/*.safetensors', 'README.md']))
         except Exception as e: raise InputError(path, f'is no folder here, and the Hub did not give it ({type(e).__name__})') from None
+    check_seal(folder/SEAL)
     note = _read_note(folder)
     weights = Path(weights or folder/'backbones')
     backbones = load_backbones(note['preset'], weights, list(note['backbones']), device, precision=note['precision'], steps=note['media'].get('steps', 0))

@@ -6,7 +6,7 @@
 __all__ = ['save_state', 'load_state', 'generator_for', 'threads']
 
 # %% ../nbs/06_resume.ipynb #7dd254b9
-import io
+import hashlib, io
 from contextlib import contextmanager
 from pathlib import Path
 import torch
@@ -19,13 +19,17 @@ def save_state(
 ) -> Path:
     "Write the state of a training, whole or not at all."
     buffer = io.BytesIO(); torch.save(state, buffer)
-    return write_whole(path, buffer.getvalue())
+    data = buffer.getvalue()
+    return write_whole(path, data+hashlib.sha256(data).digest())   # torch reads past a changed bit
 
 def load_state(path) -> dict|None:   # None where there is nothing yet
     "The state that `save_state` wrote. Only tensors and plain values are read: a file that holds code is refused."
     if not Path(path).is_file(): return None
-    try: return torch.load(path, weights_only=True, map_location='cpu')
-    except Exception as e: raise InputError(path, f'is no state of a training, or is damaged; delete it to start anew ({str(e).splitlines()[0][:120]})') from None
+    data = Path(path).read_bytes()
+    data,digest = data[:-32],data[-32:]
+    if hashlib.sha256(data).digest()!=digest: raise InputError(path, 'is no state of a training, or is damaged: its checksum is wrong; delete it to start anew')
+    try: return torch.load(io.BytesIO(data), weights_only=True, map_location='cpu')
+    except Exception as e: raise InputError(path, f'is no state of a training; delete it to start anew ({str(e).splitlines()[0][:120]})') from None
 
 # %% ../nbs/06_resume.ipynb #61306b3d
 def generator_for(*key) -> torch.Generator:

@@ -16,9 +16,9 @@ from safetensors.torch import load, save
 from tqdm.auto import tqdm
 from .backbones import check_device
 from .baselines import EarlyFusion
-from .core import check_choice, fingerprint, versions, worker_pool, write_whole
+from .core import InputError, check_choice, check_seal, fingerprint, read_json, sealing, versions, worker_pool, write_whole
 from .evaluate import Predictions
-from .hlstm import HCMS
+from .hlstm import HCMS, SEAL, SEALED
 from .rivals import RIVALS, RIVALS_VERSION
 from .train import TrainConfig, predict_split, train, train_config
 
@@ -83,21 +83,24 @@ def make_run(dataset, config:TrainConfig, splits:dict, team=None) -> Path:
     test = splits[dataset.evaluated]
     logits,gates = predict_split(model, config, test)
     tensors = dict(logits=logits[:,-1], gates=gates.to(torch.uint8), y=test.y, labels=torch.as_tensor(test.labels, dtype=torch.uint8))
-    write_whole(folder/'predictions.safetensors', save({k: v.contiguous() for k,v in tensors.items()}))
-    write_whole(folder/'history.csv', pd.DataFrame(history).to_csv(index=False))
-    write_whole(folder/'run.json', json.dumps(dict(key=folder.name, dataset=dataset.label, data=dataset.fingerprint, config=config.model_dump(mode='json'), versions=versions()), indent=1))
+    with sealing(folder/SEAL, *SEALED, 'predictions.safetensors', 'history.csv', 'run.json'):
+        write_whole(folder/'predictions.safetensors', save({k: v.contiguous() for k,v in tensors.items()}))
+        write_whole(folder/'history.csv', pd.DataFrame(history).to_csv(index=False))
+        write_whole(folder/'run.json', json.dumps(dict(key=folder.name, dataset=dataset.label, data=dataset.fingerprint, config=config.model_dump(mode='json'), versions=versions()), indent=1))
     (folder/'state.pt').unlink(missing_ok=True)
     return folder
 
 def load_run(folder) -> Run:
     "A finished run from its folder."
     folder = Path(folder)
-    note = json.loads((folder/'run.json').read_text())
-    config = train_config(**note['config'])
+    check_seal(folder/SEAL)
+    note = read_json(folder/'run.json')
+    try: key,config = note['key'],train_config(**note['config'])
+    except (KeyError, TypeError): raise InputError(folder/'run.json', 'is no note of a run') from None
     model = dict(RIVALS, hcms=HCMS, early=EarlyFusion)[config.model].from_pretrained(folder)
     t = {k: v.numpy() for k,v in load((folder/'predictions.safetensors').read_bytes()).items()}
     t['gates'] = t['gates'].astype('float32')
-    return Run(note['key'], config, model.eval(), pd.read_csv(folder/'history.csv'), Predictions(**t))
+    return Run(key, config, model.eval(), pd.read_csv(folder/'history.csv'), Predictions(**t))
 
 # %% ../nbs/50_runs.ipynb #5bbbcd84
 def with_steps(

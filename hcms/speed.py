@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WAYS', 'turns', 'in_turns', 'long_video', 'bare_decode', 'decode_table', 'spread_gates', 'seconds_per_call',
-           'inference_table', 'products_alone', 'plain_loop', 'training_table', 'show_speed']
+           'at_steps', 'inference_table', 'products_alone', 'plain_loop', 'training_table', 'show_speed']
 
 # %% ../nbs/69_speed.ipynb #c68fd606
 import os, time
@@ -110,8 +110,8 @@ def seconds_per_call(
     return in_turns(jobs, repeats)
 
 # %% ../nbs/69_speed.ipynb #d3372a34
-def _at_steps(backbones, n):
-    "The same networks for n time steps a video."
+def at_steps(backbones, n):
+    "The same networks, for n time steps a video."
     return replace(backbones, spec=replace(backbones.spec, steps=n))
 
 WAYS = ('always', 'views', 'uniform', 'one', 'batch', 'stream')
@@ -130,7 +130,7 @@ def inference_table(
     cost = lambda g: gflops_per_video(g[None], prices, model).total[0]
     every = full(backbones.spec.steps)
     equal = full(max(1, round(cost(gates)/cost(every)*len(every))))
-    alone = lambda g: lambda: predict(paths[0], model, _at_steps(backbones, len(g)), prices=prices, gates=g)
+    alone = lambda g: lambda: predict(paths[0], model, at_steps(backbones, len(g)), prices=prices, gates=g)
     many = [paths[i%len(paths)] for i in range(batch)]
     together = lambda: list(predict_many(many, model, backbones, prices=prices, batch=batch, gates=dict.fromkeys(many, gates)))
     live = lambda: sum(play(paths[0], Stream(model, backbones, duration=probe(paths[0]).duration, prices=prices, gates=gates)))
@@ -228,7 +228,7 @@ def show_speed(
     write_table(n, shown, 'speed', out, 'Seconds and GFLOPs of inference', told+notes, meta)
     text = lambda d, **kw: d.assign(seconds=d.seconds.map(seconds), **{k: d[k].map('{:.2f}'.format) for k in kw}).rename(columns=kw)
     write_table(decoding, text(decoding, times_bare='times bare decode'), 'speed_decoding', out, 'Decoding two minutes of 340 x 256', ['Seconds of one processor, one thread.', *notes], meta)
-    write_table(training, text(training, times_bound='times its matrix products'), 'speed_training', out, 'A step of training, forward and backward', notes, meta)
+    write_table(training, text(training, times_bound='times its matrix products', least='least', most='most'), 'speed_training', out, 'A step of training, forward and backward', notes, meta)
     groups = list(n.groupby('networks', sort=False))
     fig,axes = panels(1, len(groups), height=2.8, squeeze=False)
     for ax,(name,d) in zip(axes[0], groups): plot_ratios(d, ax, f'{name} networks' if len(name.split())==1 else name)

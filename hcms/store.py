@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 import torch
 from torch import Tensor
-from .core import ID_RULE, InputError, canonical_json, check_id, fingerprint, method_of, write_whole
+from .core import ID_RULE, InputError, canonical_json, check_id, fingerprint, method_of, no_room, write_whole
 
 # %% ../nbs/11_store.ipynb #63c9cf9d
 class MissingFeature(InputError, KeyError):
@@ -106,14 +106,15 @@ def _place(tmp:Path, path:Path) -> bool:
     except FileExistsError: return False
     except OSError as e:
         if e.errno not in _NO_LINKS: raise
-        if path.exists(): return False
+        if os.path.lexists(path): return False
         os.rename(tmp, path)
     return True
 
 # %% ../nbs/11_store.ipynb #da4df3f8
 def _commit(path:Path, data:bytes) -> bool:
     "Write `data` to `path`, whole, durable, and only if there is nothing; was it us?"
-    if path.exists(): return False
+    if os.path.lexists(path): return False
+    if path.parent.is_symlink(): raise InputError(path.parent, 'is a link; a store holds its folders itself')
     if not path.parent.exists():
         path.parent.mkdir(parents=True, exist_ok=True); _sync_folder(path.parent.parent)
     tmp = path.parent/f'.tmp-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}'
@@ -121,6 +122,7 @@ def _commit(path:Path, data:bytes) -> bool:
         with open(os.open(tmp, os.O_WRONLY|os.O_CREAT|os.O_EXCL, 0o644), 'wb') as f:
             f.write(data); f.flush(); os.fsync(f.fileno())
         first = _place(tmp, path)
+    except OSError as e: raise no_room(e, path) or e
     finally: tmp.unlink(missing_ok=True)
     _sync_folder(path.parent)
     return first
@@ -171,7 +173,7 @@ class _Writing:
 
     def has(self, id:str) -> bool:
         "Are there features of `id`? (Whether they are sound, `get` and `verify` say.)"
-        return self.path(id).exists()
+        return os.path.lexists(self.path(id))
 
     def put(self,
         id:str,                   # Video id
@@ -189,7 +191,11 @@ class _Writing:
 # %% ../nbs/11_store.ipynb #a322dc23
 def _read_file(path, buf:bytearray=None) -> bytearray:
     "All of a file, in `buf` when that has the right size."
-    with open(path, 'rb') as f:
+    try: fd = os.open(path, os.O_RDONLY|os.O_NOFOLLOW)
+    except OSError as e:
+        if e.errno==errno.ELOOP: raise CorruptFeature(path, 'is a link; a store holds files') from None
+        raise
+    with open(fd, 'rb') as f:
         size = os.fstat(f.fileno()).st_size
         if size>_MAX_FILE: raise CorruptFeature(path, f'has {size} bytes; no feature file has more than {_MAX_FILE}')
         if buf is None or len(buf)!=size: buf = bytearray(size)
@@ -219,7 +225,7 @@ class _Reading(_Writing):
 
     def ids(self) -> list:
         "Sorted ids of all videos that have features; half-written files are not among them."
-        folders = [o for o in os.scandir(self.folder) if o.is_dir()]
+        folders = [o for o in os.scandir(self.folder) if o.is_dir(follow_symlinks=False)]
         found = [(f.name, o.name[:-12]) for f in folders for o in os.scandir(f) if o.name.endswith('.safetensors')]
         return sorted(id for ab,id in found if ID_RULE.fullmatch(id) and self.path(id).parent.name==ab)
 
@@ -291,6 +297,8 @@ def _open(self,
     "The view of an extractor that is in the store already."
     folder = self.root/check_id(modality, 'modality')/check_id(fp, 'fp')
     path = folder/'extractor.json'
+    for o in (folder.parent, folder):
+        if o.is_symlink(): raise InputError(o, 'is a link; a store holds its folders itself (the store as a whole may be one)')
     if not path.is_file(): raise MissingFeature(f'extractor {fp}', f'the store {self.root} has no {modality} features from it; it has {[f"{o.parent.parent.name}/{o.parent.name}" for o in sorted(self.root.glob("*/*/extractor.json"))]}')
     try: config = json.loads(path.read_text())
     except ValueError: config = None

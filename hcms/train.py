@@ -121,13 +121,13 @@ def predict_split(
     split:Split,
     usage=None,           # Random gates of this usage, instead of the model's own
     draw:int=0,           # Which random gates
-    batch:int=64,
+    rows:int=8192,        # Time steps in a batch: 64 videos of 128
     team=None,            # Where several processes share the work: an `accelerate.Accelerator`
 ) -> tuple:               # step logits (N, T, C) and gates (N, T, n-1), on the CPU
     "What a model says and does on every video of a split, at test time: no noise, the larger score decides."
     model.eval()
     x,g = split.take(config.modalities, config.views),generator_for('test gates', config.seed, draw)
-    out = []
+    out,batch = [],max(1, rows//x[0].shape[1])
     for n,i in enumerate(range(0, len(split), batch)):
         part = [o[i:i+batch].float() for o in x]
         options = control_gates(config, *part[0].shape[:2], g, usage) if config.model=='hcms' else {}

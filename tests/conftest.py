@@ -1,8 +1,9 @@
-"A tiny demo corpus, prepared once for all tests that need the whole path from files to tables."
+"A tiny demo corpus, prepared once for all tests that need the whole path from files to tables; and a tally of attacks."
 import os, shutil, subprocess, sys
 from pathlib import Path
 import pytest
 from filelock import FileLock
+import attacks
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -77,3 +78,42 @@ def trained(trained_home):
     import numpy as np, torch
     torch.set_num_threads(1)
     return Recognizer.from_pretrained(trained_home/'checkpoints'/'demo'),np.load(trained_home/'said.npz')
+
+# attacks
+
+def is_full(config): return 'not full' not in config.getoption('markexpr')
+
+@pytest.fixture(scope='session')
+def full(request):
+    "Is this the long form (make test-full)? Attacks are then many times as many."
+    return is_full(request.config)
+
+@pytest.fixture
+def tally(request):
+    "Note attacks and how they ended: tally(part, what, how, n)."
+    def note(part, what, how, n=1): request.node.user_properties.append(('attack', [part, what, how, int(n)]))
+    return note
+
+@pytest.fixture
+def ends(tally):
+    "How reading a file ends: its `Steps`, or the `MediaError`, which names the file; tallied under a kind."
+    import numpy as np
+    from hcms.media import MediaError, read_steps
+    def read(kind, path, spec, *args):
+        try: s = read_steps(path, spec, *args)
+        except MediaError as e:
+            assert str(path) in str(e)
+            tally('media', kind, 'refused'); return e
+        assert len(s)==spec.steps and (s.patches is None or np.isfinite(s.patches).all()) and s.info.duration>0
+        tally('media', kind, s.info.status)
+        return s
+    return read
+
+def pytest_runtest_logreport(report):
+    if report.when=='call' and report.passed: attacks.seen += [o for k,o in report.user_properties if k=='attack']
+
+def pytest_terminal_summary(terminalreporter, exitstatus, config):
+    if not attacks.seen or hasattr(config, 'workerinput'): return
+    terminalreporter.section('attacks that ended well')
+    terminalreporter.write_line(attacks.summary())
+    if is_full(config) and exitstatus==0 and not config.option.keyword: terminalreporter.write_line(f'written: {attacks.write(ROOT/"reports"/"demo")}')

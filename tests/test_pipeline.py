@@ -258,6 +258,9 @@ def test_manifest_with_a_path_in_an_id_is_refused_before_work(tiny_home, tmp_pat
     m.write_text(m.read_text()+'../../etc/x,videos/x.mp4,training,audio_rising\n')
     before = snapshot(home/'data'/'demo'/'features')
     r = hcms('extract', 'demo', home=home, check=False)
+    assert r.returncode==2 and 'manifest.csv: is not what was written' in r.stderr
+    m.with_suffix('.sha256').unlink()
+    r = hcms('extract', 'demo', home=home, check=False)
     assert r.returncode==2 and 'manifest.csv, line 66' in r.stderr and '../../etc/x' in r.stderr
     assert snapshot(home/'data'/'demo'/'features')==before
 
