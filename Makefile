@@ -1,5 +1,5 @@
 # make reports [DATASET=demo] [ONLY='table1 table2']   every table and figure, or some, into reports/DATASET, from nothing
-# make test                     all tests; make test-full those that take minutes: the whole path at the paper's sizes
+# make test                     all tests; make test-full their long form, and those that take minutes; writes reports/demo/robustness.*
 # make notebooks                JupyterLab on nbs/
 # make bench                    the speed report: make reports ONLY=speed, on a quiet machine
 # make install                  .venv alone, with the hcms command
@@ -22,7 +22,7 @@ test: .venv/ready
 	$(BIN)/python -m pytest
 
 test-full: .venv/ready
-	$(BIN)/python -m pytest -m full
+	$(BIN)/python -m pytest -m ''
 
 install: .venv/ready
 

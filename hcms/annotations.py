@@ -7,8 +7,10 @@ __all__ = ['MEDIA', 'find_files', 'activitynet_manifest', 'fcvid_manifest', 'com
 
 # %% ../nbs/07_annotations.ipynb #0cbb79a6
 from pathlib import Path
+from typing import Literal
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel, ValidationError
 from .core import InputError, read_json
 from .manifests import BAR, Manifest
 from .paper import PAPER_DATASETS
@@ -33,10 +35,32 @@ def _with_files(rows, found, default):
     return rows
 
 # %% ../nbs/07_annotations.ipynb #c8b5be2e
-def _leaves(taxonomy) -> list:
-    "Names of the nodes that are nobody's parent, sorted."
-    parents = {o.get('parentId') for o in taxonomy}
-    return sorted(o['nodeName'] for o in taxonomy if o['nodeId'] not in parents)
+class _Segment(BaseModel): label:str
+
+class _Video(BaseModel):
+    subset:Literal['training', 'validation', 'testing']
+    annotations:list[_Segment] = []
+    duration:float|None = None
+
+class _Node(BaseModel):
+    nodeId:int
+    nodeName:str
+    parentId:int|None = None
+
+class _Tree(BaseModel):
+    "What is read of ActivityNet's file."
+    database:dict[str, _Video]
+    taxonomy:list[_Node] = []
+    def leaves(self) -> list:
+        "Names of the nodes that are nobody's parent, sorted."
+        parents = {o.parentId for o in self.taxonomy}
+        return sorted(o.nodeName for o in self.taxonomy if o.nodeId not in parents)
+
+def _read_tree(path) -> _Tree:
+    try: return _Tree.model_validate(read_json(path, 1<<28))
+    except ValidationError as e:
+        o = e.errors()[0]
+        raise InputError(f"{path}, {'.'.join(map(str, o['loc'])) or 'as a whole'}", f"{o['msg']}, not {str(o['input'])[:80]!r}") from None
 
 def activitynet_manifest(
     annotations,      # activity_net.v1-3.min.json
@@ -44,21 +68,20 @@ def activitynet_manifest(
     videos='videos',  # Folder below it that holds the files
 ) -> Manifest:        # Columns id, path, split, labels, status, seconds
     "One row for every video of ActivityNet's annotation file."
-    tree = read_json(annotations, 1<<28)
-    if not isinstance(tree, dict) or not isinstance(tree.get('database'), dict): raise InputError(annotations, "has no 'database' of videos; ActivityNet's own file has one")
-    rows = []
-    for id,v in tree['database'].items():
-        where = f'{annotations}, video {id!r}'
-        try: labels = list(dict.fromkeys(o['label'] for o in v.get('annotations', [])))
-        except (TypeError, KeyError, AttributeError): raise InputError(where, 'annotations must be a list of segments with a label each') from None
-        if v.get('subset') not in ('training', 'validation', 'testing'): raise InputError(where, f"subset {v.get('subset')!r} must be training, validation or testing")
-        if not labels and v['subset']!='testing': raise InputError(where, f"is in {v['subset']} and has no annotation")
-        rows.append(dict(id=id, split=v['subset'], labels=BAR.join(labels), seconds=f"{float(v.get('duration') or 0):g}"))
+    tree,rows = _read_tree(annotations),[]
+    for id,v in tree.database.items():
+        labels = list(dict.fromkeys(o.label for o in v.annotations))
+        if not labels and v.subset!='testing': raise InputError(f'{annotations}, video {id!r}', f'is in {v.subset} and has no annotation')
+        rows.append(dict(id=id, split=v.subset, labels=BAR.join(labels), seconds=f'{v.duration or 0:g}'))
     if not rows: raise InputError(annotations, 'lists no video')
     rows = _with_files(rows, find_files(root, videos), lambda id: f'{videos}/v_{id}.mp4')
-    return Manifest(pd.DataFrame(rows), _leaves(tree.get('taxonomy') or []) or None, root, str(annotations))
+    return Manifest(pd.DataFrame(rows), tree.leaves() or None, root, str(annotations))
 
 # %% ../nbs/07_annotations.ipynb #47a7889b
+def _lines(path) -> list:
+    try: return Path(path).read_text(encoding='utf-8').splitlines()
+    except UnicodeDecodeError as e: raise InputError(path, f'is not UTF-8: {e}') from None
+
 def _split_line(where, text) -> dict:
     "The row of one line: PATH train|test."
     *path,split = text.rsplit(None, 1)
@@ -76,12 +99,13 @@ def fcvid_manifest(
     "One row for every video of FCVID's lists."
     for o in (split, labels, *([classes] if classes else [])):
         if not Path(o).is_file(): raise InputError(o, 'no such file')
-    lines = Path(split).read_text(encoding='utf-8').splitlines()
+        if not Path(o).read_bytes().strip(): raise InputError(o, 'is empty')
+    lines = _lines(split)
     try: hot = np.loadtxt(labels, dtype=np.int64, ndmin=2, comments=None)
     except ValueError as e: raise InputError(labels, f'must hold as many columns of 0 and 1 on every line: {e}') from None
     if len(hot)!=len(lines): raise InputError(labels, f'has {len(hot)} lines where {split} has {len(lines)}')
     if not np.isin(hot, (0, 1)).all(): raise InputError(f'{labels}, line {np.flatnonzero((hot*(hot-1)).any(1))[0]+1}', 'holds something other than 0 and 1')
-    names = [o.strip() for o in Path(classes).read_text(encoding='utf-8').splitlines() if o.strip()] if classes else [f'fcvid_{k:03d}' for k in range(hot.shape[1])]
+    names = [o.strip() for o in _lines(classes) if o.strip()] if classes else [f'fcvid_{k:03d}' for k in range(hot.shape[1])]
     if len(names)!=hot.shape[1]: raise InputError(classes, f'names {len(names)} classes where {labels} has {hot.shape[1]} columns')
     rows = [_split_line(f'{split}, line {n}', o) for n,o in enumerate(lines, 1)]
     for r,h in zip(rows, hot): r['labels'] = BAR.join(names[k] for k in np.flatnonzero(h))

@@ -140,12 +140,16 @@ def _write_manifest(name, out, make):
     print(f'{write_manifest(m, out)}: {len(m)} videos, {len(m.classes)} classes')
     print(completeness(m, name).to_string(index=False))
 
+def _store(root):
+    from hcms.store import FeatureStore
+    if not (root/'STORE.json').is_file(): raise InputError(root, 'is no feature store')
+    return FeatureStore(root)
+
 @store_app.command()
 def verify(root:Path=typer.Argument(help='folder of the store')):
     "Read every feature file and name those that are not what was written."
     from hcms.packs import damaged
-    from hcms.store import FeatureStore
-    bad = [f'{at}: {rule}' for v in FeatureStore(root).views() for at,rule in ({v.path(id): rule for id,rule in v.verify().items()} | damaged(v)).items()]
+    bad = [f'{at}: {rule}' for v in _store(root).views() for at,rule in ({v.path(id): rule for id,rule in v.verify().items()} | damaged(v)).items()]
     print('\n'.join(bad) or 'all files are sound')
     if bad: raise typer.Exit(1)
 
@@ -153,15 +157,13 @@ def verify(root:Path=typer.Argument(help='folder of the store')):
 def pack_command(root:Path=typer.Argument(help='folder of the store'), videos:int=typer.Option(256, min=1, help='videos a file')):
     "Copy the features into packs, many videos a file, for fast reading; the loose files stay."
     from hcms.packs import pack
-    from hcms.store import FeatureStore
-    for v in FeatureStore(root).views(): print(f'{v.modality}/{v.fp}: {len(pack(v, videos))} packs')
+    for v in _store(root).views(): print(f'{v.modality}/{v.fp}: {len(pack(v, videos))} packs')
 
 @store_app.command()
 def repair(root:Path=typer.Argument(help='folder of the store')):
     "Remove the damaged files, and only those; extract and pack make them again."
     from hcms.packs import damaged
-    from hcms.store import FeatureStore
-    for v in FeatureStore(root).views():
+    for v in _store(root).views():
         for id in v.repair(): print(f'removed {v.path(id)}')
         for path in damaged(v): path.unlink(); print(f'removed {path}')
 

@@ -110,6 +110,9 @@ def _work(job):
     try:
         with watchdog(patience): extract_video(id, path, *where)
     except InputError as e: return id,str(e)
+    except (MemoryError, RuntimeError) as e:
+        if isinstance(e, RuntimeError) and 'memory' not in str(e): raise   # torch's word for it, on the CPU and on a GPU
+        return id,str(InputError(path, f'takes more memory than there is: {str(e).splitlines()[0][:200]}'))
     return id,None
 
 def _run_pool(jobs, workers, start):

@@ -43,6 +43,7 @@ def check_yamnet(w:YamnetWeights, path) -> YamnetWeights:
     return w
 
 # %% ../nbs/09_formats.ipynb #c9c42f41
+_MOST = 1<<22   # Numbers of a tensor; the largest of YAMNet has a quarter of that
 _KERAS = re.compile(r'(?:^|/)(layer\d+/(?:depthwise_|pointwise_)?conv|logits)(/bn)?/(kernel|depthwise_kernel|beta|moving_mean|moving_variance|bias)(?::0)?$')
 
 def read_keras(path) -> YamnetWeights:
@@ -51,10 +52,12 @@ def read_keras(path) -> YamnetWeights:
     path,found = Path(path),{}
     if not path.is_file(): raise InputError(path, 'no such file')
     def visit(name, o):
-        if isinstance(o, h5py.Dataset) and (m:=_KERAS.search(name)): found[m[1], m[3]] = np.asarray(o, dtype=np.float32)
+        if not isinstance(o, h5py.Dataset) or not (m:=_KERAS.search(name)): return
+        if o.size>_MOST: raise ValueError(f'{name} has {o.size} numbers; none of YAMNet has more than {_MOST}')
+        found[m[1], m[3]] = np.asarray(o, dtype=np.float32)
     try:
         with h5py.File(path, 'r') as f: f.visititems(visit)
-    except OSError as e: raise InputError(path, f'is not a Keras file: {e}') from None
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, OverflowError) as e: raise InputError(path, f'is not a Keras file: {e}') from None
     def get(*key):
         if key not in found: raise InputError(path, f'has no {"/".join(key)}; the official yamnet.h5 has')
         return found[key]
@@ -80,6 +83,7 @@ class _Table:
         return np.frombuffer(self.data, dtype, self.t.VectorLen(o), self.t.Vector(o)) if o else np.zeros(0, dtype)
     def tables(self, n):
         o = self._at(n)
+        if o and self.t.VectorLen(o)>len(self.data)//4: raise ValueError(f'a list of {self.t.VectorLen(o)} tables')
         return [_Table(self.data, self.t.Indirect(self.t.Vector(o)+4*i)) for i in range(self.t.VectorLen(o))] if o else []
     def table(self, n):
         o = self._at(n)

@@ -228,7 +228,9 @@ class Hierarchy(nn.Module):
         super().__init__()
         self.modalities = tuple([modalities] if isinstance(modalities, str) else modalities)
         if not self.modalities or len(set(self.modalities))<len(self.modalities): raise InputError('modalities', f'must be one or more different names, not {modalities!r}')
-        if not num_classes>0: raise InputError('num_classes', f'must be above 0, not {num_classes}')
+        if not (isinstance(num_classes, int) and num_classes>0): raise InputError('num_classes', f'must be a whole number above 0, not {num_classes!r}')
+        for k,v in dict(nested=nested, copy_cell=copy_cell, layer_norm=layer_norm).items():
+            if not isinstance(v, bool): raise InputError(k, f'must be true or false, not {v!r}')
         self.in_sizes,proj,self.hidden_sizes = (sizes_along(o, self.modalities, k) for k,o in dict(in_sizes=in_sizes, proj_sizes=proj_sizes, hidden_sizes=hidden_sizes).items())
         self.num_classes,self.nested,self.copy_cell = num_classes,nested,copy_cell
         self.levels = nn.ModuleList(Level(i, proj[:k], p, h, layer_norm) for k,(i,p,h) in enumerate(zip(self.in_sizes, proj, self.hidden_sizes)))

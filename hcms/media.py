@@ -324,7 +324,7 @@ def _scan(path) -> tuple[MediaInfo, dict]:
         fps = V.n/(V.end-V.first)
         size = v.codec_context.width,v.codec_context.height
         info = replace(errors, start=start, duration=end-start, width=size[0], height=size[1], fps=fps, has_audio=has_audio,
-                       frames_expected=_expected(c, v, V, end), frames_decoded=V.shown, audio_seconds=A.seconds if has_audio else 0.)
+                       frames_expected=_expected(c, v, V, end-min(start, 0.)), frames_decoded=V.shown, audio_seconds=A.seconds if has_audio else 0.)
     return info,{k:o.n for k,o in tracks.items()}
 
 # %% ../nbs/03_media.ipynb #c261ce55
@@ -370,8 +370,14 @@ def upright(
 # %% ../nbs/03_media.ipynb #28a3fc6e
 def _matrix(frame) -> tuple|None:
     "The display matrix that came with a picture, if any."
-    m = frame.side_data.get('DISPLAYMATRIX')
+    try: m = frame.side_data.get('DISPLAYMATRIX')
+    except ValueError: return _turned(frame.rotation)   # PyAV knows no name for some other thing that came with it
     return None if m is None else tuple(np.frombuffer(m, dtype=np.int32).tolist())
+
+def _turned(rotation) -> tuple|None:
+    "The display matrix of a turn by so many degrees, if any."
+    c,s = round(math.cos(math.radians(rotation))),round(math.sin(math.radians(rotation)))
+    return None if c==1 else (c, -s, 0, s, c)
 
 # %% ../nbs/03_media.ipynb #6f744712
 def _pixels(frame) -> np.ndarray:   # (H, W, 3)

@@ -109,12 +109,12 @@ class Hierarchical(Retrained):
         self.settings = (*((0, s) for s in shares), *((k, 1.) for k in range(len(changes))))   # which run, share of its mean cost that a video may spend
     def act(self, runs, view, setting):
         k,share = setting
-        done = super().act(runs, view, k)
-        return done if share==1 else stopped(runs[k], view.split, share*gflops(done).mean())
+        return super().act(runs, view, k) if share==1 else stopped(runs[k], view.split, share)
 
-def stopped(run, split:Split, budget:float) -> Acted:
-    "What HCMS did before `budget` GFLOPs a video were spent."
+def stopped(run, split:Split, share:float) -> Acted:
+    "What HCMS did before a video had spent a share of the mean cost."
     logits,gates = (o.numpy() for o in predict_split(run.model, run.config, split))
+    budget = share*gflops_per_video(gates, PAPER_PRICES, run.model)['total'].mean()
     spent = within_budget(gates, budget, module_costs(run.model, PAPER_PRICES))
     N,T,C = logits.shape
     scores = np.where((spent.steps>0)[:,None], softmax(logits[np.arange(N),spent.steps-1]), 1/C)

@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from huggingface_hub import snapshot_download
 from .backbones import Backbones, load_backbones, save_weights, weights_path
-from .core import InputError, check_seal, home, method_of, read_json, sealing, sha256, versions, write_whole
+from .core import MODALITIES, InputError, check_choice, check_seal, home, method_of, read_json, sealing, sha256, versions, write_whole
 from .costs import backbone_prices
 from .hlstm import HCMS, SEAL, SEALED
 from .infer import Prediction, Stream, check_fit, predict, predict_many
@@ -81,6 +81,9 @@ def _read_note(folder:Path) -> dict:
     for k,kind in dict(classes=list, preset=str, precision=str, media=dict, backbones=dict).items():
         if not isinstance(note.get(k), kind): raise InputError(path, f'{k} must be a {kind.__name__}')
     if not all(isinstance(o, str) for o in note['classes']): raise InputError(path, 'classes must be names')
+    if not all(isinstance(o, dict) for o in note['backbones'].values()): raise InputError(path, 'backbones must have a dict for each network')
+    for m in note['backbones']: check_choice(m, MODALITIES, 'network of a recognizer')
+    if type(note['media'].get('steps', 0)) is not int: raise InputError(path, 'steps must be a whole number')
     return note
 
 # %% ../nbs/43_recognizer.ipynb #c4dd6297

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from tqdm.auto import tqdm
 from .backbones import check_device
@@ -90,6 +91,16 @@ def make_run(dataset, config:TrainConfig, splits:dict, team=None) -> Path:
     (folder/'state.pt').unlink(missing_ok=True)
     return folder
 
+def _history(path): return pd.read_csv(path).astype(dict(epoch=int))
+
+def _predictions(path):
+    t = {k: v.numpy() for k,v in load(path.read_bytes()).items()}
+    return Predictions(**t | dict(gates=t['gates'].astype('float32')))
+
+def _read(path, f):
+    try: return f(path)
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as e: raise InputError(path, f'cannot be read ({str(e).splitlines()[0][:120]}); delete its folder to train it anew') from None
+
 def load_run(folder) -> Run:
     "A finished run from its folder."
     folder = Path(folder)
@@ -98,9 +109,7 @@ def load_run(folder) -> Run:
     try: key,config = note['key'],train_config(**note['config'])
     except (KeyError, TypeError): raise InputError(folder/'run.json', 'is no note of a run') from None
     model = dict(RIVALS, hcms=HCMS, early=EarlyFusion)[config.model].from_pretrained(folder)
-    t = {k: v.numpy() for k,v in load((folder/'predictions.safetensors').read_bytes()).items()}
-    t['gates'] = t['gates'].astype('float32')
-    return Run(key, config, model.eval(), pd.read_csv(folder/'history.csv'), Predictions(**t))
+    return Run(key, config, model.eval(), *(_read(folder/o, f) for o,f in {'history.csv': _history, 'predictions.safetensors': _predictions}.items()))
 
 # %% ../nbs/50_runs.ipynb #5bbbcd84
 def with_steps(

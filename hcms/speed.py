@@ -186,20 +186,23 @@ def plain_loop(
 def training_table(
     settings:dict,    # name -> (HCMS, videos in a batch, time steps)
     repeats:int=3,
-) -> pd.DataFrame:    # setting, what, seconds, times_bound, and its range over the turns
-    "A step of training, forward and backward, against its matrix products and against the plain loop."
+) -> pd.DataFrame:    # setting, what, seconds, times_bound and its range over the turns; largest differences of logits and gradients, gates that differ
+    "A step of training, forward and backward, against its matrix products and against the plain loop; and how far it is from what that computes."
     rows = []
     for name,(model,B,T) in settings.items():
         x = [torch.randn(B, T, d) for d in model.in_sizes]
         noise,y = gumbel_noise((B, T, len(x)-1, 2), torch.Generator().manual_seed(0)),torch.arange(B)%model.num_classes
-        def step(f):
+        last = {}
+        def step(k, f):
             model.train().zero_grad()
             logits,gates = f()
             (torch.nn.functional.cross_entropy(logits, y) + gates.mean()).backward()
+            last[k] = logits.detach(),gates.detach(),[p.grad for p in model.parameters()]
         def ours(): o = model(*x, noise=noise); return o.logits,o.gates
-        took = turns({'matrix products alone': products_alone(model, B, T), 'hcms': lambda: step(ours), 'plain loop': lambda: step(lambda: plain_loop(model, x, noise))}, repeats)
-        bound = took['matrix products alone']
-        rows += [dict(setting=name, what=k, seconds=s.min(), times_bound=s.min()/bound.min(), least=(s/bound).min(), most=(s/bound).max()) for k,s in took.items()]
+        took = turns({'matrix products alone': products_alone(model, B, T), 'hcms': lambda: step('hcms', ours), 'plain loop': lambda: step('plain', lambda: plain_loop(model, x, noise))}, repeats)
+        bound,(a,b) = took['matrix products alone'],last.values()
+        far = dict(logits=(a[0]-b[0]).abs().max().item(), gradients=max((p-q).abs().max().item() for p,q in zip(a[2], b[2])), gates=int((a[1]!=b[1]).sum()))
+        rows += [dict(setting=name, what=k, seconds=s.min(), times_bound=s.min()/bound.min(), least=(s/bound).min(), most=(s/bound).max()) | (far if k=='hcms' else {}) for k,s in took.items()]
     return pd.DataFrame(rows)
 
 # %% ../nbs/69_speed.ipynb #fed054e8
@@ -228,7 +231,7 @@ def show_speed(
     write_table(n, shown, 'speed', out, 'Seconds and GFLOPs of inference', told+notes, meta)
     text = lambda d, **kw: d.assign(seconds=d.seconds.map(seconds), **{k: d[k].map('{:.2f}'.format) for k in kw}).rename(columns=kw)
     write_table(decoding, text(decoding, times_bare='times bare decode'), 'speed_decoding', out, 'Decoding two minutes of 340 x 256', ['Seconds of one processor, one thread.', *notes], meta)
-    write_table(training, text(training, times_bound='times its matrix products', least='least', most='most'), 'speed_training', out, 'A step of training, forward and backward', notes, meta)
+    write_table(training, text(training.drop(columns=['logits', 'gradients', 'gates']), times_bound='times its matrix products', least='least', most='most'), 'speed_training', out, 'A step of training, forward and backward', notes, meta)
     groups = list(n.groupby('networks', sort=False))
     fig,axes = panels(1, len(groups), height=2.8, squeeze=False)
     for ax,(name,d) in zip(axes[0], groups): plot_ratios(d, ax, f'{name} networks' if len(name.split())==1 else name)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 import torch
 from torch import Tensor
-from .core import ID_RULE, InputError, canonical_json, check_id, fingerprint, method_of, no_room, write_whole
+from .core import ID_RULE, InputError, canonical_json, check_id, fingerprint, method_of, no_room, read_json, write_whole
 
 # %% ../nbs/11_store.ipynb #63c9cf9d
 class MissingFeature(InputError, KeyError):
@@ -280,8 +280,8 @@ class FeatureStore:
             others = [o.name for o in self.root.iterdir() if not o.name.startswith('.')] if self.root.exists() else []
             if others and not mark.exists(): raise InputError(self.root, f'is no feature store, and holds other things ({others[0]} ...); name a new or empty folder')
             write_whole(mark, canonical_json(_FORMAT)+'\n')
-        try: found = json.loads(mark.read_text())
-        except ValueError: found = None
+        try: found = read_json(mark)
+        except InputError: found = None
         if found!=_FORMAT: raise InputError(mark, f'must read {canonical_json(_FORMAT)}: this is another kind or version of store')
         if (self.root/'store.json').exists(): raise InputError(self.root, 'is on a file system that ignores case, where ids that differ in case alone fall together; use another')
     def __repr__(self): return f'FeatureStore({self.root})'
@@ -300,8 +300,8 @@ def _open(self,
     for o in (folder.parent, folder):
         if o.is_symlink(): raise InputError(o, 'is a link; a store holds its folders itself (the store as a whole may be one)')
     if not path.is_file(): raise MissingFeature(f'extractor {fp}', f'the store {self.root} has no {modality} features from it; it has {[f"{o.parent.parent.name}/{o.parent.name}" for o in sorted(self.root.glob("*/*/extractor.json"))]}')
-    try: config = json.loads(path.read_text())
-    except ValueError: config = None
+    try: config = read_json(path)
+    except InputError: config = None
     if config is None or fingerprint(config)!=fp: raise InputError(path, f'differs from the configuration that made these features: its fingerprint is not {fp}')
     return ExtractorView(folder, modality, fp, config)
 

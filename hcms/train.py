@@ -6,6 +6,7 @@
 __all__ = ['TrainConfig', 'train_config', 'Split', 'build_model', 'control_gates', 'predict_split', 'train']
 
 # %% ../nbs/40_train.ipynb #f999ec32
+import time
 from dataclasses import dataclass
 from typing import Literal
 import numpy as np
@@ -230,6 +231,7 @@ def train(
     x = training.take(config.modalities, config.views)
     epochs = range(len(history), config.epochs)
     with threads(config.threads):
+        ended = saving = 0.   # when the state was last kept, and how long that took
         for epoch in epochs if position is None else tqdm(epochs, desc=config.model, position=position, unit='epoch', leave=False):
             if _waited(history)>=(config.patience or config.epochs): break
             try: terms = _train_epoch(model, config, x, training.y, optimizer, scaler, epoch, team)
@@ -237,6 +239,8 @@ def train(
             schedule.step()
             history.append(dict(epoch=epoch, **terms, **_evaluate(model, config, selection, team)))
             if history[-1]['score']>=max(o['score'] for o in history): best = {k: v.clone() for k,v in model.state_dict().items()}
-            if state and (team is None or team.is_main_process): save_state(state, history=history, best=best, **{k: o.state_dict() for k,o in parts.items()})
+            if state and (team is None or team.is_main_process) and (since := time.monotonic())-ended>50*saving:   # a fiftieth of the time at most
+                save_state(state, history=history, best=best, **{k: o.state_dict() for k,o in parts.items()})
+                ended = time.monotonic(); saving = ended-since
     model.load_state_dict(best)
     return model.eval().cpu() if team is not None else model.eval(),history

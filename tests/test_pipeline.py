@@ -50,20 +50,22 @@ def test_figures_show_what_their_numbers_say(tiny_reports):
     by_class = f6[f6.modality=='motion'].groupby('category').usage.mean()
     assert by_class.to_dict()==pytest.approx(f4.groupby('category').usage.mean().to_dict(), abs=1e-6)
 
-def test_same_run_same_bytes(tiny_reports, tmp_path):
+def test_same_run_same_bytes(tiny_reports, tmp_path, tally):
     "What the driver wrote and what papermill writes alone agree to the byte, from stored runs."
     r = papermill('nbs/table2.ipynb', tmp_path/'out.ipynb', '-p', 'dataset', 'demo', '-p', 'seeds', 1, '-p', 'epochs', 1, '-p', 'out_dir', tmp_path/'r', home=tiny_reports)
     assert r.returncode==0, r.stderr[-3000:]
     assert (tmp_path/'r'/'table2.csv').read_bytes()==(tiny_reports/'reports'/'demo'/'table2.csv').read_bytes()
+    tally('determinism', 'report notebooks, by the driver and by papermill alone', 'the same bytes', 2)
 
 @pytest.mark.parametrize('given, says', [
     (('-p', 'dataste', 'demo'), "did you mean 'dataset'"),
     (('-p', 'dataset', 'activitinet'), "did you mean 'activitynet'"),
     (('-p', 'budgets', '[40]'), 'pass lists with -y'),
     (('-p', 'seeds', '0'), 'seeds: must be above 0')])
-def test_wrong_parameters_end_the_notebook(tiny_home, tmp_path, given, says):
+def test_wrong_parameters_end_the_notebook(tiny_home, tmp_path, tally, given, says):
     r = papermill('nbs/table2.ipynb', tmp_path/'out.ipynb', '-p', 'out_dir', tmp_path/'r', *given, home=tiny_home)
     assert r.returncode!=0 and says in r.stderr and not (tmp_path/'r').exists()
+    tally('hostile', 'wrong names and values of parameters, through papermill', 'the notebook ends with the reason, nothing written')
 
 def test_a_failing_notebook_does_not_stop_the_others(tiny_reports, tmp_path):
     home = tmp_path
@@ -119,7 +121,7 @@ def test_data_folder_without_manifest_names_the_file(tmp_path):
     r = subprocess.run([BIN/'hcms', 'extract', 'activitynet'], env=dict(os.environ, HCMS_DATA=str(tmp_path)), capture_output=True, text=True)
     assert r.returncode==2 and 'manifest.csv: no such file' in r.stderr
 
-def test_killed_extraction_ends_with_the_same_bytes(tiny_home, tmp_path):
+def test_killed_extraction_ends_with_the_same_bytes(tiny_home, tmp_path, tally):
     home = copy_home(tiny_home, tmp_path, 'features')
     features = home/'data'/'demo'/'features'
     kill_when(['extract', 'demo'], home, lambda: len(list(features.rglob('*.safetensors')))>=20)
@@ -128,8 +130,9 @@ def test_killed_extraction_ends_with_the_same_bytes(tiny_home, tmp_path):
     hcms('extract', 'demo', home=home)
     for p in features.rglob('.tmp-*'): p.unlink()   # what the kill left is invisible to readers
     assert snapshot(features)==snapshot(tiny_home/'data'/'demo'/'features')
+    tally('faults', 'kill -9 in the middle of extraction', 'whole files or none; the next run ends with the same bytes')
 
-def test_shards_and_a_killed_one_end_with_the_same_bytes(tiny_home, tmp_path):
+def test_shards_and_a_killed_one_end_with_the_same_bytes(tiny_home, tmp_path, tally):
     "Three shards, one killed; then two shards. Together they are the whole."
     home = copy_home(tiny_home, tmp_path, 'features')
     features = home/'data'/'demo'/'features'
@@ -141,8 +144,9 @@ def test_shards_and_a_killed_one_end_with_the_same_bytes(tiny_home, tmp_path):
     for i in range(2): hcms('extract', 'demo', '--shard', f'{i}/2', home=home)
     for p in features.rglob('.tmp-*'): p.unlink()
     assert snapshot(features)==snapshot(tiny_home/'data'/'demo'/'features')
+    tally('faults', 'kill -9 of one of three shards, then two shards', 'whole files or none; the next run ends with the same bytes')
 
-def test_a_hung_and_a_crashing_decoder_cost_only_their_videos(tiny_home, tmp_path):
+def test_a_hung_and_a_crashing_decoder_cost_only_their_videos(tiny_home, tmp_path, tally):
     "One video never returns from C, another kills its process; the rest ends with the same bytes."
     (tmp_path/'harm.py').write_text("""
 import ctypes, os, signal
@@ -171,8 +175,9 @@ if __name__=='__main__':
     made,whole = (snapshot(h/'data'/'demo'/'features') for h in (home, tiny_home))
     same = {k: v for k,v in made.items() if k.endswith('.safetensors')}
     assert len(same)==62*3 and all(whole[k]==v for k,v in same.items())
+    tally('faults', 'a decoder that never returns, and one that crashes', 'its video is set aside with the reason; the others have the same bytes', 2)
 
-def test_ray_with_a_killed_worker_ends_with_the_same_bytes(tiny_home, tmp_path):
+def test_ray_with_a_killed_worker_ends_with_the_same_bytes(tiny_home, tmp_path, tally):
     pytest.importorskip('ray')
     home = copy_home(tiny_home, tmp_path/'home', 'features')
     (tmp_path/'go.py').write_text("""
@@ -196,8 +201,9 @@ print(r.done, len(r.aside))
     features = home/'data'/'demo'/'features'
     for p in features.rglob('.tmp-*'): p.unlink()
     assert snapshot(features)==snapshot(tiny_home/'data'/'demo'/'features')
+    tally('faults', 'kill -9 of a worker on Ray', 'the run ends with the same bytes')
 
-def test_killed_training_ends_with_the_same_bytes(tiny_home, tmp_path):
+def test_killed_training_ends_with_the_same_bytes(tiny_home, tmp_path, tally):
     home,calm = copy_home(tiny_home, tmp_path/'a'),copy_home(tiny_home, tmp_path/'b')
     runs = home/'data'/'demo'/'runs'
     args = ['train', 'demo', '--seeds', '1', '--epochs', '30']
@@ -206,8 +212,9 @@ def test_killed_training_ends_with_the_same_bytes(tiny_home, tmp_path):
     hcms(*args, home=home); hcms(*args, home=calm)
     clean = lambda d: {k: v for k,v in snapshot(d).items() if '.tmp-' not in k}
     assert clean(runs)==clean(calm/'data'/'demo'/'runs') and len(clean(runs))
+    tally('faults', 'kill -9 in the middle of training', 'the next run ends with the same bytes')
 
-def test_two_processes_train_what_one_does(tiny_home, tmp_path):
+def test_two_processes_train_what_one_does(tiny_home, tmp_path, tally):
     "Gathered predictions within 1e-5, the same gates and the same mAP; in order, none twice."
     from safetensors.numpy import load_file
     one,two = copy_home(tiny_home, tmp_path/'one'),copy_home(tiny_home, tmp_path/'two')
@@ -219,8 +226,9 @@ def test_two_processes_train_what_one_does(tiny_home, tmp_path):
     assert a['logits'].shape==b['logits'].shape and abs(a['logits']-b['logits']).max()<1e-5 and (a['gates']==b['gates']).all()
     ha,hb = (pd.read_csv(next((h/'data'/'demo'/'runs').glob('*/history.csv'))) for h in (one, two))
     assert ha['map'].tolist()==pytest.approx(hb['map'].tolist(), abs=1e-9) and ha.loss.tolist()==pytest.approx(hb.loss.tolist(), rel=1e-5)
+    tally('determinism', 'one training by one and by two processes together', 'predictions within 1e-5, the same gates and mAP')
 
-def test_bad_files_cost_only_themselves(tiny_home, tmp_path):
+def test_bad_files_cost_only_themselves(tiny_home, tmp_path, tally):
     "An empty mp4, a page of text, a video without sound and one of a single picture, among good ones."
     import numpy as np
     from hcms.extract import extract
@@ -239,8 +247,9 @@ def test_bad_files_cost_only_themselves(tiny_home, tmp_path):
     for id in result.aside: assert f'{id}.mp4' in result.aside[id]
     again = extract(m, FeatureStore(tmp_path/'store'), 'demo', workers=1)
     assert (again.done, again.kept, set(again.aside))==(0, 3, {'empty', 'page', 'gone'})
+    tally('faults', 'empty, absent and text files among good videos', 'set aside and named; the others are done', 3)
 
-def test_corrupt_feature_is_named_and_mended(tiny_home, tmp_path):
+def test_corrupt_feature_is_named_and_mended(tiny_home, tmp_path, tally):
     home = copy_home(tiny_home, tmp_path)
     features = home/'data'/'demo'/'features'
     path = sorted(features.rglob('motion/**/*.safetensors'))[5]
@@ -251,6 +260,7 @@ def test_corrupt_feature_is_named_and_mended(tiny_home, tmp_path):
     assert hcms('store', 'verify', features, home=home, check=False).returncode==1
     hcms('store', 'repair', features, home=home); hcms('extract', 'demo', home=home)
     assert path.read_bytes()==was
+    tally('corruption', 'a feature file of a data set: training, verify, repair, extract', 'named, removed alone, and made again with the same bytes')
 
 def test_manifest_with_a_path_in_an_id_is_refused_before_work(tiny_home, tmp_path):
     home = copy_home(tiny_home, tmp_path)
@@ -284,7 +294,7 @@ def test_committed_costs_follow_from_committed_skip_ratios():
     assert again==pytest.approx(h.gflops_mean, rel=1e-3)
 
 @pytest.mark.parametrize('folder', [o.name for o in sorted((ROOT/'reports').glob('*-simulated'))])
-def test_committed_results_can_be_had_again(tmp_path, folder):
+def test_committed_results_can_be_had_again(tmp_path, tally, folder):
     "A row of a committed table made anew, from nothing: sound alone on a stand-in, three seeds, within 3 points."
     code = """
 from hcms.datasets import SimulatedDataset
@@ -299,3 +309,4 @@ if __name__=='__main__':
     r = subprocess.run([sys.executable, tmp_path/'go.py'], cwd=ROOT, env=dict(os.environ, HCMS_HOME=str(tmp_path), HCMS_DATA=''), capture_output=True, text=True)
     kept = pd.read_csv(ROOT/'reports'/folder/'table1.csv').set_index(['method', 'modalities', 'views']).loc[('LSTM', 'A', 128)]
     assert float(r.stdout)==pytest.approx(kept.map_mean, abs=.03), r.stderr[-2000:]
+    tally('determinism', 'a committed row of a stand-in made anew on this machine, whatever its processor', 'mAP within 3 points')

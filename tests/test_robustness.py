@@ -1,0 +1,519 @@
+"Kills, full disks, flipped bits, hostile files, odd numbers: each attack ends with the right bytes or a word that names the file. `make test` is the short form, `make test-full` the long one."
+import errno, json, os, pickle, random, resource, shutil, signal, struct, subprocess, sys, time
+from pathlib import Path
+import numpy as np, pandas as pd, pytest, torch
+from safetensors.torch import save
+from conftest import BIN, ROOT, copy_home, hcms
+from test_pipeline import snapshot
+from hcms.core import InputError, fingerprint, write_whole
+from hcms.store import FeatureStore
+
+SENTINEL = 'it ran'
+
+class Evil:
+    "Makes a folder when it is unpickled."
+    def __init__(self, folder): self.folder = str(folder)
+    def __reduce__(self): return os.mkdir,(str(Path(self.folder)/SENTINEL),)
+
+def visible(folder): return {k: v for k,v in snapshot(folder).items() if '.tmp-' not in k}
+
+def ends_well(f, *args):
+    "The result of `f`, or the `InputError` it ends with; any other end fails the test."
+    try: return f(*args)
+    except InputError as e:
+        assert str(e); return e
+
+# faults
+
+def start(args, home, **kw): return subprocess.Popen([BIN/'hcms', *map(str, args)], cwd=ROOT, env=dict(os.environ, HCMS_HOME=str(home), HCMS_DATA=''), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, **kw)
+
+def kill_at_random(args, home, seconds, rng) -> bool:
+    "kill -9 of the whole group at a random moment of a run that takes so long; was there something to kill?"
+    p = start(args, home)
+    try: p.wait(rng.uniform(0, seconds)); return False
+    except subprocess.TimeoutExpired: return True
+    finally:
+        try: os.killpg(p.pid, signal.SIGKILL)
+        except ProcessLookupError: pass
+        p.communicate()
+
+JOBS = dict(extraction=(['extract', 'demo'], 'data/demo/features', ('features',)), packing=(['store', 'pack', 'data/demo/features', '--videos', '5'], 'data/demo/features', ()),
+            training=(['train', 'demo', '--seeds', '1', '--epochs', '6'], 'data/demo/runs', ()), report=(['report', 'demo', '--only', 'table6', '--seeds', '1', '--epochs', '1'], 'reports/demo', ()))
+
+@pytest.mark.full
+@pytest.mark.parametrize('job', JOBS)
+def test_killed_at_random_moments(tiny_home, tmp_path, tally, job):
+    "Ten kills, one after the other on the same folder; then the rest is done, and has the bytes of an undisturbed run."
+    args,where,without = JOBS[job]
+    calm,home = (copy_home(tiny_home, tmp_path/o, *without) for o in ('calm', 'home'))
+    absolute = lambda h: [str(h/a) if '/' in a else a for a in args]
+    since = time.time()
+    hcms(*absolute(calm), home=calm)
+    took,rng,kills = time.time()-since,random.Random(job),0
+    while kills<10: kills += kill_at_random(absolute(home), home, took, rng)
+    hcms(*absolute(home), home=home)
+    a,b = visible(home/where),visible(calm/where)
+    assert a==b and len(a)
+    tally('faults', f'kill -9 at random moments of {job}', 'the next run ends with the bytes of an undisturbed one', kills)
+
+def test_a_killed_packing_ends_with_the_same_bytes(tmp_path, tally):
+    views = [FeatureStore(tmp_path/k).extractor('motion', dict(model='x')) for k in 'ab']
+    for v in views:
+        for i in range(30): v.put(f'v{i:02d}', np.full((8, 16), i, dtype=np.float16))
+    code = 'import os, sys, hcms.packs as P; from hcms.store import FeatureStore; n = [0]; was = P.write_whole\ndef write(*a):\n    n[0] += 1\n    if n[0]==3: os.kill(os.getpid(), 9)\n    return was(*a)\nP.write_whole = write\nP.pack(FeatureStore(sys.argv[1]).views()[0], 5)'
+    assert subprocess.run([sys.executable, '-c', code, tmp_path/'a']).returncode==-9
+    from hcms.packs import damaged, pack
+    assert len(list((views[0].folder/'packs').iterdir()))==2 and not damaged(views[0])
+    for v in views: pack(v, 5)
+    assert visible(tmp_path/'a')==visible(tmp_path/'b')
+    tally('faults', 'kill -9 between two packs', 'whole packs or none; the next run ends with the same bytes')
+
+def small_files(limit):
+    "As a disk that is full in the middle of a file: the kernel refuses every byte past the limit."
+    def f(): resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    return f
+
+def unprivileged():
+    "Root passes permissions by; without these two capabilities it does not."
+    import ctypes
+    if os.geteuid()==0:
+        for c in (1, 2): ctypes.CDLL(None).prctl(24, c, 0, 0, 0)   # PR_CAPBSET_DROP of CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+
+def test_a_full_disk_stops_the_run_and_loses_nothing(tiny_home, tmp_path, tally):
+    home = copy_home(tiny_home, tmp_path, 'features')
+    features,whole = home/'data'/'demo'/'features',visible(tiny_home/'data'/'demo'/'features')
+    largest = max(len(v) for v in whole.values())
+    p = start(['extract', 'demo', '--workers', '1'], home, preexec_fn=small_files(largest-100))   # motion does not fit, sound and pictures do
+    said = p.communicate(timeout=200)[1]
+    assert p.returncode==2 and 'File too large' in said and 'committed so far stay' in said and 'motion' in said, said[-2000:]
+    there = snapshot(features)
+    assert not any('.tmp-' in k for k in there) and all(whole[k]==v for k,v in there.items() if k.endswith('.safetensors'))
+    hcms('extract', 'demo', home=home)
+    assert visible(features)==whole
+    p = start(['train', 'demo', '--seeds', 1, '--epochs', 1], home, preexec_fn=small_files(4096))
+    said = p.communicate(timeout=200)[1]
+    assert p.returncode==3 and 'File too large' in said and 'what was written before is whole' in said, said[-2000:]
+    assert not list((home/'data'/'demo'/'runs').rglob('run.json'))
+    hcms('train', 'demo', '--seeds', 1, '--epochs', 1, home=home)
+    tally('faults', 'no room in the middle of a file, extraction and training', 'the run stops and says so; nothing half written; the next run completes it', 2)
+
+@pytest.mark.full
+def test_a_store_that_must_not_be_written_to(tiny_home, tmp_path, tally):
+    home = copy_home(tiny_home, tmp_path)
+    features = home/'data'/'demo'/'features'
+    lost = sorted(features.rglob('motion/**/*.safetensors'))[0]
+    lost.unlink()
+    for o in [features, *features.rglob('*')]: o.chmod(0o555 if o.is_dir() else 0o444)
+    try:
+        p = start(['extract', 'demo', '--workers', '1'], home, preexec_fn=unprivileged)
+        said = p.communicate(timeout=200)[1]
+        assert p.returncode==2 and 'Permission denied' in said and 'committed so far stay' in said, said[-2000:]
+        assert not lost.exists()
+        assert hcms('store', 'verify', features, home=home).stdout.strip()=='all files are sound'   # reading needs no permission to write
+    finally:
+        for o in [features, *features.rglob('*')]: o.chmod(0o755 if o.is_dir() else 0o644)
+    lost.parent.parent.joinpath('extractor.json').chmod(0)
+    p = start(['extract', 'demo', '--workers', '1'], home, preexec_fn=unprivileged)
+    said = p.communicate(timeout=200)[1]
+    assert p.returncode==3 and 'extractor.json' in said and 'Permission denied' in said, said[-2000:]
+    tally('faults', 'a store without permission to write, a file without permission to read', 'the run stops and names the file', 2)
+
+@pytest.mark.full
+def test_a_disk_that_fills_up(tiny_home, tmp_path, tally):
+    "A file system of its own, filled by somebody else while features are written."
+    home = copy_home(tiny_home, tmp_path, 'features')
+    features,whole = home/'data'/'demo'/'features',visible(tiny_home/'data'/'demo'/'features')
+    features.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=64m', 'tmpfs', features], capture_output=True).returncode: pytest.skip('may not mount a file system')
+    try:
+        p = start(['extract', 'demo'], home)
+        while len(list(features.rglob('*.safetensors')))<20: time.sleep(.02)
+        try:
+            with open(features/'.ballast', 'wb') as f:
+                while True: f.write(bytes(1<<16)); f.flush()
+        except OSError as e: assert e.errno==errno.ENOSPC
+        said = p.communicate(timeout=200)[1]
+        assert p.returncode==2 and 'No space left on device' in said and '0.00 GB are free' in said, said[-2000:]
+        there = visible(features); there.pop('.ballast')
+        assert all(whole[k]==v for k,v in there.items()) and len(there)<len(whole)
+        (features/'.ballast').unlink()
+        hcms('extract', 'demo', home=home)
+        assert visible(features)==whole
+        tally('faults', 'a disk that fills up, on a file system of its own', 'the run stops and says so; the next run ends with the same bytes')
+    finally: subprocess.run(['umount', '-l', features])
+
+@pytest.mark.full
+def test_two_extractions_of_the_same_videos_at_once(tiny_home, tmp_path, tally):
+    home = copy_home(tiny_home, tmp_path, 'features')
+    both = [start(['extract', 'demo', '--workers', '1'], home) for _ in range(2)]
+    for p in both: assert p.communicate(timeout=300)[1] is not None and p.returncode==0
+    assert snapshot(home/'data'/'demo'/'features')==snapshot(tiny_home/'data'/'demo'/'features')
+    tally('faults', 'two extractions of the same videos into one store', 'both end well, with the same bytes', 2)
+
+def test_a_worker_that_runs_out_of_memory_costs_only_its_video(tiny_home, tmp_path, tally):
+    (tmp_path/'greedy.py').write_text("""
+import numpy as np, torch, hcms.extract as E
+was,work = E.extract_video,E._work
+def extract_video(id, *a):
+    if id.startswith('audio_rising_000'): np.empty(1<<60, dtype=np.uint8)
+    if id.startswith('audio_rising_001'): torch.empty(1<<60)
+    was(id, *a)
+E.extract_video = extract_video
+def greedy(job): return work(job)
+""")
+    (tmp_path/'go.py').write_text("""
+import sys; sys.path.insert(0, sys.argv[1])
+import greedy, hcms.extract as E
+from hcms.datasets import Dataset
+E._work = greedy.greedy
+if __name__=='__main__':
+    r = Dataset('demo').extract(2)
+    print(r.done, *sorted(r.aside), *r.aside.values(), sep='|')
+""")
+    home = copy_home(tiny_home, tmp_path/'home', 'features')
+    r = subprocess.run([sys.executable, tmp_path/'go.py', tmp_path], cwd=ROOT, env=dict(os.environ, HCMS_HOME=str(home), PYTHONPATH=str(tmp_path)), capture_output=True, text=True, timeout=240)
+    last = r.stdout.strip().splitlines()[-1:] or ['']
+    assert last[0].startswith('62|audio_rising_000|audio_rising_001|') and last[0].count('takes more memory')==2, r.stdout+r.stderr[-3000:]
+    tally('faults', 'a video that takes more memory than there is', 'is set aside with the reason; the others are done', 2)
+
+def test_clocks_do_not_matter(tiny_home, tmp_path, tally):
+    "Every file from 1970, or from 2100: nothing is done again, and a sweep removes what is old by the file system's own clock only."
+    home = copy_home(tiny_home, tmp_path)
+    features = home/'data'/'demo'/'features'
+    before = snapshot(features)
+    for when in (0, 4_102_444_800):
+        for o in home.rglob('*'): os.utime(o, (when, when))
+        r = hcms('extract', 'demo', home=home)
+        assert '0 videos extracted, 64 already there' in r.stdout+r.stderr and snapshot(features)==before
+    store = FeatureStore(features)
+    (features/'.tmp-future').touch(); os.utime(features/'.tmp-future', (4_102_444_800,)*2)
+    assert store.sweep()==0 and (features/'.tmp-future').exists()
+    tally('faults', 'clocks that jump to 1970 and to 2100', 'nothing is done again, nothing is removed', 3)
+
+@pytest.mark.full
+def test_a_store_on_another_file_system(tiny_home, tmp_path, tally):
+    other = Path('/dev/shm')
+    if not os.access(other, os.W_OK) or other.stat().st_dev==tmp_path.stat().st_dev: pytest.skip('there is no other file system')
+    home,there = copy_home(tiny_home, tmp_path, 'features'),other/f'hcms-{os.getpid()}'
+    there.mkdir()
+    try:
+        (home/'data'/'demo'/'features').symlink_to(there)
+        hcms('extract', 'demo', home=home)
+        assert snapshot(there)==snapshot(tiny_home/'data'/'demo'/'features')
+    finally: shutil.rmtree(there)
+    tally('faults', 'a store on another file system, reached by a link', 'the same bytes')
+
+# flipped bits
+
+def flip_and_read(path, read, same, bits, rng):
+    "Flip single bits of a file, read after each: (noticed, harmless). What is read in spite of a flip must be the same."
+    was,noticed,harmless = path.read_bytes(),0,0
+    try:
+        for bit in sorted(rng.sample(range(8*len(was)), min(bits, 8*len(was)))):
+            b = bytearray(was); b[bit//8] ^= 1<<bit%8; path.write_bytes(b)
+            got = ends_well(read)
+            if isinstance(got, InputError): assert path.name in str(got) or path.parent.name in str(got), got; noticed += 1
+            else: assert same(got), f'bit {bit} of {path} changed the result, and was not noticed'; harmless += 1
+    finally: path.write_bytes(was)
+    return noticed,harmless
+
+def equal(a, b):
+    if isinstance(a, torch.Tensor): return torch.equal(a, b)
+    if isinstance(a, np.ndarray): return np.array_equal(a, b)
+    if isinstance(a, pd.DataFrame): return a.equals(b)
+    if isinstance(a, dict): return a.keys()==b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)): return len(a)==len(b) and all(map(equal, a, b))
+    return a==b
+
+def test_flipped_bits_are_noticed(trained_home, tmp_path, tally, full):
+    from hcms.datasets import Dataset
+    from hcms.manifests import read_manifest
+    from hcms.packs import PackedView, pack
+    from hcms.recognizer import Recognizer
+    from hcms.resume import load_state, save_state
+    from hcms.runs import load_run
+    rng = random.Random(0)
+    shutil.copytree(trained_home/'checkpoints'/'demo', tmp_path/'recognizer')
+    shutil.copytree(next((trained_home/'data'/'demo'/'runs').iterdir()), tmp_path/'run')
+    for o in (trained_home/'data'/'demo').glob('manifest.*'): shutil.copy(o, tmp_path)
+    view = FeatureStore(tmp_path/'store').extractor('motion', dict(model='x'))
+    for i in range(6): view.put(f'v{i}', torch.randn(8, 16), dtype=torch.float16)
+    feature,packs = view.path('v3'),None
+    torch.manual_seed(0); save_state(tmp_path/'state.pt', model=dict(w=torch.randn(50, 20)), history=[dict(loss=.5)]*5)
+    rec = lambda: [Recognizer.from_pretrained(tmp_path/'recognizer').model.state_dict(), Recognizer.from_pretrained(tmp_path/'recognizer').classes]
+    run = lambda: [(r := load_run(tmp_path/'run')).model.state_dict(), r.config, r.history, tuple(r.predictions)]
+    def man(): m = read_manifest(tmp_path/'manifest.csv'); return [m.df, m.classes, m.fingerprint]
+    jobs = [('a feature file', [feature], lambda: list(view.get('v3')), (2000, 10**6)), ('the note of an extractor, the mark of a store', [view.folder/'extractor.json', tmp_path/'store'/'STORE.json'], lambda: FeatureStore(tmp_path/'store').views()[0].config, (200, 10**4)),
+            ('a manifest, its class list, its checksums', sorted(tmp_path.glob('manifest.*')), man, (60, 1500)), ('the state of a training', [tmp_path/'state.pt'], lambda: load_state(tmp_path/'state.pt'), (300, 20_000)),
+            ('a trained run: model, predictions, history, notes, checksums', [o for o in (tmp_path/'run').iterdir() if o.suffix!='.md'], run, (8, 300)),
+            ('a recognizer: model, classes, checksums', [o for o in (tmp_path/'recognizer').iterdir() if o.is_file() and o.suffix!='.md'], rec, (6, 200)), ("a recognizer's networks", list((tmp_path/'recognizer'/'backbones').iterdir()), rec, (4, 100))]
+    for what,files,read,bits in jobs:
+        good,n = read(),[0, 0]
+        for p in files:
+            found = flip_and_read(p, read, lambda got: equal(good, got), bits[full], rng)
+            n = [a+b for a,b in zip(n, found)]
+        tally('corruption', f'single bits of {what}', 'noticed before use, the file named', n[0])
+        if n[1]: tally('corruption', f'single bits of {what}', 'read as it was: the bit decides nothing', n[1])
+    p, = pack(view)
+    good = PackedView(view).load([f'v{i}' for i in range(6)])
+    for how,kw in dict(whole={}, **{'some time steps': dict(steps=[1, 5])}).items():
+        good = PackedView(view).load([f'v{i}' for i in range(6)], **kw)
+        n = flip_and_read(p, lambda: PackedView(view).load([f'v{i}' for i in range(6)], **kw), lambda got: equal(good, got), 60_000 if full else 1000, rng)
+        tally('corruption', f'single bits of a pack, {how} read', 'noticed before use, the file named', n[0])
+        if n[1]: tally('corruption', f'single bits of a pack, {how} read', 'in what is not read, or decides nothing', n[1])
+
+# hostile input
+
+def hostile_safetensors(rng) -> dict:
+    "Headers that promise what is not there."
+    head = lambda text, data=b'': struct.pack('<Q', len(text))+text+data
+    t = lambda **kw: json.dumps({'w': dict(dict(dtype='F32', shape=[2], data_offsets=[0, 8]), **kw)}).encode()
+    return {'a header of 2^40 bytes': struct.pack('<Q', 1<<40)+b'{}', 'a header of 2^63 bytes': b'\xff'*8+b'{}', 'a shape of 10^18': head(t(shape=[10**9, 10**9]), bytes(8)), 'a shape that overflows': head(t(shape=[2**32, 2**32, 2**32]), bytes(8)),
+            'offsets outside': head(t(data_offsets=[0, 10**9]), bytes(8)), 'offsets backwards': head(t(data_offsets=[8, 0]), bytes(8)), 'negative numbers': head(t(shape=[-2], data_offsets=[-8, 0]), bytes(8)),
+            'tensors that overlap': head(json.dumps(dict(a=dict(dtype='F32', shape=[2], data_offsets=[0, 8]), b=dict(dtype='F32', shape=[2], data_offsets=[4, 12]))).encode(), bytes(12)),
+            'nested 100,000 deep': head(b'['*100_000), 'not UTF-8': head(b'{"\xff": 1}'), 'no object': head(b'[1, 2]'), 'a kind of number that is not known': head(t(dtype='X99'), bytes(8)), 'nothing': b'', 'a byte': b'\x08'}
+
+def test_hostile_files_are_refused(trained_home, tmp_path, tally):
+    "A pickle under every name, hostile headers, bombs: refused by every reader, and nothing ran or was written."
+    from hcms.annotations import activitynet_manifest, fcvid_manifest
+    from hcms.backbones import load_backbones, weights_path
+    from hcms.formats import read_keras, read_tflite
+    from hcms.hlstm import HCMS
+    from hcms.manifests import read_manifest
+    from hcms.media import read_steps, MediaSpec
+    from hcms.packs import PackedView
+    from hcms.recognizer import Recognizer
+    from hcms.resume import load_state
+    from hcms.runs import load_run
+    from hcms.weights import install, read_state
+    import hashlib
+    evil = {'a pickle that runs a command': pickle.dumps(Evil(tmp_path)), 'a torch file that runs a command': None}
+    torch.save(dict(model_state=Evil(tmp_path)), tmp_path/'t.pt'); evil['a torch file that runs a command'] = (tmp_path/'t.pt').read_bytes(); (tmp_path/'t.pt').unlink()
+    bombs = {'JSON nested 100,000 deep': b'['*100_000, 'JSON with a number of 100,000 digits': b'{"database": '+b'9'*100_000+b'}', 'YAML that grows': b'a: &a [x,x]\nb: &b [*a,*a]\nc: [*b,*b]\n', 'bytes 0 to 255': bytes(range(256))*20}
+    headers = hostile_safetensors(random.Random(0))
+    def folder(name):
+        to = tmp_path/'work'; shutil.rmtree(to, ignore_errors=True); to.mkdir()
+        if name=='recognizer': shutil.copytree(trained_home/'checkpoints'/'demo', to/'r')
+        if name=='run': shutil.copytree(next((trained_home/'data'/'demo'/'runs').iterdir()), to/'r')
+        for o in [*to.rglob('*.sha256'), *to.rglob('SHA256SUMS')]: o.unlink()   # a stranger makes these fit
+        return to
+    def store(to):
+        v = FeatureStore(to/'s').extractor('audio', dict(model='x')); v.put('v1', torch.ones(2, 3)); return v
+    def pack_at(to, data):
+        v = store(to); (v.folder/'packs').mkdir(); (v.folder/'packs'/'pack-00000.safetensors').write_bytes(data); return PackedView(v).load(['v1'])
+    def put(path, data): path.parent.mkdir(parents=True, exist_ok=True); path.write_bytes(data); return path
+    def extractor(to, data): v = store(to); put(v.folder/'extractor.json', data); return FeatureStore(to/'s').views()
+    def video_list(to, data, name): f = dict(split=b'a/b.mp4 train\n', labels=b'1 0\n') | {name: data}; return fcvid_manifest(put(to/'s.txt', f['split']), put(to/'l.txt', f['labels']), to)
+    readers = {   # what it is -> (which attacks, reader of (folder, data))
+        'weights .safetensors': ('all', lambda to, d: read_state(put(to/'w.safetensors', d))), 'weights .pt': ('all', lambda to, d: read_state(put(to/'w.pt', d))), 'weights .pyth': ('all', lambda to, d: install('motion', to/'out', put(to/'w.pyth', d))),
+        'weights .h5': ('all', lambda to, d: read_keras(put(to/'w.h5', d))), 'weights .tflite': ('all', lambda to, d: read_tflite(put(to/'w.tflite', d))), "networks' weights": ('all', lambda to, d: load_backbones('demo', [put(weights_path(to, m), d) for m in ('audio', 'appearance', 'motion')][0].parent)),
+        'state of a training': ('all', lambda to, d: load_state(put(to/'state.pt', d+hashlib.sha256(d).digest()))), 'feature file': ('all', lambda to, d: (v := store(to), put(v.path('v1'), d), v.get('v1'))), 'pack of features': ('all', pack_at), 'note of an extractor': ('all', extractor),
+        'mark of a store': ('all', lambda to, d: FeatureStore(put(to/'s'/'STORE.json', d).parent)), 'manifest': ('all', lambda to, d: read_manifest(put(to/'m.csv', d))), 'class list': ('all', lambda to, d: (put(to/'m.csv', b'id,path,split,labels\nv,,training,a\n'), read_manifest(to/'m.csv', put(to/'c.csv', d)))),
+        "ActivityNet's annotations": ('all', lambda to, d: activitynet_manifest(put(to/'a.json', d), to)), "FCVID's split": ('all', lambda to, d: video_list(to, d, 'split')), "FCVID's labels": ('all', lambda to, d: video_list(to, d, 'labels')), 'video': ('all', lambda to, d: read_steps(put(to/'v.mp4', d), MediaSpec(steps=2))),
+        **{f"recognizer's {o}": ('recognizer', lambda to, d, o=o: (put(to/'r'/o, d), Recognizer.from_pretrained(to/'r'))) for o in ('recognizer.json', 'config.json', 'model.safetensors')},
+        **{f"model's {o}": ('recognizer', lambda to, d, o=o: (put(to/'r'/o, d), HCMS.from_pretrained(to/'r'))) for o in ('config.json', 'model.safetensors')},
+        **{f"run's {o}": ('run', lambda to, d, o=o: (put(to/'r'/o, d), load_run(to/'r'))) for o in ('run.json', 'predictions.safetensors', 'history.csv')}}
+    for what,data in (evil | bombs | headers).items():
+        for name,(kind,read) in readers.items():
+            got = ends_well(read, folder(kind), data)
+            assert isinstance(got, InputError), f'{name} took {what}'
+            assert not (tmp_path/SENTINEL).exists() and not (tmp_path/'work'/SENTINEL).exists(), f'{name} ran {what}'
+    n = len(readers)
+    tally('hostile', f'pickles and torch files that run a command, under every name, {n} readers', 'refused, nothing ran', len(evil)*n)
+    tally('hostile', f'bombs of JSON and YAML, random bytes, {n} readers', 'refused', len(bombs)*n)
+    tally('hostile', f'safetensors with hostile headers, {n} readers', 'refused', len(headers)*n)
+
+def test_hostile_configurations_are_refused(trained_home, tmp_path, tally):
+    "JSON that can be read, and asks for the wrong thing."
+    from hcms.recognizer import Recognizer
+    from hcms.runs import load_run
+    (tmp_path/'secret.safetensors').write_bytes(save(dict(w=torch.ones(2))))
+    def attack(src, file, change, load):
+        to = tmp_path/'r'; shutil.rmtree(to, ignore_errors=True); shutil.copytree(src, to); (to/'SHA256SUMS').unlink()
+        note = json.loads((to/file).read_text()); change(note); (to/file).write_text(json.dumps(note))
+        got = ends_well(load, to)
+        assert isinstance(got, InputError), f'{file} was taken'
+        return 1
+    r,run,n = trained_home/'checkpoints'/'demo',next((trained_home/'data'/'demo'/'runs').iterdir()),0
+    for k,v in dict(preset='../../x', precision='float7', classes=['a']*10**5, media=dict(steps=-1), version=2).items(): n += attack(r, 'recognizer.json', lambda o: o.update({k: v}), Recognizer.from_pretrained)
+    n += attack(r, 'recognizer.json', lambda o: o.update(backbones={'../../secret': dict(sha256='0'*64), **o['backbones']}), Recognizer.from_pretrained)
+    n += attack(r, 'recognizer.json', lambda o: o['backbones'].update(audio='x'), Recognizer.from_pretrained)
+    n += attack(r, 'recognizer.json', lambda o: o['media'].update(steps='many'), Recognizer.from_pretrained)
+    for k,v in dict(num_classes=10**13, hidden_sizes=dict(audio=10**9, appearance=10**9, motion=10**9), modalities=['audio']*5000, in_sizes='x', proj_sizes=[1.5]*3, nested='no').items(): n += attack(r, 'config.json', lambda o: o.update({k: v}), Recognizer.from_pretrained)
+    for k,v in dict(config=dict(model='os.system'), key=None).items(): n += attack(run, 'run.json', (lambda o: o.update({k: v})) if v else (lambda o: o.pop(k)), load_run)
+    tally('hostile', 'configurations with paths, impossible sizes, wrong kinds and unknown names', 'refused before memory is taken or a file is opened', n)
+
+def test_paths_that_lead_out_are_refused(tmp_path, tally):
+    from hcms.core import check_seal
+    from hcms.manifests import Manifest, read_manifest
+    from hcms.annotations import activitynet_manifest
+    ids = ['../../etc/cron.d/x', '/abs', 'a/b', 'a\x00b', 'a\nb', '..', '.', '', 'x'*65, 'a b', 'ä', '%2e%2e', 'a;rm', '$(x)', 'C:\\x', '\\\\host\\x', '~root', '-'*65]
+    view,n = FeatureStore(tmp_path/'s').extractor('audio', dict(model='x')),0
+    before = snapshot(tmp_path)
+    for id in ids:
+        for f in (view.path, view.get, view.has, lambda id: view.put(id, torch.ones(2, 3)), lambda id: FeatureStore(tmp_path/'s').set_aside(id, 'x'), lambda id: FeatureStore(tmp_path/'s').open('audio', id),
+                  lambda id: Manifest(pd.DataFrame([dict(id=id, path='v.mp4', split='training', labels='a')]))):
+            assert isinstance(ends_well(f, id), InputError), id; n += 1
+    for path in ('../x.mp4', '/etc/passwd', 'a/../../x', '~/x', 'C:\\x', '..\\x', 'a\x00b'):
+        assert isinstance(ends_well(lambda: Manifest(pd.DataFrame([dict(id='v', path=path, split='training', labels='a')]))), InputError); n += 1
+    (tmp_path/'a.json').write_text(json.dumps(dict(database={'../../x': dict(subset='training', duration=1, annotations=[dict(label='a', segment=[0, 1])])}, taxonomy=[])))
+    assert isinstance(ends_well(activitynet_manifest, tmp_path/'a.json', tmp_path), InputError); n += 1
+    for text in ('0'*64+'  ../../etc/passwd\n', '0'*64+'  /etc/passwd\n'):
+        (tmp_path/'SHA256SUMS').write_text(text)
+        assert isinstance(ends_well(check_seal, tmp_path/'SHA256SUMS'), InputError); n += 1
+    for o in ('a.json', 'SHA256SUMS'): (tmp_path/o).unlink()
+    assert snapshot(tmp_path)==before
+    tally('hostile', 'ids, paths and names that lead out of their folder, or hold what shells and systems take amiss', 'refused, nothing written', n)
+
+def test_parameters_are_values_never_code(tiny_home, tmp_path, tally):
+    "Through the driver: a name that is no parameter is left out, a text arrives as it is."
+    import nbformat
+    from hcms.driver import run_notebook
+    cells = [nbformat.v4.new_code_cell("dataset: str = 'demo'", metadata=dict(tags=['parameters'])), nbformat.v4.new_code_cell(f'open({str(tmp_path/"got")!r}, "w").write(dataset)')]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python'))), tmp_path/'a.ipynb')
+    code = f'__import__("os").mkdir({str(tmp_path/SENTINEL)!r})'
+    value = f"a\"; {code} #'\n'; {code} #"
+    assert run_notebook(tmp_path/'a.ipynb', tmp_path/'b.ipynb', {'dataset': value, f'x; {code}; y': 1}) is None
+    assert (tmp_path/'got').read_text()==value and not (tmp_path/SENTINEL).exists()
+    for args in (['report', 'demo', '--only', '../../x'], ['train', '../../x'], ['store', 'verify', tmp_path/'none']):
+        r = hcms(*args, home=tmp_path, check=False)
+        assert r.returncode in (1, 2) and r.stderr and 'Traceback' not in r.stderr, (args, r.stderr[-500:])
+    tally('hostile', 'code in names and values of parameters, and on the command line', 'a value stays a value; an unknown name is left out or refused', 5)
+
+# numbers
+
+def test_odd_numbers_are_right_or_refused(tmp_path, tally):
+    "Metrics against sklearn where they are defined, an `InputError` where they are not."
+    from sklearn.metrics import average_precision_score
+    from hcms.hlstm import HCMS
+    from hcms.losses import usage_loss
+    from hcms.manifests import Manifest, hold_out
+    from hcms.metrics import accuracy, bootstrap_interval, mean_average_precision, mean_std, skip_ratios
+    rng,inf,nan = np.random.default_rng(0),float('inf'),float('nan')
+    s,t = rng.random((12, 4)),np.eye(4, dtype=int)[rng.integers(0, 3, 12)]   # the fourth class has no positive
+    by_sklearn = lambda s, t: np.mean([average_precision_score(t[:,k], s[:,k]) for k in range(t.shape[1]) if t[:,k].any()])
+    right = {'a class without positives': (mean_average_precision(s, t), by_sklearn(s, t)), 'identical scores': (mean_average_precision(s*0+.5, t), by_sklearn(s*0+.5, t)), 'ties': (mean_average_precision(s.round(1), t), by_sklearn(s.round(1), t)),
+             'one video': (mean_average_precision(s[:1], t[:1]), 1.), 'one class': (mean_average_precision(s[:,:1], t[:,:1]), by_sklearn(s[:,:1], t[:,:1])), 'scores of 1e300': (mean_average_precision(s*1e300, t), by_sklearn(s, t)), 'scores of 1e-300': (mean_average_precision(s*1e-300, t), by_sklearn(s, t)),
+             'every video positive': (mean_average_precision(s, np.ones_like(t)), 1.), 'one step': (skip_ratios(np.ones((3, 1, 2)))[0], 0.), 'one video, one step': (skip_ratios(np.zeros((1, 1, 2)))[1], 1.), 'one video, accuracy': (accuracy(s[:1], s[:1].argmax(1)), 1.), 'one run': (mean_std([.5]).mean, .5), 'an interval of one video': (bootstrap_interval(np.mean, np.array([.25])), (.25, .25))}
+    for k,(got,want) in right.items(): assert np.allclose(got, want, atol=1e-12), k
+    assert np.isnan(mean_std([.5]).std)
+    row = lambda **kw: dict(dict(id='v', path='v.mp4', split='training', labels='a'), **kw)
+    make = lambda *rows, **kw: Manifest(pd.DataFrame(rows), **kw)
+    model = HCMS(3, ('audio', 'motion'), in_sizes=(2, 3), proj_sizes=(2, 2), hidden_sizes=(2, 3))
+    view = FeatureStore(tmp_path).extractor('audio', dict(model='x'))
+    refused = {'NaN scores': lambda: mean_average_precision(s*nan, t), 'infinite scores': lambda: mean_average_precision(s+inf, t), 'no video': lambda: mean_average_precision(s[:0], t[:0]), 'no positive at all': lambda: mean_average_precision(s, t*0), 'a label too high': lambda: mean_average_precision(s, np.full(12, 4)), 'a label below 0': lambda: accuracy(s, np.full(12, -1)), 'labels that are fractions': lambda: accuracy(s, np.full(12, .5)),
+               'more labels than videos': lambda: accuracy(s, np.zeros(13, int)), 'gates of 2': lambda: skip_ratios(np.full((2, 3, 2), 2.)), 'NaN gates': lambda: skip_ratios(np.full((2, 3, 2), nan)), 'no run': lambda: mean_std([]), 'a skip target of 60': lambda: usage_loss(torch.zeros(2, 3, 2), (60, 90)),
+               'NaN features': lambda: view.put('v', torch.full((2, 3), nan)), 'infinite features': lambda: view.put('v', torch.full((2, 3), inf)), 'features too large for half precision': lambda: view.put('v', torch.full((2, 3), 1e5), dtype=torch.float16), 'features of no step': lambda: view.put('v', torch.ones(0, 3)),
+               'duplicate ids': lambda: make(row(), row()), 'an unknown label': lambda: make(row(), classes=['b']), 'an empty label': lambda: make(row(labels='')), 'an empty split': lambda: make(row()).split('testing'), 'no row': lambda: hold_out(make(row())), 'features of another size': lambda: model(torch.ones(1, 2, 9), torch.ones(1, 2, 3)), 'features of no video': lambda: model(torch.ones(0, 2, 2), torch.ones(0, 2, 3)), 'features of two lengths': lambda: model(torch.ones(1, 2, 2), torch.ones(1, 3, 3)), 'gates of one half': lambda: model(torch.ones(1, 2, 2), torch.ones(1, 2, 3), gates=torch.full((1, 2, 1), .5))}
+    for k,f in refused.items(): assert isinstance(ends_well(f), InputError), k
+    out = model.train()(torch.ones(1, 1, 2), torch.ones(1, 1, 3))
+    (out.logits.sum()+usage_loss(out.gates, (.5,))).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    tally('numbers', 'one video, one step, one class, ties, classes without positives, huge and tiny scores', 'right, by an independent computation', len(right)+1)
+    tally('numbers', 'NaN, infinity, nothing at all, labels out of range, duplicates, wrong shapes', 'refused with the reason', len(refused))
+
+@pytest.mark.parametrize('videos,steps', [(1, 1), (1, 4), (3, 1)])
+def test_training_and_tables_of_very_little(tally, videos, steps):
+    "Two training videos, one to choose by, few to test on: numbers as defined, or a reason."
+    from hcms.datasets import SimulatedDataset
+    from hcms.runs import config_for, Run
+    from hcms.tables import table1
+    from hcms.evaluate import Predictions, headline
+    from hcms.train import predict_split, train
+    data = SimulatedDataset('activitynet', training=2, selection=1, evaluated=videos, steps=steps)
+    c = config_for(data, epochs=1)
+    model,history = train(c, data.split('training'), data.split('selection'))
+    test = data.split(data.evaluated)
+    logits,gates = (o.numpy() for o in predict_split(model, c, test))
+    p = Predictions(logits[:,-1], gates, test.y.numpy(), test.labels, logits)
+    h = headline(p, model)
+    present = test.labels.any(0)
+    from sklearn.metrics import average_precision_score
+    assert h['map']==pytest.approx(np.mean([average_precision_score(test.labels[:,k], torch.tensor(logits[:,-1]).softmax(-1)[:,k]) for k in np.flatnonzero(present)]), abs=1e-6)
+    assert np.isfinite([h['skip_appearance'], h['skip_motion']]).all() and len(history)==1
+    tally('numbers', 'training and evaluation on 2 videos, with 1 and 4 time steps', 'right, by an independent computation')
+
+# determinism
+
+def test_any_number_of_workers_and_any_order_give_the_same_bytes(tiny_home, tmp_path, tally):
+    from hcms.extract import extract
+    from hcms.manifests import read_manifest, Manifest
+    from hcms.rendered import Recipe, render_demo
+    recipe = Recipe(per_class=3, training=1, selection=1)
+    for w in (1, 3): render_demo(tmp_path/f'r{w}', recipe, workers=w)
+    assert snapshot(tmp_path/'r1')==snapshot(tmp_path/'r3')
+    tally('determinism', 'the demo corpus, by 1 and by 3 processes', 'the same bytes', 2)
+    demo = tiny_home/'data'/'demo'
+    m = read_manifest(demo/'manifest.csv').select(read_manifest(demo/'manifest.csv').ids[::4])
+    backwards = Manifest(m.df[::-1], m.classes, m.root)
+    backwards.df = backwards.df[::-1]
+    ways = dict(one=(m, 1, [(0, 1)]), three=(m, 3, [(0, 1)]), backwards=(backwards, 2, [(0, 1)]), shards=(m, 1, [(2, 3), (0, 3), (1, 3)]))
+    for k,(manifest,workers,shards) in ways.items():
+        for s in shards: extract(manifest, FeatureStore(tmp_path/k), 'demo', demo/'backbones'/'finetuned', workers, shard=s)
+    whole = snapshot(tiny_home/'data'/'demo'/'features')
+    for k in ways:
+        made = snapshot(tmp_path/k)
+        assert made==snapshot(tmp_path/'one') and all(whole[o]==v for o,v in made.items() if o.endswith('.safetensors')), k
+    tally('determinism', 'features, by 1 and 3 processes, from a manifest in reverse, in shards out of order', 'the same bytes', len(ways))
+
+def test_training_by_any_number_of_workers_gives_the_same_bytes(tmp_path, tally):
+    "On a stand-in; networks, predictions and histories."
+    code = """
+import sys
+from hcms.datasets import SimulatedDataset
+from hcms.runs import train_runs, variants
+if __name__=='__main__':
+    d = SimulatedDataset('activitynet', training=40, selection=8, evaluated=12, steps=8)
+    train_runs(d, variants(d, [dict(), dict(model='early'), dict(model='adamml')], 2, epochs=2), int(sys.argv[1]))
+"""
+    (tmp_path/'go.py').write_text(code)
+    for w in (1, 3):
+        r = subprocess.run([sys.executable, tmp_path/'go.py', str(w)], cwd=ROOT, env=dict(os.environ, HCMS_HOME=str(tmp_path/f'w{w}'), HCMS_DATA=''), capture_output=True, text=True)
+        assert r.returncode==0, r.stderr[-2000:]
+    a,b = (visible(tmp_path/f'w{w}') for w in (1, 3))
+    assert a==b and sum(k.endswith('model.safetensors') for k in a)==6
+    tally('determinism', 'trained models, predictions and histories, by 1 and by 3 processes', 'the same bytes', 12)
+
+# long runs
+
+def usage(pid) -> dict:
+    "Memory in MB, open files and threads of a process."
+    d = Path('/proc')/str(pid)
+    return dict(memory=int((d/'statm').read_text().split()[1])*os.sysconf('SC_PAGE_SIZE')/2**20, files=len(list((d/'fd').iterdir())), threads=len(list((d/'task').iterdir())))
+
+@pytest.mark.full
+@pytest.mark.skipif(not Path('/proc/self/statm').is_file(), reason='reads memory in use from /proc')
+def test_two_thousand_videos_leave_no_trace(tiny_home, tmp_path, tally):
+    "One extraction of 2,000 videos: memory, files and threads of every process at its start and its end; and was the time left about right?"
+    import re
+    from hcms.manifests import Manifest, read_manifest, write_manifest
+    home = copy_home(tiny_home, tmp_path, 'features')
+    demo = home/'data'/'demo'
+    some = read_manifest(demo/'manifest.csv').df
+    rows = [dict(some.iloc[i%len(some)], id=f'v{i:04d}', path=f'videos/v{i:04d}.mp4') for i in range(2000)]
+    for i,r in enumerate(rows): os.link(demo/some.iloc[i%len(some)].path, demo/r['path'])
+    write_manifest(Manifest(pd.DataFrame(rows), classes=read_manifest(demo/'manifest.csv').classes), demo/'manifest.csv')
+    with open(tmp_path/'log', 'wb') as log:
+        p = subprocess.Popen([BIN/'hcms', 'extract', 'demo'], cwd=ROOT, env=dict(os.environ, HCMS_HOME=str(home), HCMS_DATA=''), stdout=log, stderr=log)
+        seen,since = [],time.time()
+        while p.poll() is None:
+            time.sleep(1)
+            n = len(list((demo/'features').rglob('motion/**/*.safetensors')))
+            pids = [p.pid, *map(int, Path(f'/proc/{p.pid}/task/{p.pid}/children').read_text().split())] if p.poll() is None else []
+            try: seen.append((n, time.time()-since, {k: usage(k) for k in pids}))
+            except (FileNotFoundError, ProcessLookupError): pass
+    took,text = time.time()-since,(tmp_path/'log').read_text()
+    assert p.returncode==0 and '2000 videos extracted, 0 already there, 0 set aside' in text
+    at = lambda share: min(seen, key=lambda o: abs(o[0]-share*2000))[2]
+    early,late = at(.1),at(.95)
+    same = [k for k in late if k in early]
+    assert len(same)>=3
+    for k in same:
+        a,b = early[k],late[k]
+        assert b['memory']<a['memory']+40 and b['files']<=a['files']+2 and b['threads']<=a['threads']+1, (a, b)
+    total = lambda o: ', '.join(f'{sum(o[k][u] for k in same):,.0f} {name}' for u,name in dict(memory='MB', files='open files', threads='threads').items())
+    left = [(int(a), int(b)*60+int(c)) for a,b,c in re.findall(r'(\d+)/2000 \[\S+<(\d+):(\d\d),', text)]
+    n,told = min(left, key=lambda o: abs(o[0]-500))
+    true = took-next(s for m,s,_ in seen if m>=n)
+    assert .6*true<told<1.6*true, (told, true)
+    tally('soak', f'videos in one extraction; at a tenth of the way {total(early)}, at the end {total(late)}', f'all done; at a quarter it said {told} s to go, and it was {true:.0f} s', 2000)
