@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
-from .core import MODALITIES, InputError, check_choice, check_seal, sealing, sha256, write_whole
+from .core import MODALITIES, InputError, check_choice, check_seal, first_line, sealing, sha256, write_whole
 from .formats import YamnetWeights, read_keras, read_tflite
 from .media import MediaSpec
 
@@ -225,7 +225,7 @@ def load_backbones(
         net = build_backbone(m, preset, seed).to(device).eval().requires_grad_(False)
         if given:
             try: net.load_state_dict(load_file(weights_path(weights, m)))
-            except Exception as e: raise InputError(weights_path(weights, m), f'does not fit the {m} network of preset {preset!r}: {str(e).splitlines()[0]}') from None
+            except Exception as e: raise InputError(weights_path(weights, m), f'does not fit the {m} network of preset {preset!r}: {first_line(e)}') from None
         return net
     def origin(m):
         if not given: return f'random:{seed}'

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 from .backbones import Backbones, check_device, load_backbones
-from .core import NO_ROOM, InputError, worker_pool
+from .core import NO_ROOM, InputError, first_line, worker_pool
 from .media import PARTIAL, StepReader
 from .store import FeatureStore
 
@@ -112,7 +112,7 @@ def _work(job):
     except InputError as e: return id,str(e)
     except (MemoryError, RuntimeError) as e:
         if isinstance(e, RuntimeError) and 'memory' not in str(e): raise   # torch's word for it, on the CPU and on a GPU
-        return id,str(InputError(path, f'takes more memory than there is: {str(e).splitlines()[0][:200]}'))
+        return id,str(InputError(path, f'takes more memory than there is: {first_line(e)}'))
     return id,None
 
 def _run_pool(jobs, workers, start):

@@ -10,7 +10,7 @@ import hashlib, io
 from contextlib import contextmanager
 from pathlib import Path
 import torch
-from .core import InputError, rng_for, write_whole
+from .core import InputError, first_line, rng_for, write_whole
 
 # %% ../nbs/06_resume.ipynb #c5ff9f1e
 def save_state(
@@ -29,7 +29,7 @@ def load_state(path) -> dict|None:   # None where there is nothing yet
     data,digest = data[:-32],data[-32:]
     if hashlib.sha256(data).digest()!=digest: raise InputError(path, 'is no state of a training, or is damaged: its checksum is wrong; delete it to start anew')
     try: return torch.load(io.BytesIO(data), weights_only=True, map_location='cpu')
-    except Exception as e: raise InputError(path, f'is no state of a training; delete it to start anew ({str(e).splitlines()[0][:120]})') from None
+    except Exception as e: raise InputError(path, f'is no state of a training; delete it to start anew ({first_line(e)})') from None
 
 # %% ../nbs/06_resume.ipynb #61306b3d
 def generator_for(*key) -> torch.Generator:

@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from tqdm.auto import tqdm
 from .backbones import check_device
 from .baselines import EarlyFusion
-from .core import InputError, check_choice, check_seal, fingerprint, read_json, sealing, versions, worker_pool, write_whole
+from .core import InputError, check_choice, check_seal, fingerprint, first_line, read_json, sealing, versions, worker_pool, write_whole
 from .evaluate import Predictions
 from .hlstm import HCMS, SEAL, SEALED
 from .rivals import RIVALS, RIVALS_VERSION
@@ -99,7 +99,7 @@ def _predictions(path):
 
 def _read(path, f):
     try: return f(path)
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as e: raise InputError(path, f'cannot be read ({str(e).splitlines()[0][:120]}); delete its folder to train it anew') from None
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as e: raise InputError(path, f'cannot be read ({first_line(e)}); delete its folder to train it anew') from None
 
 def load_run(folder) -> Run:
     "A finished run from its folder."

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from .backbones import YAMNet, build_backbone, save_weights, weights_path
-from .core import MODALITIES, InputError, check_choice, read_json, sha256, write_whole
+from .core import MODALITIES, InputError, check_choice, first_line, read_json, sha256, write_whole
 from .formats import read_keras, read_tflite
 
 # %% ../nbs/14_weights.ipynb #efe1eb73
@@ -37,7 +37,7 @@ def read_state(path) -> dict:   # name -> tensor
     if not path.is_file(): raise InputError(path, 'no such file')
     try: state = load_file(path) if path.suffix=='.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
     except SafetensorError as e: raise InputError(path, f'is not a safetensors file: {e}') from None
-    except Exception as e: raise InputError(path, f'cannot be read as weights (files that need unpickling of code are refused): {str(e).splitlines()[0]}') from None
+    except Exception as e: raise InputError(path, f'cannot be read as weights (files that need unpickling of code are refused): {first_line(e)}') from None
     for k in ('model_state', 'state_dict'): state = state.get(k, state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(o, torch.Tensor) for o in state.values()): raise InputError(path, 'holds no state dict')
     return state
