@@ -243,9 +243,11 @@ def plot_growth(
     for k,(a,d) in enumerate(growth.groupby('along', sort=False)):
         slope = slopes[slopes.along==a].slope.iloc[0]
         ax.plot(d.value, d.seconds, marker='os^'[k%3], ms=3.5, lw=1.2, color=_PALETTE[k], label=f'{names.get(a, a)}: {slope:.2f}')
-    ax.set(xscale='log', yscale='log', xlabel='size', ylabel='seconds', title=growth.what.iloc[0])
-    ax.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
-    ax.legend(title='along: slope', title_fontsize=6, fontsize=6)
+    ax.set(xlabel='size', ylabel='seconds', title=growth.what.iloc[0])
+    ax.set_xscale('log', base=2); ax.set_yscale('log')
+    ax.set_ylim(top=6*growth.seconds.max())   # room for the legend
+    ax.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter('{x:g}')); ax.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+    ax.legend(title='along: slope', title_fontsize=6, fontsize=6, loc='upper left')
     return ax
 
 @mpl.rc_context(STYLE)

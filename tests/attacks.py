@@ -23,7 +23,9 @@ def write(out) -> str:
     total = pd.DataFrame([dict(part='media', what=f'{len(media)} kinds', how=f'{media.ok.sum():,} read, {media.partial.sum():,} partial, {media.refused.sum():,} refused', n=media[['ok', 'partial', 'refused']].to_numpy().sum())])
     df = pd.concat([total, rest], ignore_index=True)
     shown = pd.DataFrame({'Part': df.part.map(PARTS), 'What': df.what, 'tried': df.n.map('{:,}'.format), 'How it ended, each time': df.how})
-    notes = ['Written by make test-full, from the tests themselves: a line counts what passed, and nothing is written when a test fails. So there was no silent wrong result and no loss: each test compares bytes or numbers with an undisturbed run, or asks for an error that names the file.',
+    count = lambda part, word='': int(df[(df.part==part) & (df.what+' '+df.how).str.contains(word)].n.sum())
+    notes = [f"{len(media)} kinds of media in {total.n[0]:,} files; {count('faults', 'kill -9'):,} kills survived; {count('corruption'):,} bits flipped, {count('corruption', 'noticed|named'):,} of them noticed and the others without effect; {count('hostile'):,} hostile inputs refused; {count('fuzzing'):,} executions fuzzed and {count('properties'):,} examples of properties; {count('soak'):,} videos in one extraction.",
+             'Written by make test-full, from the tests themselves: a line counts what passed, and nothing is written when a test fails. So there was no silent wrong result and no loss: each test compares bytes or numbers with an undisturbed run, or asks for an error that names the file.',
              'make test has the same tests in a short form.']
     write_table(df, shown, 'robustness', out, 'What was done to it, and how it ended', notes, meta)
     write_index(out); write_top_index(out.parent)

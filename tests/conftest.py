@@ -116,4 +116,5 @@ def pytest_terminal_summary(terminalreporter, exitstatus, config):
     if not attacks.seen or hasattr(config, 'workerinput'): return
     terminalreporter.section('attacks that ended well')
     terminalreporter.write_line(attacks.summary())
-    if is_full(config) and exitstatus==0 and not config.option.keyword: terminalreporter.write_line(f'written: {attacks.write(ROOT/"reports"/"demo")}')
+    whole = not config.option.markexpr and not config.option.keyword and config.args_source.name=='TESTPATHS'   # as make test-full asks
+    if whole and exitstatus==0: terminalreporter.write_line(f'written: {attacks.write(ROOT/"reports"/"demo")}')

@@ -93,9 +93,9 @@ def test_memory_stays_flat_over_an_hour_of_stream(trained):
     assert stream.answer().steps>=990 and at[3599]-at[600]<8, at
 
 def test_an_odd_file_gives_a_result_or_a_reason(trained, tmp_path):
-    "A folder of real clips, named by HCMS_REAL_CLIPS: none ends the run."
+    "Folders of real clips, named by HCMS_REAL_CLIPS: none ends the run."
     if not os.environ.get('HCMS_REAL_CLIPS'): pytest.skip('HCMS_REAL_CLIPS names no folder of real clips')
     from hcms.core import InputError
     r,_ = trained
-    files = sorted(o for o in Path(os.environ['HCMS_REAL_CLIPS']).rglob('*') if o.is_file() and o.suffix not in ('.csv', '.md', '.txt', '.json'))
+    files = sorted(o for d in os.environ['HCMS_REAL_CLIPS'].split(os.pathsep) for o in Path(d).rglob('*') if o.is_file() and o.suffix not in ('.csv', '.md', '.txt', '.json'))
     for f,o in zip(files, r.predict_many(files, batch=4), strict=True): assert f.name in str(o) if isinstance(o, InputError) else np.isfinite(o.probabilities).all()
