@@ -84,7 +84,7 @@ def _lines(path) -> list:
 
 def _split_line(where, text) -> dict:
     "The row of one line: PATH train|test."
-    *path,split = text.rsplit(None, 1)
+    *path,split = text.rsplit(None, 1) or ['']
     id = Path(''.join(path).replace('\\', '/')).stem
     if not path or split not in ('train', 'test'): raise InputError(where, f'must be a path and train or test, not {text!r}')
     return dict(id=id, split=dict(train='training', test='testing')[split])

@@ -208,7 +208,7 @@ def _read_csv(path) -> pd.DataFrame:
     raw = path.read_bytes()
     try: text = raw.decode('utf-8-sig')
     except UnicodeDecodeError as e: raise InputError(f'{path}, line {raw[:e.start].count(10)+1}', f'is not UTF-8: byte {raw[e.start]:#04x}') from None
-    reader,rows,lines = csv.reader(io.StringIO(text.rstrip()+'\n', newline=''), strict=True),[],[]
+    reader,rows,lines = csv.reader(io.StringIO(text.rstrip('\r\n')+'\n', newline=''), strict=True),[],[]
     try:
         header = next(reader)
         for row in reader:

@@ -278,7 +278,7 @@ def _packets(c, streams, info=None) -> Iterator:
             for pk in c.demux(*streams):
                 if pk.size: bad = 0; yield pk
             return
-        except av.error.FFmpegError:
+        except (av.error.FFmpegError, IndexError):   # a damaged file may lose a stream on the way
             bad += 1
             if info: info.packet_errors += 1
 
