@@ -231,7 +231,7 @@ def load_backbones(
         if not given: return f'random:{seed}'
         path = weights_path(weights, m)
         if not path.is_file(): raise InputError(path, f'no such file; it should hold the weights of the {m} network (see hcms finetune)')
-        check_seal(path.with_suffix('.sha256'))
-        return f'sha256:{sha256(path)}'
+        sealed = check_seal(path.with_suffix('.sha256'))   # read once: the motion network is large
+        return f'sha256:{sealed.get(path.name) or sha256(path)}'
     nets,origins = Networks(modalities, make),{m: origin(m) for m in modalities}
     return Backbones(preset, spec, nets if lazy else dict(nets), origins, precision)

@@ -144,16 +144,17 @@ def sealing(
 
 def check_seal(
     sums,       # File of checksums; where there is none, there is nothing to check
-):
+) -> dict:      # name -> SHA-256 of what was checked
     "Each file that `sums` lists is what it was when it was sealed; otherwise an `InputError` names it."
     sums = Path(sums)
-    if not sums.is_file(): return
+    if not sums.is_file(): return {}
     lines = re.findall(r'([0-9a-f]{64})  ([^/\n]+)\n', text := sums.read_text(errors='replace'))
     if ''.join(f'{a}  {b}\n' for a,b in lines)!=text: raise InputError(sums, 'is damaged: it is no list of SHA-256 checksums')
     for digest,name in lines:
         path = sums.parent/name
         if not path.is_file(): raise InputError(path, f'is missing; {sums.name} lists it')
         if sha256(path)!=digest: raise InputError(path, f'is not what was written: its SHA-256 is not the one in {sums.name}. Make it again; or delete {sums.name}, if the change is yours')
+    return {name: digest for digest,name in lines}
 
 # %% ../nbs/00_core.ipynb #6a74e9d2
 def _start(initializer=None, args=()):

@@ -146,32 +146,38 @@ def test_shards_and_a_killed_one_end_with_the_same_bytes(tiny_home, tmp_path, ta
     assert snapshot(features)==snapshot(tiny_home/'data'/'demo'/'features')
     tally('faults', 'kill -9 of one of three shards, then two shards', 'whole files or none; the next run ends with the same bytes')
 
-def test_a_hung_and_a_crashing_decoder_cost_only_their_videos(tiny_home, tmp_path, tally):
-    "One video never returns from C, another kills its process; the rest ends with the same bytes."
-    (tmp_path/'harm.py').write_text("""
+def extract_harmed(harm, home, tmp_path, **options):
+    "Extraction of the demo by two processes, in which `harm`, lines of Python, befall a video by its `id`: what it did, apart by bars, and what was said."
+    (tmp_path/'harm.py').write_text(f"""
 import ctypes, os, signal
-import hcms.extract as E
+import numpy as np, torch, hcms.extract as E
 was,work = E.extract_video,E._work
 def extract_video(id, *a):
-    if id.startswith('audio_rising_000'): ctypes.CDLL(None).sleep(1000)
-    if id.startswith('motion_upward_001'): os.kill(os.getpid(), signal.SIGSEGV)
+{harm}
     was(id, *a)
 E.extract_video = extract_video
 def harmed(job): return work(job)
 """)
-    (tmp_path/'go.py').write_text("""
+    (tmp_path/'go.py').write_text(f"""
 import sys; sys.path.insert(0, sys.argv[1])
 import harm, hcms.extract as E
 from hcms.datasets import Dataset
 E._work = harm.harmed
 if __name__=='__main__':
-    r = Dataset('demo').extract(2, patience=4)
+    r = Dataset('demo').extract(2, **{options})
     print(r.done, *sorted(r.aside), *r.aside.values(), sep='|')
 """)
-    home = copy_home(tiny_home, tmp_path/'home', 'features')
     r = subprocess.run([sys.executable, tmp_path/'go.py', tmp_path], cwd=ROOT, env=dict(os.environ, HCMS_HOME=str(home), PYTHONPATH=str(tmp_path)), capture_output=True, text=True, timeout=240)
-    last = r.stdout.strip().splitlines()[-1]
-    assert last.startswith('62|audio_rising_000|motion_upward_001|') and last.count('twice')==2, r.stdout+r.stderr[-3000:]
+    return (r.stdout.strip().splitlines() or [''])[-1],r.stdout+r.stderr[-3000:]
+
+def test_a_hung_and_a_crashing_decoder_cost_only_their_videos(tiny_home, tmp_path, tally):
+    "One video never returns from C, another kills its process; the rest ends with the same bytes."
+    home = copy_home(tiny_home, tmp_path/'home', 'features')
+    last,said = extract_harmed("""
+    if id.startswith('audio_rising_000'): ctypes.CDLL(None).sleep(1000)
+    if id.startswith('motion_upward_001'): os.kill(os.getpid(), signal.SIGSEGV)
+""", home, tmp_path, patience=4)
+    assert last.startswith('62|audio_rising_000|motion_upward_001|') and last.count('twice')==2, said
     made,whole = (snapshot(h/'data'/'demo'/'features') for h in (home, tiny_home))
     same = {k: v for k,v in made.items() if k.endswith('.safetensors')}
     assert len(same)==62*3 and all(whole[k]==v for k,v in same.items())

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from safetensors.torch import save
 from conftest import BIN, ROOT, copy_home, hcms
-from test_pipeline import snapshot
+from test_pipeline import extract_harmed, snapshot
 from hcms.core import InputError, fingerprint, write_whole
 from hcms.store import FeatureStore
 
@@ -152,29 +152,11 @@ def test_two_extractions_of_the_same_videos_at_once(tiny_home, tmp_path, tally):
 
 @pytest.mark.full
 def test_a_worker_that_runs_out_of_memory_costs_only_its_video(tiny_home, tmp_path, tally):
-    (tmp_path/'greedy.py').write_text("""
-import numpy as np, torch, hcms.extract as E
-was,work = E.extract_video,E._work
-def extract_video(id, *a):
+    last,said = extract_harmed("""
     if id.startswith('audio_rising_000'): np.empty(1<<60, dtype=np.uint8)
     if id.startswith('audio_rising_001'): torch.empty(1<<60)
-    was(id, *a)
-E.extract_video = extract_video
-def greedy(job): return work(job)
-""")
-    (tmp_path/'go.py').write_text("""
-import sys; sys.path.insert(0, sys.argv[1])
-import greedy, hcms.extract as E
-from hcms.datasets import Dataset
-E._work = greedy.greedy
-if __name__=='__main__':
-    r = Dataset('demo').extract(2)
-    print(r.done, *sorted(r.aside), *r.aside.values(), sep='|')
-""")
-    home = copy_home(tiny_home, tmp_path/'home', 'features')
-    r = subprocess.run([sys.executable, tmp_path/'go.py', tmp_path], cwd=ROOT, env=dict(os.environ, HCMS_HOME=str(home), PYTHONPATH=str(tmp_path)), capture_output=True, text=True, timeout=240)
-    last = r.stdout.strip().splitlines()[-1:] or ['']
-    assert last[0].startswith('62|audio_rising_000|audio_rising_001|') and last[0].count('takes more memory')==2, r.stdout+r.stderr[-3000:]
+""", copy_home(tiny_home, tmp_path/'home', 'features'), tmp_path)
+    assert last.startswith('62|audio_rising_000|audio_rising_001|') and last.count('takes more memory')==2, said
     tally('faults', 'a video that takes more memory than there is', 'is set aside with the reason; the others are done', 2)
 
 def test_clocks_do_not_matter(tiny_home, tmp_path, tally):
