@@ -30,7 +30,7 @@ from .plots import panels, plot_bars, plot_growth, plot_memory, plot_phases
 from .report import write_figure, write_table
 from .speed import at_steps, bare_decode, in_turns, products_alone, turns
 from .store import FeatureStore
-from .train import predict_split
+from .train import ROWS, predict_split
 
 # %% ../nbs/71_limits.ipynb #4e4c47e7
 def line(
@@ -91,7 +91,7 @@ def evaluation_lines(run, split, prices, budgets, repeats:int=3) -> list:
     "Evaluation against its products, and budgets against one pass."
     config,model = run.config,run.model.eval()
     T = split.x[MODALITIES[0]].shape[1]
-    batch = 8192//T   # as `predict_split` has it
+    batch = ROWS//T
     alone = [products_alone(model, min(batch, len(split)-i), T, backward=False) for i in range(0, len(split), batch)]
     def passes(): return predict_split(model, config, split)
     def all_budgets():
