@@ -18,6 +18,7 @@ reports: .venv/ready
 bench: .venv/ready
 	$(BIN)/hcms report demo --only speed
 
+test test-full: export OMP_NUM_THREADS = 1   # two test processes share the cores; a thread that waits for one spins
 test: .venv/ready
 	$(BIN)/python -m pytest
 

@@ -11,6 +11,7 @@ __all__ = ['RATE', 'WINDOW', 'HOP', 'PATCH', 'PATCH_SAMPLES', 'PARTIAL', 'MediaE
 import functools, heapq, math, os, tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice
@@ -171,7 +172,19 @@ def _encode(out, v, a, frames, fps, sound, rate, sound_start):
     for s in (v, a):
         if s: out.mux(s.encode(None))
 
+# %% ../nbs/03_media.ipynb #c16a25b8
+@contextmanager
+def _usual_priority():
+    "Whatever is called inside, this thread is scheduled afterwards as it was before."
+    if not hasattr(os, 'sched_getscheduler'): yield; return   # Linux alone has it
+    was = os.sched_getscheduler(0),os.sched_getparam(0)
+    try: yield
+    finally:
+        if os.sched_getscheduler(0)!=was[0]: os.sched_setscheduler(0, *was)
+
+
 # %% ../nbs/03_media.ipynb #531bcf66
+@_usual_priority()
 def write_video(
     path,                 # Where to; the suffix chooses the container (.mp4, .mkv, .mov, .webm, .avi, .ts)
     frames:Sequence,      # (N, H, W, 3) uint8 RGB

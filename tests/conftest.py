@@ -46,6 +46,22 @@ datasets.PRETRAINING['config'] = datasets.FINETUNING['demo'] = dict(epochs=1)
 if __name__ == '__main__': datasets.prepare_demo(Recipe(per_class=4, training=2, selection=1))
 """, home))
 
+SOME = ('audio_rising', 'appearance_checkered', 'motion_upward', 'pair_bell_shaking')
+
+@pytest.fixture(scope='session')
+def some_home(tmp_path_factory, tiny_home, full):
+    "The tiny home for what extracts all of it again; in the short form the 16 videos of four classes only."
+    def few(home):
+        from hcms.manifests import read_manifest, write_manifest
+        demo = copy_home(tiny_home, home)/'data'/'demo'
+        m = read_manifest(demo/'manifest.csv')
+        write_manifest(m.select([i for i in m.ids if i.startswith(SOME)]), demo/'manifest.csv')
+        for o in (demo/'features').rglob('*.safetensors'):
+            if not o.name.startswith(SOME): o.unlink()
+    return tiny_home if full else once(tmp_path_factory, 'some', few)
+
+def count_videos(home) -> int: return len((home/'data'/'demo'/'manifest.csv').read_text().splitlines())-1
+
 @pytest.fixture(scope='session')
 def tiny_reports(tmp_path_factory, tiny_home):
     "A home like the tiny one in which `hcms report` ran: every table and figure, one epoch, one seed."
@@ -78,6 +94,14 @@ def trained(trained_home):
     import numpy as np, torch
     torch.set_num_threads(1)
     return Recognizer.from_pretrained(trained_home/'checkpoints'/'demo'),np.load(trained_home/'said.npz')
+
+@pytest.fixture(autouse=True)
+def usual_priority():
+    "No test leaves its process a real-time one, as some encoder would: all that runs beside it would starve."
+    policy = getattr(os, 'sched_getscheduler', lambda _: None)
+    was = policy(0)
+    yield
+    assert policy(0)==was
 
 # attacks
 

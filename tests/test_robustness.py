@@ -3,7 +3,7 @@ import errno, json, os, pickle, random, resource, shutil, signal, struct, subpro
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from safetensors.torch import save
-from conftest import BIN, ROOT, copy_home, hcms
+from conftest import BIN, ROOT, copy_home, count_videos, hcms
 from test_pipeline import extract_harmed, snapshot
 from hcms.core import InputError, fingerprint, write_whole
 from hcms.store import FeatureStore
@@ -79,9 +79,9 @@ def unprivileged():
     if os.geteuid()==0:
         for c in (1, 2): ctypes.CDLL(None).prctl(24, c, 0, 0, 0)   # PR_CAPBSET_DROP of CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
 
-def test_a_full_disk_stops_the_run_and_loses_nothing(tiny_home, tmp_path, tally):
-    home = copy_home(tiny_home, tmp_path, 'features')
-    features,whole = home/'data'/'demo'/'features',visible(tiny_home/'data'/'demo'/'features')
+def test_a_full_disk_stops_the_run_and_loses_nothing(some_home, tmp_path, tally):
+    home = copy_home(some_home, tmp_path, 'features')
+    features,whole = home/'data'/'demo'/'features',visible(some_home/'data'/'demo'/'features')
     largest = max(len(v) for v in whole.values())
     p = start(['extract', 'demo', '--workers', '1'], home, preexec_fn=small_files(largest-100))   # motion does not fit, sound and pictures do
     said = p.communicate(timeout=200)[1]
@@ -98,8 +98,8 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(tiny_home, tmp_path, tally)
     tally('faults', 'no room in the middle of a file, extraction and training', 'the run stops and says so; nothing half written; the next run completes it', 2)
 
 @pytest.mark.full
-def test_a_store_that_must_not_be_written_to(tiny_home, tmp_path, tally):
-    home = copy_home(tiny_home, tmp_path)
+def test_a_store_that_must_not_be_written_to(some_home, tmp_path, tally):
+    home = copy_home(some_home, tmp_path)
     features = home/'data'/'demo'/'features'
     lost = sorted(features.rglob('motion/**/*.safetensors'))[0]
     lost.unlink()
@@ -119,10 +119,10 @@ def test_a_store_that_must_not_be_written_to(tiny_home, tmp_path, tally):
     tally('faults', 'a store without permission to write, a file without permission to read', 'the run stops and names the file', 2)
 
 @pytest.mark.full
-def test_a_disk_that_fills_up(tiny_home, tmp_path, tally):
+def test_a_disk_that_fills_up(some_home, tmp_path, tally):
     "A file system of its own, filled by somebody else while features are written."
-    home = copy_home(tiny_home, tmp_path, 'features')
-    features,whole = home/'data'/'demo'/'features',visible(tiny_home/'data'/'demo'/'features')
+    home = copy_home(some_home, tmp_path, 'features')
+    features,whole = home/'data'/'demo'/'features',visible(some_home/'data'/'demo'/'features')
     features.mkdir()
     if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=64m', 'tmpfs', features], capture_output=True).returncode: pytest.skip('may not mount a file system')
     try:
@@ -143,46 +143,46 @@ def test_a_disk_that_fills_up(tiny_home, tmp_path, tally):
     finally: subprocess.run(['umount', '-l', features])
 
 @pytest.mark.full
-def test_two_extractions_of_the_same_videos_at_once(tiny_home, tmp_path, tally):
-    home = copy_home(tiny_home, tmp_path, 'features')
+def test_two_extractions_of_the_same_videos_at_once(some_home, tmp_path, tally):
+    home = copy_home(some_home, tmp_path, 'features')
     both = [start(['extract', 'demo', '--workers', '1'], home) for _ in range(2)]
     for p in both: assert p.communicate(timeout=300)[1] is not None and p.returncode==0
-    assert snapshot(home/'data'/'demo'/'features')==snapshot(tiny_home/'data'/'demo'/'features')
+    assert snapshot(home/'data'/'demo'/'features')==snapshot(some_home/'data'/'demo'/'features')
     tally('faults', 'two extractions of the same videos into one store', 'both end well, with the same bytes', 2)
 
 @pytest.mark.full
-def test_a_worker_that_runs_out_of_memory_costs_only_its_video(tiny_home, tmp_path, tally):
+def test_a_worker_that_runs_out_of_memory_costs_only_its_video(some_home, tmp_path, tally):
     last,said = extract_harmed("""
     if id.startswith('audio_rising_000'): np.empty(1<<60, dtype=np.uint8)
     if id.startswith('audio_rising_001'): torch.empty(1<<60)
-""", copy_home(tiny_home, tmp_path/'home', 'features'), tmp_path)
-    assert last.startswith('62|audio_rising_000|audio_rising_001|') and last.count('takes more memory')==2, said
+""", copy_home(some_home, tmp_path/'home', 'features'), tmp_path)
+    assert last.startswith(f'{count_videos(some_home)-2}|audio_rising_000|audio_rising_001|') and last.count('takes more memory')==2, said
     tally('faults', 'a video that takes more memory than there is', 'is set aside with the reason; the others are done', 2)
 
-def test_clocks_do_not_matter(tiny_home, tmp_path, tally):
+def test_clocks_do_not_matter(some_home, tmp_path, tally):
     "Every file from 1970, or from 2100: nothing is done again, and a sweep removes what is old by the file system's own clock only."
-    home = copy_home(tiny_home, tmp_path)
+    home = copy_home(some_home, tmp_path)
     features = home/'data'/'demo'/'features'
     before = snapshot(features)
     for when in (0, 4_102_444_800):
         for o in home.rglob('*'): os.utime(o, (when, when))
         r = hcms('extract', 'demo', home=home)
-        assert '0 videos extracted, 64 already there' in r.stdout+r.stderr and snapshot(features)==before
+        assert f'0 videos extracted, {count_videos(home)} already there' in r.stdout+r.stderr and snapshot(features)==before
     store = FeatureStore(features)
     (features/'.tmp-future').touch(); os.utime(features/'.tmp-future', (4_102_444_800,)*2)
     assert store.sweep()==0 and (features/'.tmp-future').exists()
     tally('faults', 'clocks that jump to 1970 and to 2100', 'nothing is done again, nothing is removed', 3)
 
 @pytest.mark.full
-def test_a_store_on_another_file_system(tiny_home, tmp_path, tally):
+def test_a_store_on_another_file_system(some_home, tmp_path, tally):
     other = Path('/dev/shm')
     if not os.access(other, os.W_OK) or other.stat().st_dev==tmp_path.stat().st_dev: pytest.skip('there is no other file system')
-    home,there = copy_home(tiny_home, tmp_path, 'features'),other/f'hcms-{os.getpid()}'
+    home,there = copy_home(some_home, tmp_path, 'features'),other/f'hcms-{os.getpid()}'
     there.mkdir()
     try:
         (home/'data'/'demo'/'features').symlink_to(there)
         hcms('extract', 'demo', home=home)
-        assert snapshot(there)==snapshot(tiny_home/'data'/'demo'/'features')
+        assert snapshot(there)==snapshot(some_home/'data'/'demo'/'features')
     finally: shutil.rmtree(there)
     tally('faults', 'a store on another file system, reached by a link', 'the same bytes')
 
