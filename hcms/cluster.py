@@ -12,7 +12,7 @@ import torch
 from tqdm.auto import tqdm
 from .backbones import load_backbones
 from .core import MODALITIES, InputError
-from .extract import MEDIA, Extraction, check_disk, feature_bytes, features_meta, jobs_of, open_views
+from .extract import MEDIA, Extraction, check_disk, feature_bytes, features_meta, jobs_of, memory_for, open_views
 from .media import StepReader
 from .store import FeatureStore
 
@@ -22,17 +22,18 @@ def _ray():
     except ImportError: raise InputError('engine ray', "needs Ray, which is not installed; run: pip install 'hcms[cluster]'") from None
     return ray
 
-def decode_video(path, spec, missing, chunk:int) -> dict:   # 'chunks': modality -> arrays; 'heard', 'meta'; or 'error'
+def decode_video(path, spec, missing, chunk:int) -> dict:   # 'path'; 'chunks': modality -> arrays, 'heard', 'meta'; or 'error'
     "All that the networks need of a video, in chunks of time steps."
     torch.set_num_threads(1)
+    parts,heard = {m: [] for m in missing},[]
     try:
-        reader = StepReader(path, spec, missing)
-        parts,heard = {m: [] for m in missing},[]
-        for steps in reader.stacks(chunk):
-            if steps.audio_mask is not None: heard += steps.audio_mask.tolist()
-            for m in missing: parts[m].append(getattr(steps, MEDIA[m]))
-        return dict(chunks=parts, heard=np.array(heard), meta=features_meta(reader.info, path))
-    except InputError as e: return dict(error=str(e))
+        with memory_for(path):
+            reader = StepReader(path, spec, missing)
+            for steps in reader.stacks(chunk):
+                if steps.audio_mask is not None: heard += steps.audio_mask.tolist()
+                for m in missing: parts[m].append(getattr(steps, MEDIA[m]))
+            return dict(path=path, chunks=parts, heard=np.array(heard), meta=features_meta(reader.info, path))
+    except InputError as e: return dict(path=path, error=str(e))
 
 class NetworkWorker:
     "The backbones of one worker, and the store they write to."
@@ -45,9 +46,12 @@ class NetworkWorker:
     def commit(self, id, video) -> tuple:   # (id, error)
         "Features of a decoded video, committed; what is there already is kept."
         if 'error' in video: return id,video['error']
-        for m,parts in video['chunks'].items():
-            x = torch.cat([self.backbones.features(m, o) for o in parts])
-            self.views[m].put(id, x, video['heard'] if m=='audio' else None, video['meta'], dtype=torch.float16)
+        try:
+            with memory_for(video['path']):
+                for m,parts in video['chunks'].items():
+                    x = torch.cat([self.backbones.features(m, o) for o in parts])
+                    self.views[m].put(id, x, video['heard'] if m=='audio' else None, video['meta'], dtype=torch.float16)
+        except InputError as e: return id,str(e)
         return id,None
 
 # %% ../nbs/16_cluster.ipynb #1794b984
@@ -88,7 +92,7 @@ def extract_on_ray(
         if on_start: on_start(pids)
         decode = ray.remote(decode_video).options(num_cpus=1, max_retries=5)
         waiting,flying,n = list(reversed(jobs)),{},0
-        with tqdm(total=len(jobs), desc='extract', unit='video') as bar:
+        with result.on_disk(store), tqdm(total=len(jobs), desc='extract', unit='video') as bar:
             while waiting or flying:
                 while waiting and len(flying)<2*decoders:
                     id,path = waiting.pop()
@@ -99,6 +103,7 @@ def extract_on_ray(
                 for ref in done:
                     id,path = flying.pop(ref)
                     try: _,error = ray.get(ref)
+                    except ray.exceptions.RayTaskError as e: raise e.cause from None   # not of a video: a full disk, a mistake
                     except ray.exceptions.RayError as e: error = str(InputError(path, f'the workers that had it died again and again: {type(e).__name__}'))
                     result.note(store, id, path, error)
                     bar.update()

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from .backbones import PRECISIONS, Appearance, MobileNetV1, check_device, save_weights, spec_for
 from .core import InputError, check_choice, fingerprint, rng_for, worker_pool, write_whole
-from .extract import MEDIA, died, features_meta, watchdog
+from .extract import MEDIA, died, features_meta, memory_for, watchdog
 from .finetune import pool_steps, with_head
 from .media import MediaSpec, StepReader
 from .resume import load_state, save_state, threads
@@ -117,10 +117,11 @@ def read_video(
     "The augmented random steps of a video."
     torch.set_num_threads(1)
     try:
-        reader = SomeSteps(job.path, spec, draw_steps(config.seed, job.epoch, job.id, spec.steps, config.steps), [modality])
-        steps, = reader.stacks(config.steps)
-        x = torch.from_numpy(getattr(steps, MEDIA[modality]))
-        features_meta(reader.info, job.path)
+        with memory_for(job.path):
+            reader = SomeSteps(job.path, spec, draw_steps(config.seed, job.epoch, job.id, spec.steps, config.steps), [modality])
+            steps, = reader.stacks(config.steps)
+            x = torch.from_numpy(getattr(steps, MEDIA[modality]))
+            features_meta(reader.info, job.path)
     except InputError as e: return None,str(e)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng_for('augment', config.seed, job.epoch, job.id).integers(2**62)))

@@ -50,7 +50,7 @@ SOME = ('audio_rising', 'appearance_checkered', 'motion_upward', 'pair_bell_shak
 
 @pytest.fixture(scope='session')
 def some_home(tmp_path_factory, tiny_home, full):
-    "The tiny home for what extracts all of it again; in the short form the 16 videos of four classes only."
+    "The tiny home for what extracts all of it again; in the short form the 16 videos of four classes only (too few to train on: `hcms train` would make the others)."
     def few(home):
         from hcms.manifests import read_manifest, write_manifest
         demo = copy_home(tiny_home, home)/'data'/'demo'

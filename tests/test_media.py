@@ -347,10 +347,10 @@ def test_every_codec_and_container_that_can_be_written(tmp_path, ends, full):
             if not full and any(a==c.name for a,_ in made) and any(b==suffix for _,b in made): continue
             p = written(tmp_path/f'{c.name}{suffix}', c)
             if p is None: continue
-            made[c.name,suffix] = s = ends('every codec and container that the wheel writes', p, SPEC)
+            made[c.name,suffix] = s = ends('every codec in .ts, .mpg and .vob, which have names for a few' if suffix in ('.ts', '.mpg', '.vob') else 'every codec in every other container', p, SPEC)
             if not isinstance(s, MediaError): check_sane(s)
             p.unlink()
-    read = {k: s for k,s in made.items() if not isinstance(s, MediaError)}   # the others have a stream whose kind the container does not tell
+    read = {k: s for k,s in made.items() if not isinstance(s, MediaError)}   # the others are a stream that its container cannot name, or empty
     for k,s in read.items(): assert (np.abs(number(s.frames).astype(int)-shown(np.arange(40)/25, s.times))<=(3 if k[1]=='.mxf' else 1)).all(), k   # MXF keeps the stamps of B-frames in the order of decoding
     assert len({a for a,_ in read})>=12 and len({b for _,b in read})>=9 and len(read)>.5*len(made)
 

@@ -79,8 +79,8 @@ def unprivileged():
     if os.geteuid()==0:
         for c in (1, 2): ctypes.CDLL(None).prctl(24, c, 0, 0, 0)   # PR_CAPBSET_DROP of CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
 
-def test_a_full_disk_stops_the_run_and_loses_nothing(some_home, tmp_path, tally):
-    home = copy_home(some_home, tmp_path, 'features')
+def test_a_full_disk_stops_the_run_and_loses_nothing(tiny_home, some_home, tmp_path, tally):
+    home = copy_home(some_home, tmp_path/'a', 'features')
     features,whole = home/'data'/'demo'/'features',visible(some_home/'data'/'demo'/'features')
     largest = max(len(v) for v in whole.values())
     p = start(['extract', 'demo', '--workers', '1'], home, preexec_fn=small_files(largest-100))   # motion does not fit, sound and pictures do
@@ -90,6 +90,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(some_home, tmp_path, tally)
     assert not any('.tmp-' in k for k in there) and all(whole[k]==v for k,v in there.items() if k.endswith('.safetensors'))
     hcms('extract', 'demo', home=home)
     assert visible(features)==whole
+    home = copy_home(tiny_home, tmp_path/'b')
     p = start(['train', 'demo', '--seeds', 1, '--epochs', 1], home, preexec_fn=small_files(4096))
     said = p.communicate(timeout=200)[1]
     assert p.returncode==3 and 'File too large' in said and 'what was written before is whole' in said, said[-2000:]
@@ -119,15 +120,17 @@ def test_a_store_that_must_not_be_written_to(some_home, tmp_path, tally):
     tally('faults', 'a store without permission to write, a file without permission to read', 'the run stops and names the file', 2)
 
 @pytest.mark.full
-def test_a_disk_that_fills_up(some_home, tmp_path, tally):
+@pytest.mark.parametrize('engine', ['local', 'ray'])
+def test_a_disk_that_fills_up(some_home, tmp_path, tally, engine):
     "A file system of its own, filled by somebody else while features are written."
+    if engine=='ray': pytest.importorskip('ray')
     home = copy_home(some_home, tmp_path, 'features')
     features,whole = home/'data'/'demo'/'features',visible(some_home/'data'/'demo'/'features')
     features.mkdir()
     if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=64m', 'tmpfs', features], capture_output=True).returncode: pytest.skip('may not mount a file system')
     try:
-        p = start(['extract', 'demo'], home)
-        while len(list(features.rglob('*.safetensors')))<20: time.sleep(.02)
+        p = start(['extract', 'demo', '--engine', engine], home)
+        while len(list(features.rglob('*.safetensors')))<20 and p.poll() is None: time.sleep(.02)
         try:
             with open(features/'.ballast', 'wb') as f:
                 while True: f.write(bytes(1<<16)); f.flush()
@@ -139,7 +142,7 @@ def test_a_disk_that_fills_up(some_home, tmp_path, tally):
         (features/'.ballast').unlink()
         hcms('extract', 'demo', home=home)
         assert visible(features)==whole
-        tally('faults', 'a disk that fills up, on a file system of its own', 'the run stops and says so; the next run ends with the same bytes')
+        tally('faults', 'a disk that fills up, on a file system of its own, in processes and on Ray', 'the run stops and says so; the next run ends with the same bytes')
     finally: subprocess.run(['umount', '-l', features])
 
 @pytest.mark.full
