@@ -35,6 +35,7 @@ def targets(data) -> dict:   # modality -> mAP from 0 to 1
     quoted = paper_table(1).query('dataset==@data.name and method=="LSTM" and views==@PAPER.views[1]').set_index('modalities').map_pct/100
     return {m: float(quoted[k]) for m,k in zip(MODALITIES, 'AIM')}
 
+# %% ../nbs/67_calibration.ipynb #7aaa2bb8
 def trials(
     data:SimulatedDataset,
     epochs:int=0,
@@ -61,6 +62,7 @@ def beside_paper(df, data):
     "The paper's mAP beside ours, their difference, and whether it is small."
     return df.assign(paper_map=df.modality.map(targets(data)), difference=lambda d: d.map_mean-d.paper_map, within_3_points=lambda d: d.difference.abs()<=.03)
 
+# %% ../nbs/67_calibration.ipynb #ef4590b8
 def show_calibration(numbers, tried, data, parameters, runs, out) -> pd.DataFrame:
     "Write calibration.* and return the table as it is shown."
     shown = pd.DataFrame({'Modality': numbers.modality, 'mAP %, stand-in': mean_pm(numbers, 'map', 100), 'paper: mAP %': (100*numbers.paper_map).map('{:.1f}'.format), 'difference, points': (100*numbers.difference).map('{:+.1f}'.format), 'within 3 points': [('yes' if w else 'no')+(f', but ± {100*s:.1f}' if s>.03 else '') for w,s in zip(numbers.within_3_points, numbers.map_std)]})

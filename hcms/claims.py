@@ -88,6 +88,7 @@ def claim(text, place):
 def _verdict(*each): return next((o for o in (FAILS, UNDECIDED) if o in each), HOLDS)
 def _pts(i, limit=0.): return i.text(100, 1, ' points', limit)
 
+# %% ../nbs/65_claims.ipynb #eb790edf
 @claim('HCMS matches or beats early fusion of all modalities, at a fraction of its cost', 'Sec. 4.2.1, Table 1')
 def matches_fusion(e):
     d,share = interval(e.map()-e.map(**early())),e.cost()/e.cost(**early())
@@ -113,6 +114,7 @@ def audio_adds(e):
     d = {f'on {letters(a)}': interval(e.map(**early(*b))-e.map(**early(*a))) for a,b in pairs}
     return Row('the gain by sound on I, on M and on I + M: intervals above 0, and means between 1 and 4 points', '; '.join(f'{k}: {_pts(i)}' for k,i in d.items()), _verdict(*(i.above() for i in d.values()), *(HOLDS if .01<=i.mean<=.04 else FAILS for i in d.values())))
 
+# %% ../nbs/65_claims.ipynb #3e27f095
 def _uniform_at(e, cost):
     "Resampled mAP of UNIFORM at a cost, straight between its settings and level outside."
     points = [early(views=v) for v in VIEWS]
@@ -136,6 +138,7 @@ def budgets(e):
     ok = all(b>=a for a,b in zip(means, means[1:])) and min(share[.5])>=.75 and min(share[.2])>=.5
     return Row('mAP never falls when the budget grows; with half of the mean cost every seed keeps three quarters of its mAP, with a fifth of it a half', '; '.join(f'budget of {s:.0%} of the mean cost keeps {np.mean(v):.1%} (least {min(v):.1%})' for s,v in share.items())+f'. The paper, {paper}', HOLDS if ok else FAILS)
 
+# %% ../nbs/65_claims.ipynb #f4b8f2db
 @claim('Usage of motion varies between classes and within them', 'Sec. 4.3.1, Fig. 4')
 def usage_varies(e):
     rows = []
@@ -167,6 +170,7 @@ def informative(e):
     hit = rows.assign(gain=rows.precision/rows.chance_precision).groupby('gate', sort=False).gain.agg(['mean', 'min'])
     return Row('mAP above that of random gates: interval above 0; and every seed hits evidence more often than chance, by a quarter at least', text + '; hits, times chance: ' + ', '.join(f"{m} {r['mean']:.2f} (least {r['min']:.2f})" for m,r in hit.iterrows()), _verdict(verdict, HOLDS if (hit['min']>1.25).all() else FAILS))
 
+# %% ../nbs/65_claims.ipynb #23ad8089
 @claim('Classes that sound tells cost less than the average', 'Sec. 4.3.3, Tables 4 and 5')
 def audio_cheap(e):
     top = audio_classes(e.runs(**early('audio')))
@@ -202,6 +206,7 @@ def stricter(e):
     d = interval(a-c)
     return Row('mAP of group A (0.3, 0.7) less that of group C (0.92, 0.99): interval above 0', f'{_pts(d)}; A less B {_pts(interval(a-b))}', d.above())
 
+# %% ../nbs/65_claims.ipynb #8fcf291c
 @claim('HCMS costs less than early fusion (the abstract: 56% and 86%, which are against 10 views)', 'Abstract, Table 1')
 def shares(e):
     q = paper_table(1).set_index(['dataset', 'method', 'modalities', 'views']).gflops

@@ -86,6 +86,7 @@ def extract_command(dataset:str=DATASET, workers:int=WORKERS, shard:str=typer.Op
     from hcms.cluster import extract_on_ray
     print(extract_on_ray(data.manifest, data.store, data.preset, data.weights, networks, workers, address=address or None, **common))
 
+# %% ../nbs/70_cli.ipynb #88deeb85
 @app.command('train')
 def train_command(dataset:str=DATASET, seeds:int=SEEDS, epochs:int=EPOCHS, workers:int=WORKERS, together:bool=typer.Option(False, help='all processes of `accelerate launch -m hcms.cli train DATASET --together` train one run at a time, on GPUs where there are any; by default each process trains its own run, on the CPU'),
                   device:str=typer.Option('', help="with --together: 'cpu' or 'cuda'; by default as accelerate was launched"), precision:str=typer.Option('', help="with --together: 'float32', 'bfloat16' or 'float16'; by default as accelerate was launched"), recompute:bool=typer.Option(False, '--recompute', help='with --together: less memory, for a forward pass more')):
@@ -116,6 +117,7 @@ def doctor(datasets:list[str]=typer.Argument(None, help='by default all three'))
     print(show(found))
     if datasets and any(f.well is False for f in found): raise typer.Exit(1)
 
+# %% ../nbs/70_cli.ipynb #8eb91402
 @manifest_app.command('activitynet')
 def manifest_activitynet(annotations:Path=typer.Option(help='activity_net.v1-3.min.json'), out:Path=OUT, videos:str=VIDEOS):
     "From ActivityNet's annotation file; videos that are not there keep their row, as absent."
@@ -140,6 +142,7 @@ def _write_manifest(name, out, make):
     print(f'{write_manifest(m, out)}: {len(m)} videos, {len(m.classes)} classes')
     print(completeness(m, name).to_string(index=False))
 
+# %% ../nbs/70_cli.ipynb #2c8b42d1
 def _store(root):
     from hcms.store import FeatureStore
     if not (root/'STORE.json').is_file(): raise InputError(root, 'is no feature store')

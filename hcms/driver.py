@@ -47,6 +47,7 @@ def notebooks(data) -> list:
     "The notebooks of a data set: a stand-in has its calibration, and no ablations, for what a choice is worth cannot be learned from a simulation."
     return [*NOTEBOOKS, 'calibration'] if data.simulated else [*NOTEBOOKS, 'ablations']
 
+# %% ../nbs/66_driver.ipynb #cb8bfc74
 def _keep(data, run):
     "The trained model in checkpoints/LABEL: with its networks, where there are any."
     out,h = home()/'checkpoints'/data.label,headline(run.predictions, run.model)
@@ -67,6 +68,7 @@ class _Phases:
         before = json.loads(path.read_text())['phases'] if path.is_file() else {}
         if sum(self.took.values())>sum(before.values()): write_whole(path, json.dumps(dict(phases=self.took), indent=1))
 
+# %% ../nbs/66_driver.ipynb #62f1c853
 def make_reports(
     dataset:str='demo',
     seeds:int=3,       # Runs of every configuration

@@ -82,6 +82,7 @@ class _Pack:
         if not torch.equal(_row_crcs(x, mask), crc): raise CorruptFeature(self.path, f'record {id!r} does not match the CRC of a time step')
         return x,mask.bool()
 
+# %% ../nbs/15_packs.ipynb #e6e38a63
 class PackedView:
     "Features of one modality from its packs; what is in none is read from its loose file."
     def __init__(self, view:ExtractorView):
@@ -109,6 +110,7 @@ class PackedView:
             x[i],mask[i] = one,m
         return x,mask
 
+# %% ../nbs/15_packs.ipynb #b5de894a
 def damaged(view:ExtractorView) -> dict:   # file -> what is wrong with it
     "Reads every record of a view's packs."
     bad = {}

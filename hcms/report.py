@@ -69,6 +69,7 @@ def describe(
                 configuration={k: v for k,v in config.items() if k!='seed'}, seeds=seeds, runs=[r.key for r in runs])
     return notes,meta | more
 
+# %% ../nbs/61_report.ipynb #3c520d44
 def _plain(o):
     if isinstance(o, float) and not math.isfinite(o): return str(o)
     if isinstance(o, dict): return {str(k): _plain(v) for k,v in o.items()}
