@@ -23,6 +23,7 @@ def find_files(
     folder,    # Below it, where the videos are
 ) -> dict:     # Name without ending -> path relative to root
     "All video files under a folder, by name."
+    if Path(folder).is_absolute() or '..' in Path(folder).parts: raise InputError('videos', f'must be a folder below that of the manifest, {root}, not {folder}')
     root,top = Path(root),Path(root)/folder
     found = sorted(p for p in top.rglob('*') if p.suffix.lower() in MEDIA) if top.is_dir() else []
     return {p.stem: p.relative_to(root).as_posix() for p in found}

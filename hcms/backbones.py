@@ -152,7 +152,7 @@ def check_device(device:str) -> str:
     try: kind = torch.device(device).type
     except RuntimeError: kind = None
     if kind not in ('cpu', 'cuda'): raise InputError('device', f"must be 'cpu', 'cuda' or a numbered one such as 'cuda:1', not {device!r}")
-    if kind=='cuda' and not torch.cuda.is_available(): raise InputError('device', f'{device!r} is none that torch finds on this machine; hcms doctor lists what there is')
+    if kind=='cuda' and (torch.device(device).index or 0)>=torch.cuda.device_count(): raise InputError('device', f'{device!r} is none that torch finds on this machine; hcms doctor lists what there is')
     return device
 
 # %% ../nbs/10_backbones.ipynb #7e52b305

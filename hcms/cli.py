@@ -30,10 +30,11 @@ EPOCHS = typer.Option(0, help="0: the data set's own")
 MODALITY = typer.Option(['audio', 'appearance', 'motion'], help='which; may be given several times')
 DEVICE = typer.Option('cpu', help="'cpu' or 'cuda'")
 PRECISION = typer.Option(None, help="'float32' by default, or 'bfloat16' or 'float16': mixed precision on a GPU")
-PATIENCE = typer.Option(600., help='seconds a video may take')
+PATIENCE = typer.Option(600., min=.1, max=1e6, help='seconds a video may take')
 
 def main():
     "The console script."
+    for o in (sys.stdout, sys.stderr): o.reconfigure(errors='backslashreplace')   # a file's name need not be text
     try: app()
     except InputError as e:
         typer.secho(f'hcms: {e}', fg='red', err=True)
@@ -84,7 +85,7 @@ def extract_command(dataset:str=DATASET, workers:int=WORKERS, shard:str=typer.Op
     common |= data.choose(steps=steps, precision=precision)
     if engine=='local': return print(data.extract(workers, **common, patience=patience))
     from hcms.cluster import extract_on_ray
-    print(extract_on_ray(data.manifest, data.store, data.preset, data.weights, networks, workers, address=address or None, **common))
+    print(extract_on_ray(data.manifest, data.store, data.preset, data.weights, networks, workers, address=address or None, patience=patience, **common))
 
 # %% ../nbs/70_cli.ipynb #88deeb85
 @app.command('train')
@@ -201,6 +202,7 @@ def predict_command(paths:list[Path]=typer.Argument(help='video files, or folder
     "What is in a video, for no more than its gates ask."
     from tqdm.auto import tqdm
     files,failed = _files(paths),0
+    if plot and len(files)>1 and (twice:={p.stem for p in files if sum(o.stem==p.stem for o in files)>1}): raise InputError('--plot', f'would write {min(twice)}.png for several videos; give them one after the other, or other names')
     r = _recognizer(checkpoint)
     for path,o in zip(files, tqdm(r.predict_many(files, budget, batch=min(batch, len(files))), total=len(files), desc='predict', unit='video', disable=len(files)==1)):
         if isinstance(o, InputError):

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 from .backbones import load_backbones
-from .core import MODALITIES, InputError
-from .extract import MEDIA, Extraction, check_disk, feature_bytes, features_meta, jobs_of, memory_for, open_views
+from .core import MODALITIES, InputError, first_line
+from .extract import MEDIA, Extraction, check_disk, feature_bytes, features_meta, jobs_of, memory_for, open_views, watchdog
 from .media import StepReader
 from .store import FeatureStore
 
@@ -22,12 +22,12 @@ def _ray():
     except ImportError: raise InputError('engine ray', "needs Ray, which is not installed; run: pip install 'hcms[cluster]'") from None
     return ray
 
-def decode_video(path, spec, missing, chunk:int) -> dict:   # 'path'; 'chunks': modality -> arrays, 'heard', 'meta'; or 'error'
+def decode_video(path, spec, missing, chunk:int, patience:float=600.) -> dict:   # 'path'; 'chunks': modality -> arrays, 'heard', 'meta'; or 'error'
     "All that the networks need of a video, in chunks of time steps."
     torch.set_num_threads(1)
     parts,heard = {m: [] for m in missing},[]
     try:
-        with memory_for(path):
+        with watchdog(patience), memory_for(path):
             reader = StepReader(path, spec, missing)
             for steps in reader.stacks(chunk):
                 if steps.audio_mask is not None: heard += steps.audio_mask.tolist()
@@ -69,6 +69,7 @@ def extract_on_ray(
     address:str=None,          # Of a running cluster, or 'auto'; by default a local one is started
     on_start=None,             # Called with the networks' process ids
     steps:int=0,               # Time steps of a video; 0: the preset's
+    patience:float=600.,       # Seconds a decoder may take over a video before it is ended
 ) -> Extraction:
     "As `extract`, on a Ray cluster."
     ray = _ray()
@@ -82,29 +83,34 @@ def extract_on_ray(
     decoders = decoders or max(1, (os.cpu_count() or 2)-networks)
     local = {} if address else dict(num_cpus=decoders+networks)   # a local cluster has room for all workers, whatever the machine
     if not address: os.environ.setdefault('RAY_worker_niceness', '0')   # Ray's own 15 starves workers on a machine that does anything else
-    if own: ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level='ERROR', **local)
+    try:
+        if own: ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level='ERROR', **local)
+    except ConnectionError as e: raise InputError('address', f'{address!r} answers as no Ray cluster: {first_line(e)}') from None
     try:
         gpu = dict(num_gpus=1) if device!='cpu' else dict(num_cpus=1)
         have,need = ray.cluster_resources(),'GPU' if device!='cpu' else 'CPU'
         if have.get(need, 0)<networks+(need=='CPU'): raise InputError('networks', f"{networks} of them{' and a decoder' if need=='CPU' else ''} need as many {need}s, and the cluster has {have.get(need, 0):g}")
         actors = [ray.remote(NetworkWorker).options(max_restarts=-1, max_task_retries=5, **gpu).remote(str(store.root), options) for _ in range(networks)]
-        pids = ray.get([a.ready.remote() for a in actors])
+        try: pids = ray.get([a.ready.remote() for a in actors])
+        except ray.exceptions.RayError as e: raise InputError('networks', f'do not start: {first_line(getattr(e, "cause", None) or e)}') from None
         if on_start: on_start(pids)
-        decode = ray.remote(decode_video).options(num_cpus=1, max_retries=5)
+        decode = ray.remote(decode_video).options(num_cpus=1, max_retries=2)
         waiting,flying,n = list(reversed(jobs)),{},0
-        with result.on_disk(store), tqdm(total=len(jobs), desc='extract', unit='video') as bar:
+        with result.on_machine(store), tqdm(total=len(jobs), desc='extract', unit='video') as bar:
             while waiting or flying:
                 while waiting and len(flying)<2*decoders:
                     id,path = waiting.pop()
-                    video = decode.remote(str(path), backbones.spec, [m for m in MODALITIES if not views[m].has(id)], backbones.chunk)
+                    video = decode.remote(str(path), backbones.spec, [m for m in MODALITIES if not views[m].has(id)], backbones.chunk, patience)
                     flying[actors[n%networks].commit.remote(id, video)] = id,path
                     n += 1
                 done,_ = ray.wait(list(flying), num_returns=1)
                 for ref in done:
                     id,path = flying.pop(ref)
                     try: _,error = ray.get(ref)
-                    except ray.exceptions.RayTaskError as e: raise e.cause from None   # not of a video: a full disk, a mistake
-                    except ray.exceptions.RayError as e: error = str(InputError(path, f'the workers that had it died again and again: {type(e).__name__}'))
+                    except ray.exceptions.RayError as e:
+                        cause = getattr(e, 'cause', None) or e   # what a decoder died of arrives as the network's error
+                        if not isinstance(cause, ray.exceptions.RayError): raise cause from None   # not of a video: a full disk, a mistake
+                        error = str(InputError(path, f'the workers that had it died again and again: {type(cause).__name__}'))
                     result.note(store, id, path, error)
                     bar.update()
     finally:

@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from pathlib import Path
 import numpy as np
 import torch
-from .backbones import load_backbones, spec_for, weights_path
+from .backbones import PRECISIONS, load_backbones, spec_for, weights_path
 from .core import MODALITIES, InputError, check_choice, fingerprint, home, method_of, read_json, worker_pool, write_whole
 from .costs import backbone_prices
 from .extract import Extraction, extract, open_views
@@ -22,7 +22,7 @@ from .manifests import hold_out, read_manifest
 from .media import MediaSpec
 from .packs import PackedView
 from .paper import PAPER_DATASETS
-from .rendered import Recipe, evidence, render_demo
+from .rendered import Recipe, evidence, read_recipe, render_demo
 from .simulated import World, simulate_video, simulation
 from .store import FeatureStore
 from .streaming import finetune_streaming, stream_config
@@ -120,6 +120,8 @@ class Dataset(_Provenance):
 def _choose(self, **given) -> dict:   # all that is chosen
     "Write down with how many time steps and in which precision the features are made; there can be one choice."
     given,was = {k: v for k,v in given.items() if v},self.chosen
+    if 'precision' in given: check_choice(given['precision'], PRECISIONS, 'precision')
+    if given.get('steps', 1)<1: raise InputError('steps', f"must be above zero, not {given['steps']}")
     for k,v in given.items():
         if was.get(k, v)!=v: raise InputError(self.folder/'dataset.json', f'says {k} {was[k]}, not {v}; for other features of this data set remove that file first (those made so far stay in the store, and come back with it)')
     if given.keys()-was.keys():
@@ -230,7 +232,7 @@ def prepare_demo(
     "Make what is missing of the demo corpus, its backbones and its features."
     folder = data_folder('demo')
     note = folder/'recipe.json'
-    recipe = recipe or (Recipe(**json.loads(note.read_text())) if note.exists() else Recipe())
+    recipe = recipe or (read_recipe(note) if note.exists() else Recipe())
     render_demo(folder, recipe, workers)
     finetune_backbones('demo', workers)
     data = Dataset('demo')

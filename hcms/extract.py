@@ -7,7 +7,7 @@ __all__ = ['MEDIA', 'open_views', 'features_meta', 'extract_video', 'Extraction'
            'in_shard', 'parse_shard', 'feature_bytes', 'check_disk', 'extract']
 
 # %% ../nbs/12_extract.ipynb #97b88603
-import faulthandler, hashlib, os, re, shutil
+import faulthandler, hashlib, os, re, shutil, sys
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -73,12 +73,16 @@ class Extraction:
         tqdm.write(f'set aside: {error}')
 
     @contextmanager
-    def on_disk(self, store):
-        "A full or forbidden disk ends the run with what is done, and how to go on."
+    def on_machine(self, store):
+        "What is the machine's fault and no video's, a full or forbidden disk or a GPU's error, ends the run with what is done, and how to go on."
+        stay = lambda: f'the {self.kept+self.done} videos committed so far stay'
         try: yield
-        except OSError as e:   # of the store, never of a video
+        except OSError as e:
             if e.errno not in NO_ROOM: raise
-            raise InputError(e.filename, f'{e.strerror}; the {self.kept+self.done} videos committed so far stay, and {shutil.disk_usage(store.root).free/2**30:.2f} GB are free there. Mend that, and run the same command again') from None
+            raise InputError(e.filename or store.root, f'{e.strerror}; {stay()}, and {shutil.disk_usage(store.root).free/2**30:.2f} GB are free there. Mend that, and run the same command again') from None
+        except RuntimeError as e:
+            if 'CUDA' not in str(e): raise
+            raise InputError('device', f'{first_line(e)}; {stay()}. Mend that, or take fewer workers on a GPU, and run the same command again') from None
 
 def jobs_of(manifest, store, views, shard, result) -> list:   # of (id, path)
     "The videos of a shard that have no features yet and were not set aside as they are; the others are counted in `result`."
@@ -90,24 +94,25 @@ def jobs_of(manifest, store, views, shard, result) -> list:   # of (id, path)
     return [o for o in jobs if o[0] not in result.aside]
 
 def _mark(path) -> str:
-    "What tells whether a file changed: size and a digest of its first megabyte; empty for no file."
-    if not Path(path).is_file(): return ''
-    with open(path, 'rb') as f: return f'{Path(path).stat().st_size}-{hashlib.sha256(f.read(1<<20)).hexdigest()[:16]}'
+    "What tells whether a file changed: size and a digest of its first megabyte; empty where it cannot be read."
+    try:
+        with open(path, 'rb') as f: return f'{Path(path).stat().st_size}-{hashlib.sha256(f.read(1<<20)).hexdigest()[:16]}'
+    except OSError: return ''
 
 # %% ../nbs/12_extract.ipynb #4a00f097
 @contextmanager
-def watchdog(patience:float):
+def watchdog(patience:float):   # seconds
     "Ends this process after so many seconds inside; a thread of C does it, so it also ends what Python cannot interrupt."
-    faulthandler.dump_traceback_later(patience, exit=True)
+    faulthandler.dump_traceback_later(patience, exit=True, file=sys.__stderr__)
     try: yield
     finally: faulthandler.cancel_dump_traceback_later()
 
 @contextmanager
 def memory_for(path):
-    "A video that takes more memory than there is becomes an `InputError` that names its file."
+    "A video that takes more memory than the machine has becomes an `InputError` that names its file. A GPU's memory is no matter of the video: it gets chunks of one size."
     try: yield
     except (MemoryError, RuntimeError) as e:
-        if isinstance(e, RuntimeError) and 'memory' not in str(e): raise   # torch's word for it, on the CPU and on a GPU
+        if isinstance(e, RuntimeError) and 'allocate memory' not in str(e): raise   # torch's words for it, on the CPU
         raise InputError(path, f'takes more memory than there is: {first_line(e)}') from None
 
 def died(path, patience:float) -> str:
@@ -119,11 +124,14 @@ def _start_worker(root, patience, options):
     global _worker
     torch.set_num_threads(1)
     torch.backends.cudnn.deterministic = True
-    backbones = load_backbones(**options)
-    _worker = (backbones, open_views(FeatureStore(root), backbones), patience)
+    try:
+        backbones = load_backbones(**options)
+        _worker = (backbones, open_views(FeatureStore(root), backbones), patience)
+    except Exception as e: _worker = e   # told by the first job: a pool would only say that it is broken
 
 def _work(job):
     id,path = job
+    if isinstance(_worker, Exception): raise _worker
     *where,patience = _worker
     try:
         with watchdog(patience), memory_for(path): extract_video(id, path, *where)
@@ -133,7 +141,7 @@ def _work(job):
 # %% ../nbs/12_extract.ipynb #c107093e
 def _run_pool(jobs, workers, start):
     "(id, error) of each job, as they are done; what was in flight when a process died is run alone."
-    waiting,suspects = deque(jobs),[]
+    waiting,suspects = deque(jobs),deque()
     while waiting or suspects:
         alone = not waiting
         with worker_pool(1 if alone else workers, _start_worker, start) as pool:
@@ -141,14 +149,14 @@ def _run_pool(jobs, workers, start):
             try:
                 while queue or flying:
                     while queue and len(flying)<(1 if alone else 2*workers):
-                        job = queue.pop(0) if alone else queue.popleft()
-                        flying[pool.submit(_work, job)] = job
+                        flying[pool.submit(_work, queue[0])] = queue[0]   # of a broken pool this raises, and the job stays in its queue
+                        queue.popleft()
                     for f in wait(flying, return_when=FIRST_COMPLETED).done:
                         yield f.result()
                         del flying[f]
             except BrokenProcessPool:
-                if alone: yield job[0],died(job[1], start[1])
-                else: suspects += flying.values()
+                if not alone: suspects.extend(flying.values())
+                for job in flying.values() if alone else (): yield job[0],died(job[1], start[1])
 
 # %% ../nbs/12_extract.ipynb #664e2945
 def in_shard(id:str, i:int, n:int) -> bool:
@@ -158,8 +166,9 @@ def in_shard(id:str, i:int, n:int) -> bool:
 def parse_shard(text:str='') -> tuple:   # (i, n)
     "'i/n' counted from 0; by default the place in a Slurm array, or everything."
     if not text and 'SLURM_ARRAY_TASK_ID' in os.environ:
-        first,count = int(os.environ.get('SLURM_ARRAY_TASK_MIN', 0)),int(os.environ.get('SLURM_ARRAY_TASK_COUNT', 1))
-        return int(os.environ['SLURM_ARRAY_TASK_ID'])-first,count
+        id,first,count = (int(os.environ.get(f'SLURM_ARRAY_TASK_{k}', o)) for k,o in dict(ID=0, MIN=0, COUNT=1).items())
+        if int(os.environ.get('SLURM_ARRAY_TASK_MAX', first+count-1))-first+1!=count or not 0<=id-first<count: raise InputError('SLURM_ARRAY_TASK_ID', f'{id} is of an array with gaps, of which no shards can be counted; give --shard I/N')
+        return id-first,count
     m = re.fullmatch(r'(\d+)/(\d+)', text or '0/1')
     if not m or not int(m[1])<int(m[2]): raise InputError('shard', f'must be I/N with 0 <= I < N, not {text!r}')
     return int(m[1]),int(m[2])
@@ -197,7 +206,7 @@ def extract(
     if not jobs: return result
     check_disk(store.root, feature_bytes(backbones, len(jobs)))
     paths,done = dict(jobs),result.kept+len(result.aside)
-    with result.on_disk(store), tqdm(total=done+len(jobs), initial=done, desc='extract', unit='video') as bar:
+    with result.on_machine(store), tqdm(total=done+len(jobs), initial=done, desc='extract', unit='video') as bar:
         for id,error in _run_pool(jobs, workers, (store.root, patience, options)):
             result.note(store, id, paths[id], error)
             bar.set_postfix(aside=len(result.aside), refresh=False)

@@ -121,8 +121,8 @@ def finetune(
             history.append(dict(loss=_train_epoch(model, media, y, parts, config, epoch)))
             bar.set_postfix(loss=f"{history[-1]['loss']:.3f}")
             save_state(state, history=history, **{k: v.state_dict() for k,v in parts.items()})
+    write_whole(f'{out}.json', json.dumps(dict(modality=modality, preset=preset, config=asdict(config), start=str(Path(start).name) if start else 'random', videos=len(media), history=history), indent=1))   # first: weights that are there have their record
     save_weights(net, f'{out}.safetensors')
-    write_whole(f'{out}.json', json.dumps(dict(modality=modality, preset=preset, config=asdict(config), start=str(Path(start).name) if start else 'random', videos=len(media), history=history), indent=1))
     state.unlink(missing_ok=True)
     return history
 

@@ -53,6 +53,7 @@ def read_keras(path) -> YamnetWeights:
     if not path.is_file(): raise InputError(path, 'no such file')
     def visit(name, o):
         if not isinstance(o, h5py.Dataset) or not (m:=_KERAS.search(name)): return
+        if o.external or o.is_virtual: raise ValueError(f'{name} has its numbers in another file')
         if o.size>_MOST: raise ValueError(f'{name} has {o.size} numbers; none of YAMNet has more than {_MOST}')
         found[m[1], m[3]] = np.asarray(o, dtype=np.float32)
     try:
@@ -60,6 +61,7 @@ def read_keras(path) -> YamnetWeights:
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, OverflowError) as e: raise InputError(path, f'is not a Keras file: {e}') from None
     def get(*key):
         if key not in found: raise InputError(path, f'has no {"/".join(key)}; the official yamnet.h5 has')
+        if found[key].ndim!=dict(kernel=2 if key[0]=='logits' else 4, depthwise_kernel=4).get(key[1], 1): raise InputError(path, f'has {"/".join(key)} of shape {found[key].shape}')
         return found[key]
     convs = [ConvWeights(get(n, 'depthwise_kernel').transpose(2, 3, 0, 1) if 'depthwise' in n else get(n, 'kernel').transpose(3, 2, 0, 1), *(get(n, k) for k in ('beta', 'moving_mean', 'moving_variance'))) for n in NAMES]
     return check_yamnet(YamnetWeights(convs, get('logits', 'kernel').T, get('logits', 'bias')), path)

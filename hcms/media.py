@@ -248,14 +248,18 @@ _NOT_VIDEO = {'tty', 'hls', 'concat', 'dash', 'sdp', 'imf'}   # text screens and
 
 def _check_file(path:Path):
     "Refuse what cannot be a video before FFmpeg sees it."
-    if path.is_dir(): raise MediaError(path, 'is a folder, not a video file')
-    if not path.is_file(): raise MediaError(path, 'is missing, or not a regular file')
-    if not path.stat().st_size: raise MediaError(path, 'is empty (zero bytes); fetch it again')
+    try:
+        if path.is_dir(): raise MediaError(path, 'is a folder, not a video file')
+        if not path.is_file(): raise MediaError(path, 'is missing, or not a regular file')
+        if not path.stat().st_size: raise MediaError(path, 'is empty (zero bytes); fetch it again')
+    except OSError as e: raise MediaError(path, f'cannot be looked at: {e.strerror}') from None
 
 # %% ../nbs/03_media.ipynb #e9a15df4
 def _looks_like_text(path:Path) -> bool:
     "Are there no control bytes at the head of the file?"
-    with path.open('rb') as f: return all(o>=32 or o in b'\t\r\n\f' for o in f.read(512))
+    try:
+        with path.open('rb') as f: return all(o>=32 or o in b'\t\r\n\f' for o in f.read(512))
+    except OSError: return False   # may not be read, or the disk is damaged there
 
 # %% ../nbs/03_media.ipynb #cc97f6cd
 def _open(path) -> av.container.InputContainer:

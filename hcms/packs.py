@@ -35,6 +35,7 @@ def pack(
     "Copy all features of a view into packs, each record verified as it is read; packs that are right already are kept."
     ids,folder,out = view.ids(),view.folder/'packs',[]
     if not videos>0: raise InputError('videos', f'a pack holds one or more, not {videos}')
+    if lost:=sorted(_packed(view)-set(ids)): raise InputError(folder, f'holds {len(lost)} videos that are in no loose file, as {lost[0]}, and packing would lose them; run hcms extract first, which makes their loose files again (or remove the packs, if these videos are not wanted)')
     for n,start in enumerate(tqdm(range(0, len(ids), videos), desc=f'pack {view.modality}', unit='pack')):
         part,path = ids[start:start+videos],folder/f'pack-{n:05d}.safetensors'
         out.append(path)
@@ -49,6 +50,14 @@ def pack(
         note = dict(format='hcms-pack', version=2, modality=view.modality, fp=view.fp, crc32=crc)
         write_whole(path, save(tensors, dict(pack=canonical_json(note))))   # one entry: safetensors writes several in any order
     for path in set(folder.glob('pack-*.safetensors'))-set(out): path.unlink()   # of an earlier, larger set
+    return out
+
+def _packed(view) -> set:
+    "The videos that some sound pack holds."
+    out = set()
+    for path in (view.folder/'packs').glob('pack-*.safetensors'):
+        try: out |= set(_Pack(path, view).ids)
+        except CorruptFeature: pass
     return out
 
 def _same(path, view, ids) -> bool:

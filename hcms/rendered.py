@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOKENS', 'CLASSES', 'family', 'Recipe', 'plot_video', 'synthesize', 'soundtrack', 'pictures', 'demo_rows',
-           'render_video', 'render_demo', 'evidence']
+           'render_video', 'read_recipe', 'render_demo', 'evidence']
 
 # %% ../nbs/04_rendered.ipynb #5242f879
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
-from .core import InputError, rng_for, worker_pool, write_whole
+from .core import InputError, read_json, rng_for, worker_pool, write_whole
 from .manifests import Manifest, write_manifest
 from .media import write_video
 
@@ -215,6 +215,10 @@ def render_video(
     write_video(path, pictures(plot, rng, recipe), recipe.fps, soundtrack(plot, rng, recipe.rate), recipe.rate, preset='ultrafast')
     return id
 
+def read_recipe(path) -> Recipe:
+    try: return Recipe(**read_json(path))
+    except TypeError: raise InputError(path, 'is no recipe of a demo corpus') from None
+
 def render_demo(
     root,                     # Gets manifest.csv, recipe.json and videos/
     recipe:Recipe=Recipe(),
@@ -223,7 +227,7 @@ def render_demo(
     "Render the corpus; goes on where it was stopped. A folder that holds another recipe's corpus is refused."
     root,rows = Path(root),demo_rows(recipe)
     note = root/'recipe.json'
-    if note.exists() and json.loads(note.read_text())!=asdict(recipe):
+    if note.exists() and read_recipe(note)!=recipe:
         raise InputError(note, f'is of another corpus than the recipe {asdict(recipe)}; delete {root} or name another folder')
     write_whole(note, json.dumps(asdict(recipe)))
     todo = [o for o in zip(rows.id, rows.labels) if not all((root/'videos'/f'{o[0]}{s}').exists() for s in ('.mp4', '.json'))]

@@ -76,7 +76,7 @@ def run_folder(dataset, config:TrainConfig) -> Path:
 def make_run(dataset, config:TrainConfig, splits:dict, team=None) -> Path:
     "Train a configuration and keep everything a table may ask for; goes on where it was stopped."
     folder = run_folder(dataset, config)
-    if (folder/'run.json').exists(): return folder
+    if (folder/SEAL).exists(): return folder   # it is written last
     folder.mkdir(parents=True, exist_ok=True)
     model,history = train(config, splits['training'], splits['selection'], folder/'state.pt', team=team)
     if team is not None and not team.is_main_process: return folder
@@ -156,7 +156,7 @@ def train_runs(
 ) -> list:                # Their folders, in the order of `configs`
     "Train the configurations that were not trained yet."
     folders = [run_folder(dataset, c) for c in configs]
-    todo = list({f: c for f,c in zip(folders, configs) if not (f/'run.json').exists()}.values())
+    todo = list({f: c for f,c in zip(folders, configs) if not (f/SEAL).exists()}.values())
     todo.sort(key=lambda c: (c.model!='hcms', c.views is not None, -len(c.modalities)))
     if todo:
         with worker_pool(min(workers, len(todo)), _start_worker, (dataset,)) as pool:

@@ -6,7 +6,7 @@
 __all__ = ['MissingFeature', 'CorruptFeature', 'ExtractorView', 'FeatureStore']
 
 # %% ../nbs/11_store.ipynb #d4544808
-import errno, hashlib, json, os, re, secrets, socket, struct, time, zlib
+import errno, hashlib, json, os, re, secrets, socket, stat, struct, time, zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 import torch
@@ -191,15 +191,18 @@ class _Writing:
 # %% ../nbs/11_store.ipynb #a322dc23
 def _read_file(path, buf:bytearray=None) -> bytearray:
     "All of a file, in `buf` when that has the right size."
-    try: fd = os.open(path, os.O_RDONLY|os.O_NOFOLLOW)
+    try: fd = os.open(path, os.O_RDONLY|os.O_NOFOLLOW|os.O_NONBLOCK)
     except OSError as e:
         if e.errno==errno.ELOOP: raise CorruptFeature(path, 'is a link; a store holds files') from None
         raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode): os.close(fd); raise CorruptFeature(path, 'is no file')
     with open(fd, 'rb') as f:
         size = os.fstat(f.fileno()).st_size
         if size>_MAX_FILE: raise CorruptFeature(path, f'has {size} bytes; no feature file has more than {_MAX_FILE}')
         if buf is None or len(buf)!=size: buf = bytearray(size)
-        if f.readinto(buf)!=size: raise CorruptFeature(path, 'changed while it was read')
+        try: n = f.readinto(buf)
+        except OSError as e: raise CorruptFeature(path, f'cannot be read: {e.strerror}') from None   # the disk is damaged there
+        if n!=size: raise CorruptFeature(path, 'changed while it was read')
     return buf
 
 # %% ../nbs/11_store.ipynb #7809d8d8
@@ -352,6 +355,7 @@ def _set_aside_ids(self) -> dict:
     "id -> {'reason', 'source'} of all videos set aside; of several notes on a video the last holds."
     path,out = self.root/'quarantine.jsonl',{}
     for line in path.read_bytes().splitlines() if path.exists() else []:
+        if len(line)>1<<16: continue   # no line of ours is as long
         try: note = json.loads(line); out[check_id(note['id'])] = dict(reason=note['reason'], source=note['source'])
-        except (ValueError, TypeError, KeyError): pass   # blank, or torn by a power cut: that video is tried again
+        except (ValueError, TypeError, KeyError, RecursionError): pass   # blank, or torn by a power cut: that video is tried again
     return out

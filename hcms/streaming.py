@@ -301,5 +301,5 @@ def _advance(tuner, reader, manifest, at, per_epoch, bar):
     at['sums'] = [0.]*3
 
 def _write(tuner, out, record, at):
+    write_whole(f'{out}.json', json.dumps(record | dict(aside=at['aside'], history=at['history']), indent=1))   # first: weights that are there have their record
     save_weights(tuner.net.cpu(), f'{out}.safetensors')
-    write_whole(f'{out}.json', json.dumps(record | dict(aside=at['aside'], history=at['history']), indent=1))

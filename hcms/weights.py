@@ -102,8 +102,10 @@ def install_random(folder, preset:str='paper', seed:int=0) -> list:
     "Random weights, for plumbing; the note marks them, and so does everything that reads it."
     out = []
     for m in MODALITIES:
-        out.append(save_weights(build_backbone(m, preset, seed), weights_path(folder, m)))
-        write_whole(Path(folder)/'weights.json', json.dumps(_note(folder) | {m: dict(what='RANDOM WEIGHTS', address=f'random:{seed}', licence='none', sha256=None, file=out[-1].name)}, indent=1, sort_keys=True))
+        path = weights_path(folder, m)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(Path(folder)/'weights.json', json.dumps(_note(folder) | {m: dict(what='RANDOM WEIGHTS', address=f'random:{seed}', licence='none', sha256=None, file=path.name)}, indent=1, sort_keys=True))   # first: there are no such weights without their mark
+        out.append(save_weights(build_backbone(m, preset, seed), path))
     return out
 
 # %% ../nbs/14_weights.ipynb #3d9f2c05

@@ -185,10 +185,19 @@ def test_a_hung_and_a_crashing_decoder_cost_only_their_videos(some_home, tmp_pat
     tally('faults', 'a decoder that never returns, and one that crashes', 'its video is set aside with the reason; the others have the same bytes', 2)
 
 def test_ray_with_a_killed_worker_ends_with_the_same_bytes(some_home, tmp_path, tally):
+    "One of two workers with networks is killed; and a decoder dies over one video again and again, which is set aside."
     pytest.importorskip('ray')
     home = copy_home(some_home, tmp_path/'home', 'features')
+    (tmp_path/'harm.py').write_text("""
+import os, signal, hcms.cluster as C
+was = C.decode_video
+def decode(path, *a):
+    if 'motion_upward_001' in path: os.kill(os.getpid(), signal.SIGKILL)
+    return was(path, *a)
+""")
     (tmp_path/'go.py').write_text("""
 import os, signal, threading, time
+import harm, hcms.cluster
 from hcms.cluster import extract_on_ray
 from hcms.datasets import Dataset
 def kill_one(pids):
@@ -198,17 +207,21 @@ def kill_one(pids):
         os.kill(pids[0], signal.SIGKILL)
         print('killed', flush=True)
     threading.Thread(target=soon, daemon=True).start()
+hcms.cluster.decode_video = harm.decode
 data = Dataset('demo')
 r = extract_on_ray(data.manifest, data.store, data.preset, data.weights, networks=2, decoders=2, on_start=kill_one)
 print(r.done, len(r.aside))
 """)
-    r = subprocess.run([sys.executable, tmp_path/'go.py'], cwd=ROOT, env=dict(os.environ, HCMS_HOME=str(home), HCMS_DATA='', RAY_DEDUP_LOGS='0'), capture_output=True, text=True, timeout=400)
+    r = subprocess.run([sys.executable, tmp_path/'go.py'], cwd=ROOT, env=dict(os.environ, HCMS_HOME=str(home), HCMS_DATA='', RAY_DEDUP_LOGS='0', PYTHONPATH=str(tmp_path)), capture_output=True, text=True, timeout=400)
     said = r.stdout.splitlines()   # Ray's own words about the killed worker stand between
-    assert said[0]=='killed' and said[-1]==f'{count_videos(home)} 0', r.stdout+r.stderr[-3000:]
+    assert said[0]=='killed' and said[-1]==f'{count_videos(home)-1} 1', r.stdout+r.stderr[-3000:]
     features = home/'data'/'demo'/'features'
     for p in features.rglob('.tmp-*'): p.unlink()
-    assert snapshot(features)==snapshot(some_home/'data'/'demo'/'features')
+    made,whole = snapshot(features),snapshot(some_home/'data'/'demo'/'features')
+    assert 'WorkerCrashedError' in made.pop('quarantine.jsonl').decode()
+    assert made=={k: v for k,v in whole.items() if 'motion_upward_001' not in k}
     tally('faults', 'kill -9 of a worker on Ray', 'the run ends with the same bytes')
+    tally('faults', 'kill -9 of a decoder on Ray, over and over', 'its video is set aside with the reason; the others have the same bytes')
 
 def test_killed_training_ends_with_the_same_bytes(tiny_home, tmp_path, tally):
     home,calm = copy_home(tiny_home, tmp_path/'a'),copy_home(tiny_home, tmp_path/'b')

@@ -189,6 +189,91 @@ def test_a_store_on_another_file_system(some_home, tmp_path, tally):
     finally: shutil.rmtree(there)
     tally('faults', 'a store on another file system, reached by a link', 'the same bytes')
 
+# whose fault it is
+
+def test_what_is_the_machines_fault_is_not_laid_to_a_video(tmp_path, tally):
+    "An error of a GPU, or of a worker's start, ends the run; a video set aside for it would never be tried again."
+    from hcms.extract import Extraction, _run_pool, memory_for
+    for said,kind in (("CUDA error: an illegal memory access was encountered", RuntimeError), ("CUDA out of memory. Tried to allocate 2.00 GiB", RuntimeError), ("DefaultCPUAllocator: can't allocate memory: you tried", InputError)):
+        with pytest.raises(kind) as e, memory_for('v.mp4'): raise RuntimeError(said)
+        assert isinstance(e.value, InputError)==(kind is InputError)
+    with pytest.raises(InputError, match='device: CUDA error.*the 7 videos committed so far stay'), Extraction(done=7).on_machine(FeatureStore(tmp_path)): raise RuntimeError('CUDA error: device-side assert')
+    with pytest.raises(InputError, match='nowhere'): list(_run_pool([(f'v{i}', 'v.mp4') for i in range(3)], 1, (tmp_path, 600., dict(preset='demo', weights=tmp_path/'nowhere'))))
+    tally('faults', 'an error of a GPU, and workers that do not start', 'the run stops and says so; no video is set aside', 3)
+
+def test_a_pool_that_breaks_loses_no_video(monkeypatch, tally):
+    "A pool that refuses work at every third job, one that dies over every fourth: each job comes out once."
+    from concurrent.futures import Future
+    from concurrent.futures.process import BrokenProcessPool
+    import hcms.extract as E
+    n = [0]
+    class Pool:
+        def __init__(self, *a): pass
+        def __enter__(self): return self
+        def __exit__(self, *a): pass
+        def submit(self, f, job):
+            n[0] += 1
+            if n[0]%3==0: raise BrokenProcessPool
+            out = Future()
+            if n[0]%4==0: out.set_exception(BrokenProcessPool())
+            else: out.set_result((job[0], None))
+            return out
+    monkeypatch.setattr(E, 'worker_pool', Pool)
+    jobs = [(f'v{i:02d}', f'v{i:02d}.mp4') for i in range(40)]
+    assert sorted(id for id,_ in E._run_pool(jobs, 2, ('', 600., {})))==[id for id,_ in jobs]
+    tally('faults', 'a pool that breaks while it is given work', 'each video is done, or set aside with the reason', 40)
+
+def test_what_counts_as_done_is_written_last(tmp_path, monkeypatch, tally):
+    "Stopped between a result and its record, the result is not believed."
+    import hcms.finetune as F, hcms.weights as W
+    from hcms.datasets import SimulatedDataset
+    from hcms.hlstm import SEAL
+    from hcms.runs import config_for, make_run
+    def dies(*a, **kw): raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(W, 'save_weights', dies)
+        with pytest.raises(KeyboardInterrupt): W.install_random(tmp_path, 'demo')
+    assert json.loads((tmp_path/'weights.json').read_text())['audio']['what']=='RANDOM WEIGHTS'
+    with monkeypatch.context() as m:
+        m.setattr(F, 'write_whole', dies)
+        with pytest.raises(KeyboardInterrupt): F.finetune('audio', 'demo', np.zeros((8, 2, 96, 64), dtype=np.float16), np.zeros(8, dtype=int), 2, tmp_path/'audio', F.FinetuneConfig(epochs=1, steps=2))
+    assert not (tmp_path/'audio.safetensors').exists()
+    monkeypatch.setenv('HCMS_HOME', str(tmp_path))
+    data = SimulatedDataset('activitynet', training=4, selection=2, evaluated=2, steps=2)
+    splits = {k: data.split(k) for k in ('training', 'selection', data.evaluated)}
+    folder = make_run(data, config_for(data, epochs=1), splits)
+    (folder/SEAL).unlink()
+    assert (make_run(data, config_for(data, epochs=1), splits)/SEAL).is_file()
+    tally('faults', 'a stop between a result and its record', 'the result is made again, or is not there', 3)
+
+def test_what_cannot_be_read_is_named(tmp_path, tally):
+    "A video without permission, a folder or a pipe in place of a feature file, a choice that is none, a Keras file that points outside."
+    import h5py
+    from hcms.annotations import find_files
+    from hcms.datasets import Dataset
+    from hcms.formats import read_keras
+    (tmp_path/'v.mp4').write_bytes(b'x'*99); (tmp_path/'v.mp4').chmod(0)
+    code = 'import sys\nfrom hcms.media import MediaError, probe\ntry: probe(sys.argv[1])\nexcept MediaError as e: print(e)'
+    r = subprocess.run([sys.executable, '-c', code, tmp_path/'v.mp4'], cwd=ROOT, capture_output=True, text=True, preexec_fn=unprivileged)
+    assert 'v.mp4: cannot be opened as media (Permission denied)' in r.stdout, r.stderr[-2000:]
+    view = FeatureStore(tmp_path/'s').extractor('audio', dict(model='x'))
+    for id,make in dict(folder=Path.mkdir, pipe=os.mkfifo).items():
+        view.path(id).parent.mkdir(parents=True, exist_ok=True); make(view.path(id))
+        assert 'is no file' in str(ends_well(view.get, id))
+    (tmp_path/'s'/'quarantine.jsonl').write_bytes(b'['*100_000+b'\n{"id":"v","reason":"x","source":""}\n'+b'['*60_000+b'\n')
+    assert FeatureStore(tmp_path/'s').set_aside_ids()=={'v': dict(reason='x', source='')}
+    with h5py.File(tmp_path/'y.h5', 'w') as f: f.create_dataset('layer1/conv/kernel', (3, 3, 1, 32), dtype='f4', external=[(str(tmp_path/'v.mp4'), 0, h5py.h5f.UNLIMITED)])
+    assert 'in another file' in str(ends_well(read_keras, tmp_path/'y.h5'))
+    assert 'videos: must be a folder below' in str(ends_well(find_files, tmp_path, '/tmp')) and 'videos' in str(ends_well(find_files, tmp_path, '../x'))
+    tally('hostile', 'folders, pipes and links outside in place of files', 'refused and named', 6)
+
+def test_a_wrong_choice_is_not_kept(tiny_home, tmp_path, monkeypatch):
+    from hcms.datasets import Dataset
+    monkeypatch.setenv('HCMS_HOME', str(copy_home(tiny_home, tmp_path)))
+    for wrong in (dict(precision='bf16'), dict(steps=-1)):
+        assert isinstance(ends_well(lambda: Dataset('demo').choose(**wrong)), InputError)
+        assert not (tmp_path/'data'/'demo'/'dataset.json').exists()
+
 # flipped bits
 
 def flip_and_read(path, read, same, bits, rng):
