@@ -121,7 +121,7 @@ def _choose(self, **given) -> dict:   # all that is chosen
     "Write down with how many time steps and in which precision the features are made; there can be one choice."
     given,was = {k: v for k,v in given.items() if v},self.chosen
     if 'precision' in given: check_choice(given['precision'], PRECISIONS, 'precision')
-    if given.get('steps', 1)<1: raise InputError('steps', f"must be above zero, not {given['steps']}")
+    spec_for(self.preset, given.get('steps', 0))   # refuses what is no number of time steps
     for k,v in given.items():
         if was.get(k, v)!=v: raise InputError(self.folder/'dataset.json', f'says {k} {was[k]}, not {v}; for other features of this data set remove that file first (those made so far stay in the store, and come back with it)')
     if given.keys()-was.keys():

@@ -155,8 +155,8 @@ def _run_pool(jobs, workers, start):
                         yield f.result()
                         del flying[f]
             except BrokenProcessPool:
-                if not alone: suspects.extend(flying.values())
-                for job in flying.values() if alone else (): yield job[0],died(job[1], start[1])
+                if alone: yield from ((id, died(path, start[1])) for id,path in flying.values())
+                else: suspects.extend(flying.values())
 
 # %% ../nbs/12_extract.ipynb #664e2945
 def in_shard(id:str, i:int, n:int) -> bool:
@@ -166,9 +166,9 @@ def in_shard(id:str, i:int, n:int) -> bool:
 def parse_shard(text:str='') -> tuple:   # (i, n)
     "'i/n' counted from 0; by default the place in a Slurm array, or everything."
     if not text and 'SLURM_ARRAY_TASK_ID' in os.environ:
-        id,first,count = (int(os.environ.get(f'SLURM_ARRAY_TASK_{k}', o)) for k,o in dict(ID=0, MIN=0, COUNT=1).items())
-        if int(os.environ.get('SLURM_ARRAY_TASK_MAX', first+count-1))-first+1!=count or not 0<=id-first<count: raise InputError('SLURM_ARRAY_TASK_ID', f'{id} is of an array with gaps, of which no shards can be counted; give --shard I/N')
-        return id-first,count
+        task,first,count = (int(os.environ.get(f'SLURM_ARRAY_TASK_{k}', o)) for k,o in dict(ID=0, MIN=0, COUNT=1).items())
+        if int(os.environ.get('SLURM_ARRAY_TASK_MAX', first+count-1))-first+1!=count or not 0<=task-first<count: raise InputError('SLURM_ARRAY_TASK_ID', f'{task} is of an array with gaps, of which no shards can be counted; give --shard I/N')
+        return task-first,count
     m = re.fullmatch(r'(\d+)/(\d+)', text or '0/1')
     if not m or not int(m[1])<int(m[2]): raise InputError('shard', f'must be I/N with 0 <= I < N, not {text!r}')
     return int(m[1]),int(m[2])

@@ -182,7 +182,6 @@ def _usual_priority():
     finally:
         if os.sched_getscheduler(0)!=was[0]: os.sched_setscheduler(0, *was)
 
-
 # %% ../nbs/03_media.ipynb #531bcf66
 @_usual_priority()
 def write_video(

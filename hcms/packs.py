@@ -35,11 +35,12 @@ def pack(
     "Copy all features of a view into packs, each record verified as it is read; packs that are right already are kept."
     ids,folder,out = view.ids(),view.folder/'packs',[]
     if not videos>0: raise InputError('videos', f'a pack holds one or more, not {videos}')
-    if lost:=sorted(_packed(view)-set(ids)): raise InputError(folder, f'holds {len(lost)} videos that are in no loose file, as {lost[0]}, and packing would lose them; run hcms extract first, which makes their loose files again (or remove the packs, if these videos are not wanted)')
+    there = _sound(view)
+    if lost:=sorted({id for held in there.values() for id in held}-set(ids)): raise InputError(folder, f'holds {len(lost)} videos that are in no loose file, as {lost[0]}, and packing would lose them; run hcms extract first, which makes their loose files again (or remove the packs, if these videos are not wanted)')
     for n,start in enumerate(tqdm(range(0, len(ids), videos), desc=f'pack {view.modality}', unit='pack')):
         part,path = ids[start:start+videos],folder/f'pack-{n:05d}.safetensors'
         out.append(path)
-        if path.exists() and _same(path, view, part): continue
+        if there.get(path)==part: continue
         tensors,crc = {},{}
         for id in part:
             x,mask = view.get(id)
@@ -52,18 +53,13 @@ def pack(
     for path in set(folder.glob('pack-*.safetensors'))-set(out): path.unlink()   # of an earlier, larger set
     return out
 
-def _packed(view) -> set:
-    "The videos that some sound pack holds."
-    out = set()
+def _sound(view) -> dict:   # path -> the videos it holds
+    "The packs that can be read; the others are made again."
+    out = {}
     for path in (view.folder/'packs').glob('pack-*.safetensors'):
-        try: out |= set(_Pack(path, view).ids)
+        try: out[path] = _Pack(path, view).ids
         except CorruptFeature: pass
     return out
-
-def _same(path, view, ids) -> bool:
-    "Does a pack hold these videos? One that cannot be read is made again."
-    try: return _Pack(path, view).ids==ids
-    except CorruptFeature: return False
 
 # %% ../nbs/15_packs.ipynb #b270c30b
 class _Pack:

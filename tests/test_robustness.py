@@ -247,10 +247,9 @@ def test_what_counts_as_done_is_written_last(tmp_path, monkeypatch, tally):
     tally('faults', 'a stop between a result and its record', 'the result is made again, or is not there', 3)
 
 def test_what_cannot_be_read_is_named(tmp_path, tally):
-    "A video without permission, a folder or a pipe in place of a feature file, a choice that is none, a Keras file that points outside."
+    "A video without permission, a folder or a pipe in place of a feature file, a quarantine of brackets, a Keras file and a folder that point outside."
     import h5py
     from hcms.annotations import find_files
-    from hcms.datasets import Dataset
     from hcms.formats import read_keras
     (tmp_path/'v.mp4').write_bytes(b'x'*99); (tmp_path/'v.mp4').chmod(0)
     code = 'import sys\nfrom hcms.media import MediaError, probe\ntry: probe(sys.argv[1])\nexcept MediaError as e: print(e)'
