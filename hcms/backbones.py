@@ -104,27 +104,30 @@ class Motion(nn.Module):
         alpha:int=4,             # Fast frames for each slow one
         kernels:tuple=((1, 7, 7), (5, 7, 7)),   # Of the stems
         fusion:int=7,            # Length of the convolutions that join fast to slow
+        pool:tuple|None=((8, 7, 7), (32, 7, 7)),   # Windows that are averaged in the slow and the fast path; None: all
     ):
         super().__init__()
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             from pytorchvideo.models.slowfast import create_slowfast
-        net = create_slowfast(model_depth=depth, stem_dim_outs=stem, stem_conv_kernel_sizes=kernels, head_pool=nn.AdaptiveAvgPool3d,
+        head = dict(head_pool=nn.AdaptiveAvgPool3d) if pool is None else dict(head_pool_kernel_sizes=pool)
+        net = create_slowfast(model_depth=depth, stem_dim_outs=stem, stem_conv_kernel_sizes=kernels, **head,
             slowfast_channel_reduction_ratio=(stem[0]//stem[1],), slowfast_fusion_conv_kernel_size=(fusion, 1, 1), slowfast_fusion_conv_stride=(alpha, 1, 1))
         net.blocks = net.blocks[:-1]           # the Kinetics classifier
         self.net,self.alpha,self.size = net.to(memory_format=torch.channels_last_3d),alpha,32*sum(stem)
     def forward(self, x:Tensor) -> Tensor:
         fast = (x.permute(0, 4, 1, 2, 3).float()/255 - .45)/.225    # Kinetics' normalization
         slow = fast[:,:,torch.linspace(0, fast.shape[2]-1, fast.shape[2]//self.alpha).long()]
-        return self.net([o.contiguous(memory_format=torch.channels_last_3d) for o in (slow, fast)]).flatten(1)
+        pooled = self.net([o.contiguous(memory_format=torch.channels_last_3d) for o in (slow, fast)])
+        return pooled.mean((2, 3, 4))   # over windows
 
 # %% ../nbs/10_backbones.ipynb #32b71c61
 PRESETS = dict(
-    paper=dict(chunk=8, spec=dict(steps=128, frame_size=224, clip_size=256, clip_frames=32, clip_seconds=64/30),
+    paper=dict(chunk=8, spec=dict(steps=128, frame_size=224, frame_crop=.875, clip_size=256, clip_frames=32, clip_seconds=64/30),
                audio=dict(width=1.), appearance=dict(name='efficientnet_b3'), motion=dict(depth=50, stem=(64, 8))),
-    demo=dict(chunk=32, spec=dict(steps=32, frame_size=56, clip_size=40, clip_frames=8, clip_seconds=.8),
+    demo=dict(chunk=32, spec=dict(steps=32, frame_size=56, clip_size=40, clip_frames=8, clip_seconds=.8, frame_resize='smooth', clip_resize='smooth'),
               audio=dict(width=.1875), appearance=dict(name='test_efficientnet'),
-              motion=dict(depth=18, stem=(16, 4), kernels=((1, 5, 5), (3, 5, 5)), fusion=5)))
+              motion=dict(depth=18, stem=(16, 4), kernels=((1, 5, 5), (3, 5, 5)), fusion=5, pool=None)))
 NETWORKS = dict(audio=MobileNetV1, appearance=Appearance, motion=Motion)
 PRECISIONS = ('float32', 'bfloat16', 'float16')   # the latter two: autocast
 
@@ -178,7 +181,8 @@ class Backbones:
         import av
         from importlib.metadata import version
         spec = asdict(self.spec)
-        keep = dict(audio=('steps',), appearance=('steps', 'frame_size'), motion=('steps', 'clip_size', 'clip_frames', 'clip_seconds'))[modality]
+        keep = dict(audio=('steps',), appearance=('steps', 'frame_size', 'frame_crop', 'frame_resize'),
+                    motion=('steps', 'clip_size', 'clip_frames', 'clip_seconds', 'clip_resize'))[modality]
         return dict(modality=modality, network=NETWORKS[modality].__name__, options={k: v for k,v in PRESETS[self.preset][modality].items()},
                     weights=self.weights[modality], media={k: spec[k] for k in keep}, decoder=f'av {av.__version__}', torch=version('torch').split('+')[0], dtype='float16') | ({} if self.precision=='float32' else dict(precision=self.precision))
 

@@ -38,8 +38,14 @@ def read_state(path) -> dict:   # name -> tensor
     try: state = load_file(path) if path.suffix=='.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
     except SafetensorError as e: raise InputError(path, f'is not a safetensors file: {e}') from None
     except Exception as e: raise InputError(path, f'cannot be read as weights (files that need unpickling of code are refused): {first_line(e)}') from None
-    for k in ('model_state', 'state_dict'): state = state.get(k, state) if isinstance(state, dict) else state
+    for k in ('model_state', 'state_dict', 'model'): state = state.get(k, state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(o, torch.Tensor) for o in state.values()): raise InputError(path, 'holds no state dict')
+    return _unwrapped(state)
+
+def _unwrapped(state:dict) -> dict:
+    "The state dict without the prefixes that DistributedDataParallel and torch.compile put before every key."
+    for prefix in ('module.', '_orig_mod.')*2:   # one may be inside the other
+        if state and all(k.startswith(prefix) for k in state): state = {k.removeprefix(prefix): v for k,v in state.items()}
     return state
 
 def fit_state(
