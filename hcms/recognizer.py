@@ -104,7 +104,8 @@ def _from_pretrained(cls,
     backbones = load_backbones(note['preset'], weights, list(note['backbones']), device, precision=note['precision'], steps=note['media'].get('steps', 0))
     for m,o in note['backbones'].items():
         if backbones.weights[m]!=f"sha256:{o.get('sha256')}": raise InputError(weights_path(weights, m), f'is not the {m} network that the recognizer was saved with: its SHA-256 differs')
-    if asdict(backbones.spec)!=note['media']: raise InputError(folder/'recognizer.json', f"was made for {note['media']}, and preset {note['preset']!r} now has {asdict(backbones.spec)}")
+    spec = asdict(backbones.spec)
+    if {k: spec.get(k) for k in note['media']}!=note['media']: raise InputError(folder/'recognizer.json', f"was made for {note['media']}, and preset {note['preset']!r} now has {spec}")
     return cls(HCMS.from_pretrained(folder), backbones, note['classes'])
 
 Recognizer.from_pretrained = classmethod(_from_pretrained)

@@ -38,7 +38,7 @@ def check_pictures(path, stamps, spec=SPEC, read=read_steps):
     s = read(path, spec)
     if path.suffix=='.ts': stamps = stamps+1024/RATE      # a transport stream keeps the silence with which AAC begins
     assert (number(s.frames)==shown(stamps, s.times)).all()
-    assert (number(s.clips)==shown(stamps, clip_times(spec, s.times))).all()
+    assert (number(s.clips)==shown(stamps, clip_times(spec, s.times, stamps))).all()
     return s
 
 def check_sane(s, spec=SPEC):
@@ -71,7 +71,9 @@ def test_any_rate_varying(tmp_path, ends, seed, suffix):
     # times that fall within a millisecond of a stamp depend on how the container rounds it: move away from them
     spec = MediaSpec(steps=23, frame_size=16, clip_size=16, clip_frames=3, clip_seconds=.41)
     t = (np.arange(23)+.5)*D/23
-    times = np.r_[t, clip_times(spec, t).ravel()]
+    stored = StepReader(p, spec)._shown                # mkv rounds to milliseconds, which may move a picture across the border of a clip
+    assert np.abs(stored-stamps[:-1]).max()<1e-3
+    times = np.r_[t, clip_times(spec, t, stored).ravel()]
     far = np.abs(times[:,None]-stamps[:-1]).min(1)>1.5e-3
     s = ends('rate varies', p, spec, ['appearance', 'motion'])
     got = np.r_[number(s.frames), number(s.clips).ravel()]
@@ -130,7 +132,7 @@ def test_hidden_start_is_not_missing(tmp_path):
             pk.pts -= shift; pk.dts -= shift; pk.stream = v
             o.mux(pk)
     s = read_steps(tmp_path/'v.mp4', SPEC)
-    assert (number(s.clips)==14+shown(np.arange(26)/20, clip_times(SPEC, s.times))).all()
+    assert (number(s.clips)==14+shown(np.arange(26)/20, clip_times(SPEC, s.times, np.arange(26)/20))).all()
     assert s.info.status=='ok' and s.info.duration == pytest.approx(1.3, abs=.01)
 
 @pytest.mark.parametrize('k', range(4))
