@@ -92,32 +92,44 @@ def _log_mel(
     mag = np.abs(np.fft.rfft(x)).astype(np.float32, copy=False)
     return np.log(mag @ mel_matrix() + np.float32(.001))
 
-# %% ../nbs/03_media.ipynb #cbeb7bc5
+# %% ../nbs/03_media.ipynb #9fdb15c9
 LOUDEST = 8.   # Floats above it are refused: nothing that is meant to stay within [-1, 1] gets there
 
-def audio_samples(
-    samples,              # Floats in [-1, 1], or integers of 8, 16 or 32 bits; of any shape
-    name:str='samples',   # What an error is to name
-) -> np.ndarray:          # float32 in [-1, 1], of the same shape
-    "Audio samples of any type as float32; what cannot be audio is refused."
-    try: x = np.asarray(samples)
+def _as_array(samples, name) -> np.ndarray:
+    try: return np.asarray(samples)
     except (TypeError, ValueError) as e: raise InputError(name, f'cannot be read as an array: {e}') from None
-    if x.dtype.kind in 'iu' and x.dtype.itemsize<=4:
-        half = 2.**(8*x.dtype.itemsize-1)
-        wide = x.astype(np.float64 if x.dtype.itemsize==4 else np.float32)
-        return ((wide if x.dtype.kind=='i' else wide-half)/half).astype(np.float32, copy=False)
-    if x.dtype.kind!='f': raise InputError(name, f'must be floats in [-1, 1] or integers of 8, 16 or 32 bits, not {x.dtype}')
+
+def _float_samples(
+    samples,              # Floats in [-1, 1], of any shape
+    name:str='samples',   # What an error is to name
+) -> np.ndarray:          # float32
+    "Audio samples as they are; an `InputError` if they cannot be audio."
+    x = _as_array(samples, name)
+    if x.dtype.kind in 'iu': raise InputError(name, f'must be floats in [-1, 1], not {x.dtype}; hcms.media.audio_samples scales integers by their type')
+    if x.dtype.kind!='f': raise InputError(name, f'must be floats in [-1, 1], not {x.dtype}')
     if not np.isfinite(x).all(): raise InputError(name, 'must be finite, and some are NaN or infinite')
     peak = np.abs(x).max(initial=0.)
-    if peak>LOUDEST: raise InputError(name, f'must be in [-1, 1] where they are floats, and one is {peak:g}; pass integers as integers')
+    if peak>LOUDEST: raise InputError(name, f'must be in [-1, 1], and one is {peak:g}; divide what were integers by the range of their type')
     return x.astype(np.float32, copy=False)
 
-# %% ../nbs/03_media.ipynb #71fd1a89
+# %% ../nbs/03_media.ipynb #87cd8a3e
+def audio_samples(
+    samples,         # Integers of 8, 16 or 32 bits, or floats in [-1, 1]; of any shape
+) -> np.ndarray:     # float32 in [-1, 1], of the same shape
+    "Audio samples of any type as floats: `stream.hear(audio_samples(pcm), time)`."
+    x = _as_array(samples, 'samples')
+    if x.dtype.kind not in 'iu': return _float_samples(x)
+    bits = 8*x.dtype.itemsize
+    if bits>32: raise InputError('samples', f'are {x.dtype}, which no recording is; give them the type in which they were recorded')
+    middle = 0 if x.dtype.kind=='i' else 2.**(bits-1)
+    return ((x.astype(np.float64)-middle)/2.**(bits-1)).astype(np.float32)
+
+# %% ../nbs/03_media.ipynb #95d85704
 def mono_samples(
-    samples,   # As of `audio_samples`
+    samples,       # (n,) floats in [-1, 1]
 ) -> np.ndarray:   # (n,) float32
-    "One channel of audio; any other shape is refused."
-    x = audio_samples(samples)
+    "One channel of audio; what is not that is refused."
+    x = _float_samples(samples)
     if x.ndim!=1: raise InputError('samples', f'must be one row of mono sound, not of shape {x.shape}')
     return x
 
@@ -132,7 +144,7 @@ def check_rate(rate) -> int:
 
 # %% ../nbs/03_media.ipynb #7fdd412d
 def log_mel_patches(
-    samples:np.ndarray,   # (n,) audio at 16 kHz, mono: floats in [-1, 1] or integers
+    samples:np.ndarray,   # (n,) audio at 16 kHz, mono: floats in [-1, 1]
     hop:int=48,           # Windows from one patch to the next; YAMNet's own is 48
 ) -> np.ndarray:          # (patches, 96, 64) float32
     "YAMNet's input: patches of 96 windows. The end is padded with silence to a whole patch; there is at least one."
@@ -159,7 +171,7 @@ _LAYOUTS = {1:'mono', 2:'stereo', 6:'5.1'}
 
 def _channels(sound) -> np.ndarray:   # (n, channels) float32
     "Samples to encode; what no layout of channels is known for is refused."
-    x = audio_samples(sound, 'sound')
+    x = _float_samples(sound, 'sound')
     x = x[:,None] if x.ndim==1 else x
     if x.ndim!=2 or x.shape[1] not in _LAYOUTS: raise InputError('sound', f'must be (n,) or (n, channels) with 1, 2 or 6 channels, not of shape {x.shape}')
     if not len(x): raise InputError('sound', 'must hold at least one sample; None means no audio')
@@ -235,7 +247,7 @@ def write_video(
     path,                 # Where to; the suffix chooses the container (.mp4, .mkv, .mov, .webm, .avi, .ts)
     frames:Sequence,      # (N, H, W, 3) uint8 RGB
     fps=16,               # Pictures a second, or a list of N times in seconds (N+1: the last is the end)
-    sound:np.ndarray|None=None,   # (n,) or (n, channels) floats in [-1, 1] or integers; 1, 2 or 6 channels
+    sound:np.ndarray|None=None,   # (n,) or (n, channels) floats in [-1, 1]; 1, 2 or 6 channels
     rate:int=RATE,        # Samples a second of `sound`
     vcodec:str='libx264', # Encoder of the pictures
     acodec:str='aac',     # Encoder of the sound
@@ -272,10 +284,12 @@ MAX_PAUSE = 60.   # Seconds: a clock that goes further ahead than this was set a
 _NEAR = .25       # Seconds: a stamp this close to where its stream ended goes on with it
 
 class _Span:
-    "Media on one clock: its stamps plus `shift` are seconds on ours."
-    def __init__(self, at, shift):
-        self.low = self.high = at            # all that was seen and heard, seconds on its own clock
-        self.shift,self.last,self.began,self.end = shift,{},{},{}   # stream -> its latest stamp in order, its first one, its end
+    "Media on one clock, whose time `origin` is our `base`."
+    def __init__(self, at, origin, base):
+        self.origin,self.base = origin,base
+        self.low = self.high = at                   # all that was seen and heard, seconds on its own clock
+        self.last,self.began,self.end = {},{},{}    # stream -> its latest stamp in order, its first one, its end
+    def ours(self, at) -> float: return self.base+(at-self.origin)
     def takes(self, kind, at, back) -> bool:
         "May a stamp of this stream be of this clock?"
         low = self.last[kind]-back if kind in self.last else self.low-MAX_PAUSE
@@ -293,26 +307,26 @@ class _Timeline:
     "One clock for the streams of a file or of a live source, whatever their own clocks do; it keeps three of those at most."
     def __init__(self,
         back:float=_NEAR,    # How far a stream's stamps may run backwards, seconds
-        first:float|None=0.,   # The shift of the first stamp; None: the first stamp becomes zero
+        zero:float|None=0.,    # The stamp that is our zero; None: the first one that comes
     ):
-        self.back,self.first,self.spans,self.now = back,first,[],-math.inf
+        self.back,self.zero,self.spans,self.now = back,zero,[],-math.inf
         self.of,self.before,self.began = {},{},{}   # stream -> its clock, the one it left last, the shift of its first stamp
     def __call__(self,
         kind:str,            # Which stream
         at:float,            # A stamp, seconds on its own clock
         seconds:float=0.,    # How long what it belongs to lasts
         ordered:bool=True,   # Do such stamps rise, as those of decoding do?
-    ) -> float:              # Seconds to add to the stamp
+    ) -> float:              # Seconds on our clock
         span = self._choose(kind, at)
         own = self.of.get(kind)
         if own in self.spans and span is not own:
             if self.spans.index(span)<self.spans.index(own): self.spans.remove(own)   # a few stamps that were wrong
             else: self.before[kind] = own
         self.of[kind] = span
-        self.began.setdefault(kind, span.shift)
+        self.began.setdefault(kind, span.base-span.origin)
         span.add(kind, at, at+min(seconds, MAX_PAUSE), ordered)
-        self.now = max(self.now, at+min(seconds, MAX_PAUSE)+span.shift)
-        return span.shift
+        self.now = max(self.now, span.ours(at+min(seconds, MAX_PAUSE)))
+        return span.ours(at)
     def expects(self, kind, at) -> bool:
         "Does a stamp go on with a clock that is in use?"
         return any(o.takes(kind, at, self.back) for o in self._candidates(kind))
@@ -322,9 +336,9 @@ class _Timeline:
         fits = [o for o in self._candidates(kind) if o.takes(kind, at, self.back)]
         if own in fits and own.gap(kind, at)<=_NEAR: return own
         if fits: return min(fits, key=lambda o: (o.gap(kind, at), o is not own))
-        shift = self.now-at
-        if not self.spans: shift = -at if self.first is None else self.first
-        self.spans = [*self.spans[-2:], _Span(at, shift)]
+        origin,base = at,self.now
+        if not self.spans: origin,base = at if self.zero is None else self.zero,0.
+        self.spans = [*self.spans[-2:], _Span(at, origin, base)]
         return self.spans[-1]
     def _candidates(self, kind) -> list:
         own,before = self.of.get(kind),self.before.get(kind)
@@ -414,7 +428,7 @@ def _on_one_clock(
         else: pk.dts = dts = None
     at = pts if dts is None else dts
     end = (at if pts is None else max(at, pts))+min((pk.duration or 0)*tb, MAX_PAUSE)
-    ticks = round(timeline(kind, at, end-at, dts is not None)/tb)
+    ticks = round((timeline(kind, at, end-at, dts is not None)-at)/tb)
     if not ticks: return
     if pts is not None: pk.pts += ticks
     if dts is not None: pk.dts += ticks
@@ -791,6 +805,7 @@ class _Timed:
         self.n += 1
         self.got.append((frame, t))
     def push(self, frame):
+        if not frame.samples: return
         t = self.next if frame.pts is None else frame.pts*self.tb-self.start
         self.next = t+frame.samples/frame.sample_rate
         self.got.append((frame, t))
