@@ -20,7 +20,7 @@ from .costs import ModuleCosts, backbone_prices, budget_macs, module_costs, whol
 from .gating import gumbel_gate
 from .hlstm import keep, lstm_update, total
 from .live import LiveSteps, steps_every
-from .media import RATE, Step, StepReader, probe, step_times
+from .media import RATE, Step, StepReader, decoded, step_times
 
 # %% ../nbs/42_infer.ipynb #4cfa1776
 class Meter:
@@ -310,7 +310,10 @@ class Answer:
     note:str=''
 
 class Stream:
-    "HCMS on a video that is still going on. `see` and `hear` take what comes; `answer()` says what is known."
+    """HCMS on a video that is still going on. `see` and `hear` take what comes; `answer()` says what is known.
+
+    Stamps are seconds on the clock of the source, whichever it is: the first one is time zero, and a jump of more than
+    60 s ahead or 10 s back is a clock that was set anew; time then goes on from the last stamp. As of `LiveSteps`."""
     def __init__(self,
         model,                   # HCMS
         backbones:Backbones,
@@ -322,11 +325,12 @@ class Stream:
         prices:dict=None,        # As of `predict`
         wait:float=1.,           # As of `LiveSteps`
         gates=None,              # (T, n-1) decisions to use instead of the model's own
+        zero:float=None,         # The stamp at which the stream begins; None: the first one that comes
     ):
         check_fit(model, backbones, classes)
         self.gates = gates
         self.run,self.media = Conditional(model, prices or backbone_prices(backbones)),_Media(backbones, model.modalities)
-        self.live = LiveSteps(backbones.spec, steps_every(every) if duration is None else step_times(backbones.spec, duration), wait)
+        self.live = LiveSteps(backbones.spec, steps_every(every) if duration is None else step_times(backbones.spec, duration), wait, zero)
         self.classes,self.per_second = list(classes or map(str, range(model.num_classes))),per_second
         if per_second is not None: budget_macs(per_second)   # refuses what is no budget
         self.walk,self.state,self.time,self.passed = Walk(Meter(self.run.costs, budget)),model.init_state(1),None,0
@@ -368,12 +372,9 @@ def play(
     pace:float=0.,    # Clock seconds for a second of video; 0: as fast as it goes
 ) -> Iterator:        # Steps taken, after each picture or piece of sound that completed one
     "Push a file into a stream as its decoders give it, to the end: a stand-in for a camera."
-    start,began = probe(path).start,time.monotonic()
-    with av.open(str(path)) as c:
-        for packet in c.demux([o for o in (c.streams.best('video'), c.streams.best('audio')) if o]):
-            try: frames = packet.decode()
-            except av.error.FFmpegError: continue   # costs itself
-            for o in frames:
-                time.sleep(max(0., began+pace*(o.time-start)-time.monotonic()))
-                if n:=(stream.see if isinstance(o, av.VideoFrame) else stream.hear)(o, o.time-start): yield n
+    began = time.monotonic()
+    if isinstance(stream, Stream): stream.live.begin(0.)   # which need not be what its decoders give first
+    for o,t in decoded(path):
+        time.sleep(max(0., began+pace*t-time.monotonic()))
+        if n:=(stream.see if isinstance(o, av.VideoFrame) else stream.hear)(o, t): yield n
     if n:=stream.end(): yield n
