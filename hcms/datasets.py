@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from .backbones import PRECISIONS, load_backbones, spec_for, weights_path
-from .core import MODALITIES, InputError, check_choice, fingerprint, home, method_of, read_json, worker_pool, write_whole
+from .core import MODALITIES, InputError, check_choice, check_count, check_seconds, fingerprint, home, method_of, read_json, worker_pool, write_whole
 from .costs import backbone_prices
 from .extract import Extraction, extract, open_views
 from .finetune import FinetuneConfig, decode_split, finetune
@@ -136,14 +136,27 @@ def _extract(self, workers:int=2, steps:int=0, precision:str='', **options) -> E
 
 # %% ../nbs/45_datasets.ipynb #a91c0daf
 @method_of(Dataset)
+def _extracted(self, name:str):   # Manifest
+    "The videos of a split that have features. Those set aside are left out; any other gap is an `InputError`. Nothing is loaded."
+    part = self.manifest.split(name)
+    gaps = [id for id in part.ids if self.missing.get(id)=='not extracted']
+    if gaps: raise InputError(f'{self.name}, {name} split', f'{len(gaps)} of {len(part)} videos have no features ({gaps[0]} ...); run: hcms extract {self.name}')
+    have = [id for id in part.ids if id not in self.missing]
+    if not have: raise InputError(f'{self.name}, {name} split', f'not one of {len(part)} videos could be used; the first: {self.missing[part.ids[0]]}')
+    return part.select(have)
+
+@method_of(Dataset)
+def _check(self):
+    "An `InputError` where training would find that a split lacks features."
+    for name in ('training', 'selection', self.evaluated): self.extracted(name)
+
+# %% ../nbs/45_datasets.ipynb #509ad280
+@method_of(Dataset)
 def _split(self,
     name:str,   # 'training', 'selection' or the evaluated split
 ) -> Split:
     "Features of a split in memory, in half precision as they are stored. Videos set aside are left out and counted by `missing`; any other gap is an error."
-    part = self.manifest.split(name)
-    gaps = [id for id in part.ids if self.missing.get(id)=='not extracted']
-    if gaps: raise InputError(f'{self.name}, {name} split', f'{len(gaps)} of {len(part)} videos have no features ({gaps[0]} ...); run: hcms extract {self.name}')
-    part = part.select([id for id in part.ids if id not in self.missing])
+    part = self.extracted(name)
     return Split(list(part.ids), {m: v.load(part.ids, dtype=torch.float16)[0] for m,v in self.views.items()}, torch.from_numpy(part.targets()), part.multi_hot())
 
 @method_of(Dataset)
@@ -189,11 +202,12 @@ def train_backbones(
     workers:int=2,    # Processes
 ):
     "Train the backbones that have no weights in `out` yet; goes on where it was stopped."
+    check_count(workers, 'workers')
     out = Path(out)
     todo = [m for m in reversed(MODALITIES) if not weights_path(out, m).exists()]
     if not todo: return
     decode_split(read_manifest(manifest_path).split('training'), spec, out/'scratch', workers)
-    with worker_pool(workers) as pool:
+    with worker_pool(workers, doing=f'train the backbones in {out}') as pool:
         list(pool.map(partial(_train_one, manifest_path=manifest_path, out=out, preset=preset, config=config, start=start), enumerate(todo)))
     shutil.rmtree(out/'scratch')
 
@@ -207,6 +221,8 @@ def finetune_backbones(
     **changes,       # To FINETUNING['paper']; the demo takes none
 ):
     "The backbones of a data set: finetuned on its train split, from the weights in backbones/pretrained. The demo makes those itself."
+    check_count(workers, 'workers')
+    patience = check_seconds(patience, 'patience')
     folder = data_folder(name)
     out,start = folder/'backbones'/'finetuned',folder/'backbones'/'pretrained'
     if name=='demo' and (changes or device!='cpu' or tuple(modalities)!=MODALITIES): raise InputError('demo', 'has a finetuning of its own (FINETUNING in nbs/45_datasets), on the CPU; options other than --workers are for the large data sets')
@@ -230,6 +246,7 @@ def prepare_demo(
     workers:int=2,        # Processes
 ) -> Dataset:
     "Make what is missing of the demo corpus, its backbones and its features."
+    check_count(workers, 'workers')
     folder = data_folder('demo')
     note = folder/'recipe.json'
     recipe = recipe or (read_recipe(note) if note.exists() else Recipe())
@@ -259,6 +276,7 @@ class SimulatedDataset:
     def world(self): return World(self.sim)
     @cached_property
     def fingerprint(self): return fingerprint(['simulated', asdict(self.sim)])
+    def check(self): "Simulated features lack nothing."
     def sources(self): return dict(simulation=asdict(self.sim))
     def counts(self): return dict(n_evaluated=self.sim.evaluated, n_official=PAPER_DATASETS[self.name].n(self.evaluated))
 
@@ -289,5 +307,6 @@ def _evidence(self, name:str) -> np.ndarray:   # (N, T, 3) bool
 def open_dataset(name:str, workers:int=2) -> Dataset|SimulatedDataset:
     "A data set, ready to train on. The demo is made on demand; the others are yours, or simulated where `$HCMS_DATA` is not set."
     check_choice(name, DATASETS, 'data set')
+    check_count(workers, 'workers')
     if name=='demo': return prepare_demo(workers=workers)
     return Dataset(name) if os.environ.get('HCMS_DATA') else SimulatedDataset(name)

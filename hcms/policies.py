@@ -16,7 +16,7 @@ import torch
 from safetensors.numpy import load, save
 from tqdm.auto import tqdm
 from .baselines import uniform_views
-from .core import MODALITIES, check_seal, fingerprint, rng_for, sealing, worker_pool, write_whole
+from .core import MODALITIES, check_count, check_seal, fingerprint, rng_for, sealing, worker_pool, write_whole
 from .costs import PAPER_PRICES, gflops_per_video, module_costs, within_budget
 from .hlstm import SEAL
 from .metrics import bootstrap_map, mean_average_precision, over_seeds_draws, softmax
@@ -260,13 +260,14 @@ def measured(
     draws:int=300,     # Resamples of the videos
 ) -> tuple:            # A frame with a row a policy, setting and seed; their resampled mAPs (rows, n)
     "Every policy on the evaluated split; what is missing is trained and measured."
+    for k,v in dict(seeds=seeds, workers=workers, draws=draws).items(): check_count(v, k)
     configs = {p.name: variants(data, p.changes, seeds, epochs) for p in policies()}
     train_runs(data, [c for o in configs.values() for c in o], workers)
     folders = {k: [run_folder(data, c) for c in o] for k,o in configs.items()}
     kept = data.folder/'policies'/fingerprint([MEASURED, draws, {k: [f.name for f in o] for k,o in folders.items()}, {p.name: list(map(str, p.settings)) for p in policies()}])
     if not (kept/'curves.csv').exists():
         kept.mkdir(parents=True, exist_ok=True)
-        with worker_pool(workers, _start, (data,)) as pool:
+        with worker_pool(workers, _start, (data,), doing=f'measure the policies, {data.label}') as pool:
             jobs = [(k, [o[s::seeds] for s in range(seeds)], draws) for k,o in folders.items()]
             rows = [r for o in tqdm(pool.map(_measure, jobs), total=len(jobs), desc=f'policies, {data.label}', unit='policy') for r in o]
         with sealing(kept/SEAL, 'draws.safetensors', 'curves.csv'):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
-from .core import InputError, read_json, rng_for, worker_pool, write_whole
+from .core import InputError, check_count, read_json, rng_for, worker_pool, write_whole
 from .manifests import Manifest, write_manifest
 from .media import write_video
 
@@ -225,6 +225,7 @@ def render_demo(
     workers:int=2,            # Processes
 ) -> Manifest:
     "Render the corpus; goes on where it was stopped. A folder that holds another recipe's corpus is refused."
+    check_count(workers, 'workers')
     root,rows = Path(root),demo_rows(recipe)
     note = root/'recipe.json'
     if note.exists() and read_recipe(note)!=recipe:
@@ -232,7 +233,7 @@ def render_demo(
     write_whole(note, json.dumps(asdict(recipe)))
     todo = [o for o in zip(rows.id, rows.labels) if not all((root/'videos'/f'{o[0]}{s}').exists() for s in ('.mp4', '.json'))]
     if todo:
-        with worker_pool(workers) as pool:
+        with worker_pool(workers, doing='render') as pool:
             jobs = pool.map(partial(render_video, folder=root/'videos', recipe=recipe), todo, chunksize=4)
             for _ in tqdm(jobs, total=len(rows), initial=len(rows)-len(todo), desc='render', unit='video'): pass
     manifest = Manifest(rows, classes=list(CLASSES), root=root, name='trimmed' if recipe.trimmed else 'demo')

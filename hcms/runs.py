@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from tqdm.auto import tqdm
 from .backbones import check_device
 from .baselines import EarlyFusion
-from .core import InputError, check_choice, check_seal, fingerprint, first_line, read_json, sealing, versions, worker_pool, write_whole
+from .core import InputError, check_choice, check_count, check_seal, fingerprint, first_line, read_json, sealing, versions, worker_pool, write_whole
 from .evaluate import Predictions
 from .hlstm import HCMS, SEAL, SEALED
 from .rivals import RIVALS, RIVALS_VERSION
@@ -57,6 +57,7 @@ def config_for(
     **changes,
 ) -> TrainConfig:
     "The data set's training configuration with changes."
+    check_count(epochs, 'epochs', least=0)
     return train_config(**TRAINING[dataset.preset] | changes | (dict(epochs=epochs) if epochs else {}))
 
 def variants(
@@ -66,6 +67,7 @@ def variants(
     epochs:int=0,
 ) -> list:          # of TrainConfig: every change with every seed
     "Configurations that differ in a few things, each with several seeds."
+    check_count(seeds, 'seeds')
     return [config_for(dataset, epochs, **kw, seed=s) for kw in changes for s in range(seeds)]
 
 def run_folder(dataset, config:TrainConfig) -> Path:
@@ -155,11 +157,13 @@ def train_runs(
     workers:int=2,        # Processes
 ) -> list:                # Their folders, in the order of `configs`
     "Train the configurations that were not trained yet."
+    check_count(workers, 'workers')
     folders = [run_folder(dataset, c) for c in configs]
     todo = list({f: c for f,c in zip(folders, configs) if not (f/SEAL).exists()}.values())
     todo.sort(key=lambda c: (c.model!='hcms', c.views is not None, -len(c.modalities)))
     if todo:
-        with worker_pool(min(workers, len(todo)), _start_worker, (dataset,)) as pool:
+        dataset.check()
+        with worker_pool(min(workers, len(todo)), _start_worker, (dataset,), doing=f'train, {dataset.label}') as pool:
             for _ in tqdm(pool.map(_work, todo, chunksize=1), total=len(todo), desc=f'train, {dataset.label}', unit='run'): pass
     return folders
 

@@ -343,19 +343,30 @@ def _set_aside(self,
     id:str,          # Video id
     reason:str,      # Why it cannot be used
     source:str='',   # SHA-256 (or other mark) of the file, to see whether it changed
+    kind:str='',     # What the reason came from, such as 'file' or 'patience'
+    under:Mapping={},   # Circumstances that had their part: texts and numbers
 ):
-    "Note a video as permanently unusable, in quarantine.jsonl."
-    line = canonical_json(dict(id=check_id(id), reason=str(reason)[:1000], source=str(source)[:200]))
+    "Note in quarantine.jsonl that a video could not be used."
+    note = dict(id=check_id(id), reason=str(reason)[:1000], source=str(source)[:200])
+    if kind: note |= dict(kind=kind, under=dict(under))
+    line = canonical_json(note)
     fd = os.open(self.root/'quarantine.jsonl', os.O_WRONLY|os.O_CREAT|os.O_APPEND, 0o644)
     try: os.write(fd, f'\n{line}\n'.encode()); os.fsync(fd)
     finally: os.close(fd)
 
+def _circumstances(note) -> dict:
+    "'kind' and 'under' of a note; older notes have neither."
+    if not isinstance(note.get('kind'), str) or not isinstance(note.get('under'), dict): return {}
+    return dict(kind=note['kind'], under=note['under'])
+
 @_method
 def _set_aside_ids(self) -> dict:
-    "id -> {'reason', 'source'} of all videos set aside; of several notes on a video the last holds."
+    "id -> {'reason', 'source', and 'kind' and 'under' where they were noted} of all videos set aside; of several notes on a video the last holds."
     path,out = self.root/'quarantine.jsonl',{}
     for line in path.read_bytes().splitlines() if path.exists() else []:
         if len(line)>1<<16: continue   # no line of ours is as long
-        try: note = json.loads(line); out[check_id(note['id'])] = dict(reason=note['reason'], source=note['source'])
+        try:
+            note = json.loads(line)
+            out[check_id(note['id'])] = dict(reason=note['reason'], source=note['source']) | _circumstances(note)
         except (ValueError, TypeError, KeyError, RecursionError): pass   # blank, or torn by a power cut: that video is tried again
     return out
