@@ -175,7 +175,7 @@ PRETRAINING = dict(recipe=dict(per_class=26, training=24, selection=1, seconds=4
 def _train_one(job, manifest_path, out, preset, config, start):
     position,m = job
     manifest,scratch = read_manifest(manifest_path).split('training'),Path(out)/'scratch'
-    ok = np.array(json.loads((scratch/'done.json').read_text())['ok'])
+    ok = np.array(read_json(scratch/'done.json')['ok'])
     media,y = np.load(scratch/f'{m}.npy', mmap_mode='r'),manifest.targets()
     if not ok.all(): media,y = media[ok],y[ok]
     finetune(m, preset, media, y, len(manifest.classes), Path(out)/m, FinetuneConfig(**config), start and weights_path(start, m), position)

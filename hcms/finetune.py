@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 from .backbones import build_backbone, save_weights
-from .core import MODALITIES, InputError, fingerprint, rng_for, worker_pool, write_whole
+from .core import MODALITIES, InputError, fingerprint, read_json, rng_for, worker_pool, write_whole
 from .media import MediaSpec, read_steps
 from .resume import load_state, save_state, threads
 
@@ -53,7 +53,7 @@ def decode_split(
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     key = fingerprint([manifest.fingerprint, asdict(spec)])
     done = folder/'done.json'
-    if not (done.is_file() and json.loads(done.read_text())['key']==key):
+    if not (done.is_file() and read_json(done)['key']==key):
         ids = list(manifest.df.id)
         for m,(shape,dtype) in _shapes(spec).items(): open_memmap(folder/f'{m}.npy', 'w+', dtype, (len(ids), spec.steps, *shape))
         jobs = [(i, manifest.path_of(id)) for i,id in enumerate(ids)]
@@ -61,7 +61,7 @@ def decode_split(
             errors = list(tqdm(pool.map(partial(_decode_one, folder=folder, spec=spec), jobs, chunksize=4), total=len(ids), desc='decode', unit='video'))
         for e in filter(None, errors): tqdm.write(f'left out: {e}')
         write_whole(done, json.dumps(dict(key=key, ok=[e is None for e in errors])))
-    return {m: np.load(folder/f'{m}.npy', mmap_mode='r') for m in MODALITIES} | dict(ok=np.array(json.loads(done.read_text())['ok']))
+    return {m: np.load(folder/f'{m}.npy', mmap_mode='r') for m in MODALITIES} | dict(ok=np.array(read_json(done)['ok']))
 
 # %% ../nbs/13_finetune.ipynb #570a432c
 @dataclass(frozen=True)
