@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['MODALITIES', 'LETTERS', 'MOST_SECONDS', 'ID_RULE', 'NO_ROOM', 'InputError', 'first_line', 'check_choice',
-           'check_count', 'check_seconds', 'check_id', 'repo_root', 'home', 'read_json', 'canonical_json',
-           'fingerprint', 'rng_for', 'no_room', 'write_whole', 'sha256', 'sealing', 'check_seal', 'check_script',
-           'how_ended', 'out_of_memory', 'WorkerPool', 'why_broken', 'worker_pool', 'method_of', 'versions', 'commit']
+           'check_count', 'check_seconds', 'check_id', 'full_path', 'folder_from', 'repo_root', 'home_and_why', 'home',
+           'read_text', 'read_lines', 'read_json', 'canonical_json', 'fingerprint', 'rng_for', 'no_room', 'write_whole',
+           'sha256', 'sealing', 'check_seal', 'check_script', 'how_ended', 'out_of_memory', 'WorkerPool', 'why_broken',
+           'worker_pool', 'method_of', 'versions', 'commit']
 
 # %% ../nbs/00_core.ipynb #06489436
 import difflib, errno, hashlib, json, math, multiprocessing, os, pickle, re, signal, tempfile, threading
@@ -78,20 +79,106 @@ def check_id(
     if isinstance(id, str) and ID_RULE.fullmatch(id): return id
     raise InputError(where, f'id {id!r} must be 1 to 64 letters, digits, "_" or "-"')
 
+# %% ../nbs/00_core.ipynb #2d829377
+def full_path(path) -> Path:
+    "`path` from the root of the file system, with '~' written out."
+    return Path(os.path.expanduser(path)).absolute()
+
+# %% ../nbs/00_core.ipynb #c8d33924
+def folder_from(
+    variable:str,   # 'HCMS_HOME' or 'HCMS_DATA'
+) -> Path|None:     # None where it is not set, or empty
+    "The folder that an environment variable names; from then on the variable holds its absolute path."
+    given = os.environ.get(variable)
+    if not given: return None
+    path = Path(os.path.realpath(full_path(given)))
+    if path.exists() and not path.is_dir(): raise InputError(f'{variable}={given}', 'is a file, not a folder')
+    os.environ[variable] = str(path)
+    return path
+
+for _variable in ('HCMS_HOME', 'HCMS_DATA'):   # while the process still is where it was started
+    if os.environ.get(_variable): os.environ[_variable] = os.path.realpath(full_path(os.environ[_variable]))
+
 # %% ../nbs/00_core.ipynb #41f1478d
+def _is_clone(folder) -> bool:
+    "Does `folder` hold this project's settings.ini and its notebooks?"
+    ini = Path(folder)/'settings.ini'
+    try: return (ini.parent/'nbs').is_dir() and bool(re.search(rb'(?m)^lib_name *= *hcms\s*$', ini.read_bytes()))
+    except OSError: return False
+
+def _clone_above(start) -> Path|None:
+    "The nearest clone upward from a folder."
+    start = Path(os.path.realpath(start))
+    return next((p for p in (start, *start.parents) if _is_clone(p)), None)
+
+def _package_folder() -> Path:
+    import hcms
+    return Path(hcms.__file__).resolve().parents[1]
+
+# %% ../nbs/00_core.ipynb #06c0ec22
+def _here() -> Path|None:
+    "The working directory, if it still exists."
+    try: return Path.cwd()
+    except OSError: return None
+
+def _address() -> str:
+    "Where the project's source is, as its package says."
+    from importlib.metadata import PackageNotFoundError, metadata
+    try: return metadata('hcms')['Home-page'] or 'ADDRESS'
+    except PackageNotFoundError: return 'ADDRESS'
+
 def repo_root(
-    start=None,   # Where to look from; the working directory by default
+    start=None,   # Where to look from; by default the working directory, then `$HCMS_HOME`, then the package itself
 ) -> Path:
-    "The nearest folder upward that holds this project's settings.ini."
-    start = Path(start or Path.cwd()).resolve()
-    for p in (start, *start.parents):
-        if (p/'settings.ini').is_file() and (p/'nbs').is_dir(): return p
-    raise InputError(start, 'is not inside a clone of hcms; go there, or set HCMS_HOME to a folder for data and reports')
+    "The clone of the project, which has the report notebooks."
+    places = [start] if start else [_here(), os.environ.get('HCMS_HOME'), _package_folder() if _is_clone(_package_folder()) else None]
+    for p in places:
+        found = p and _clone_above(p)
+        if found: return found
+    raise InputError(start or _here() or 'the working directory', f'is not inside a clone of hcms, which has the report notebooks. Get one (git clone {_address()}), then call this inside it, or set HCMS_HOME to its folder')
+
+# %% ../nbs/00_core.ipynb #b2c8f84b
+_CHOSEN = {}   # home -> why it is that, where this process chose
+
+def home_and_why() -> tuple:   # (folder, reason)
+    "Where `data/`, `checkpoints/` and `reports/` live, and why there."
+    given = folder_from('HCMS_HOME')
+    if given: return given,_CHOSEN.get(given, 'HCMS_HOME')
+    folder = _here() and _clone_above(_here())
+    why = 'the clone around the working directory'
+    if not folder:
+        from platformdirs import user_data_path
+        folder = Path(os.path.realpath(user_data_path('hcms', appauthor=False)))
+        why = "this platform's folder for data; HCMS_HOME names another"
+    os.environ['HCMS_HOME'] = str(folder)
+    _CHOSEN[folder] = why
+    return folder,why
 
 def home() -> Path:
-    "Where `data/`, `checkpoints/` and `reports/` live: `$HCMS_HOME`, else the root of the repository."
-    if os.environ.get('HCMS_HOME'): return Path(os.environ['HCMS_HOME']).expanduser().resolve()
-    return repo_root()
+    "Where `data/`, `checkpoints/` and `reports/` live: `$HCMS_HOME`, else a clone around the working directory, else the platform's folder for data."
+    return home_and_why()[0]
+
+# %% ../nbs/00_core.ipynb #148f678e
+def read_text(
+    path,
+    at_most:int=1<<30,   # Bytes
+) -> str:                # With '\n' between lines
+    "A text file, in UTF-8 with or without a byte order mark; an `InputError` names one that is missing, too large or in another encoding."
+    path = Path(path)
+    if not path.is_file(): raise InputError(path, 'no such file')
+    if path.stat().st_size>at_most: raise InputError(path, f'has {path.stat().st_size} bytes; at most {at_most} are read')
+    raw = path.read_bytes()
+    if raw[:2] in (b'\xff\xfe', b'\xfe\xff'): raise InputError(path, 'is not UTF-8 but UTF-16, which some editors call Unicode; save it as UTF-8')
+    try: text = raw.decode('utf-8-sig')
+    except UnicodeDecodeError as e:
+        line = len(re.findall(rb'\r\n|\r|\n', raw[:e.start]))+1
+        raise InputError(f'{path}, line {line}', f'is not UTF-8: byte {e.object[e.start]:#04x}') from None
+    return text.replace('\r\n', '\n').replace('\r', '\n')
+
+def read_lines(path) -> list:
+    "The lines of a text file; empty ones at its end are left out."
+    text = read_text(path).rstrip('\n')
+    return text.split('\n') if text else []
 
 # %% ../nbs/00_core.ipynb #a7c3001f
 def read_json(
@@ -99,10 +186,8 @@ def read_json(
     at_most:int=1<<24,   # Bytes
 ):                       # Its content
     "What a JSON file holds; an `InputError` names one that is missing, too large, nested too deep, or no JSON."
-    path = Path(path)
-    if not path.is_file(): raise InputError(path, 'no such file')
-    if path.stat().st_size>at_most: raise InputError(path, f'has {path.stat().st_size} bytes; at most {at_most} are read')
-    try: return json.loads(path.read_text(encoding='utf-8'))
+    text = read_text(path, at_most)
+    try: return json.loads(text)
     except (ValueError, RecursionError) as e: raise InputError(path, f'is not JSON: {e}') from None
 
 # %% ../nbs/00_core.ipynb #270c84cc
@@ -135,12 +220,12 @@ def write_whole(
     path,         # Where
     data,         # bytes or str
 ) -> Path:
-    "Write `data` to `path` so that a reader sees all of it or nothing."
+    "Write `data` to `path` so that a reader sees all of it or nothing; text as UTF-8, its line ends as they are."
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
     fd,tmp = tempfile.mkstemp(dir=path.parent, prefix='.tmp-')
     try:
         with os.fdopen(fd, 'wb') as f:
-            f.write(data.encode() if isinstance(data, str) else data)
+            f.write(data.encode('utf-8') if isinstance(data, str) else data)
             f.flush(); os.fsync(f.fileno())
         os.chmod(tmp, 0o644); os.replace(tmp, path)
     except BaseException as e:
@@ -164,13 +249,17 @@ def sealing(
     yield
     write_whole(sums, ''.join(f'{sha256(sums.parent/o)}  {o}\n' for o in names))
 
+def _sums_text(sums) -> str:
+    try: return read_text(sums, 1<<20)
+    except InputError as e: raise InputError(sums, f'is damaged: {e.rule}') from None
+
 def check_seal(
     sums,       # File of checksums; where there is none, there is nothing to check
 ) -> dict:      # name -> SHA-256 of what was checked
     "Each file that `sums` lists is what it was when it was sealed; otherwise an `InputError` names it."
     sums = Path(sums)
     if not sums.is_file(): return {}
-    lines = re.findall(r'([0-9a-f]{64})  ([^/\n]+)\n', text := sums.read_text(errors='replace'))
+    lines = re.findall(r'([0-9a-f]{64})  ([^/\n]+)\n', text := _sums_text(sums))
     if ''.join(f'{a}  {b}\n' for a,b in lines)!=text: raise InputError(sums, 'is damaged: it is no list of SHA-256 checksums')
     for digest,name in lines:
         path = sums.parent/name
@@ -335,6 +424,7 @@ def versions() -> dict:   # package -> version
 def commit() -> str:
     "The commit this copy of the code is at, with '+' when files differ from it; 'unknown' outside a clone."
     import subprocess
-    def git(*a): return subprocess.run(['git', *a], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
+    if not _is_clone(_package_folder()): return 'unknown'   # installed inside another project, its commit would be that one's
+    def git(*a): return subprocess.run(['git', *a], cwd=_package_folder()/'hcms', capture_output=True, encoding='utf-8', check=True).stdout.strip()
     try: return git('rev-parse', '--short=12', 'HEAD') + ('+' if git('status', '--porcelain', '--', '*.py', '*.ipynb') else '')
     except (OSError, subprocess.CalledProcessError): return 'unknown'

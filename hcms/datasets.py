@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from .backbones import PRECISIONS, load_backbones, spec_for, weights_path
-from .core import MODALITIES, InputError, check_choice, check_count, check_seconds, fingerprint, home, method_of, read_json, worker_pool, write_whole
+from .core import (MODALITIES, InputError, check_choice, check_count, check_seconds, fingerprint, folder_from, home,
+                       method_of, read_json, worker_pool, write_whole)
 from .costs import backbone_prices
 from .extract import Extraction, extract, open_views
 from .finetune import FinetuneConfig, decode_split, finetune
@@ -36,8 +37,9 @@ def data_folder(name:str) -> Path:
     "Where a data set lives."
     check_choice(name, DATASETS, 'data set')
     if name=='demo': return home()/'data'/'demo'
-    if not os.environ.get('HCMS_DATA'): raise InputError(f'data set {name!r}', f'needs your copy of its videos: set HCMS_DATA to a folder that has {name}/manifest.csv and the videos it lists (data_manifests/README.md says how to obtain them)')
-    return Path(os.environ['HCMS_DATA']).expanduser()/name
+    root = folder_from('HCMS_DATA')
+    if not root: raise InputError(f'data set {name!r}', f'needs your copy of its videos: set HCMS_DATA to a folder that has {name}/manifest.csv and the videos it lists (data_manifests/README.md says how to obtain them)')
+    return root/name
 
 # %% ../nbs/45_datasets.ipynb #393f20bd
 _LEARNED = dict(all='finetuned on the train split', last='finetuned on the train split in their last stage', head='frozen, as pretrained')
@@ -187,7 +189,7 @@ PRETRAINING = dict(recipe=dict(per_class=26, training=24, selection=1, seconds=4
 def _train_one(job, manifest_path, out, preset, config, start):
     position,m = job
     manifest,scratch = read_manifest(manifest_path).split('training'),Path(out)/'scratch'
-    ok = np.array(json.loads((scratch/'done.json').read_text())['ok'])
+    ok = np.array(read_json(scratch/'done.json')['ok'])
     media,y = np.load(scratch/f'{m}.npy', mmap_mode='r'),manifest.targets()
     if not ok.all(): media,y = media[ok],y[ok]
     finetune(m, preset, media, y, len(manifest.classes), Path(out)/m, FinetuneConfig(**config), start and weights_path(start, m), position)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 import torch
 from .backbones import weights_path
-from .core import MODALITIES, InputError, home, versions
+from .core import MODALITIES, InputError, folder_from, home_and_why, versions
 from .datasets import DATASETS, Dataset, data_folder
 
 # %% ../nbs/68_doctor.ipynb #5522ef42
@@ -27,23 +27,35 @@ def machine() -> list:   # of Finding
     import av
     have = [c for c in _CODECS if c in av.codecs_available]
     lost = sorted(set(_CODECS)-set(have))
-    free = shutil.disk_usage(home()).free/2**30
+    folder,why = home_and_why()
+    there = next(p for p in (folder, *folder.parents) if p.is_dir())   # it is made when there is something to keep
+    free = shutil.disk_usage(there).free/2**30
     gpu = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return [Finding('packages', None, ', '.join(f'{k} {v}' for k,v in versions().items())),
             Finding('codecs', not lost, f'decodes {", ".join(have)}' if not lost else f'no decoder for {", ".join(lost)}: reinstall PyAV from its wheel'),
             Finding('device', None, ', '.join(gpu) or f'CPU, {os.cpu_count()} cores, no GPU: the paper preset takes about half a second a time step'),
-            Finding('disk', free>5, f'{free:.0f} GB free below {home()}')]
+            Finding('home', None, f'data, checkpoints and reports go below {folder} ({why})'),
+            Finding('disk', free>5, f'{free:.0f} GB free below {there}')]
 
 # %% ../nbs/68_doctor.ipynb #f0fc21b7
+def _files_of(manifest) -> tuple:   # (how many, refusals)
+    "How many videos of a manifest have a file, and what it says of those behind links that may not be followed."
+    here,refused = 0,[]
+    for id,path in zip(manifest.df.id, manifest.df.path):
+        try: here += bool(path) and manifest.path_of(id).is_file()
+        except InputError as e: refused.append(str(e))
+    return here,refused
+
 def _steps(name, folder) -> list:
     "Findings along the path of a data set, up to the first that stops it."
     out,preset = [],'demo' if name=='demo' else 'paper'
     manifest = folder/'manifest.csv'
-    if not manifest.is_file(): return [Finding(f'{name}: manifest', False, 'make reports makes it' if name=='demo' else f'none at {manifest}; run: hcms manifest {name} ... (data_manifests/README.md)')]
+    if not manifest.is_file(): return [Finding(f'{name}: manifest', False, 'hcms train demo makes it, and so does make reports' if name=='demo' else f'none at {manifest}; run: hcms manifest {name} ... (data_manifests/README.md)')]
     try: data = Dataset(name)
     except InputError as e: return [Finding(f'{name}: manifest', False, str(e))]
-    here = sum(data.manifest.path_of(id).is_file() for id in data.manifest.ids)
+    here,refused = _files_of(data.manifest)
     out.append(Finding(f'{name}: manifest', here>0, f'{len(data.manifest)} videos in {len(data.classes)} classes, {here} with a file'))
+    if refused: out.append(Finding(f'{name}: links', False, f'{len(refused)} videos are not read: {refused[0]}'))
     for kind,do in (('pretrained', f'hcms weights {name}'), ('finetuned', f'hcms finetune {name}')):
         lost = [m for m in MODALITIES if not weights_path(folder/'backbones'/kind, m).is_file()]
         out.append(Finding(f'{name}: {kind} weights', not lost, f'none for {", ".join(lost)}; run: {do}' if lost else data.stamp or 'all three'))
@@ -58,7 +70,7 @@ def examine(names=DATASETS) -> list:   # of Finding
     "What the machine has, and what each data set lacks."
     out = machine()
     for name in names:
-        if name!='demo' and not os.environ.get('HCMS_DATA'): out.append(Finding(f'{name}: manifest', None, 'HCMS_DATA is not set: reports would be of simulated features, and marked so')); continue
+        if name!='demo' and not folder_from('HCMS_DATA'): out.append(Finding(f'{name}: manifest', None, 'HCMS_DATA is not set: reports would be of simulated features, and marked so')); continue
         out += _steps(name, data_folder(name))
     return out
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 from .claims import claim_changes
 from .comparisons import ABLATIONS
-from .core import check_choice, home, repo_root, worker_pool, write_whole
+from .core import check_choice, home, read_json, repo_root, worker_pool, write_whole
 from .datasets import open_dataset
 from .figures import fig3_changes
 from .evaluate import headline
@@ -65,7 +65,7 @@ class _Phases:
         now = time.perf_counter()
         self.took[name],self.since = now-self.since,now
     def keep(self, path):
-        before = json.loads(path.read_text())['phases'] if path.is_file() else {}
+        before = read_json(path)['phases'] if path.is_file() else {}
         if sum(self.took.values())>sum(before.values()): write_whole(path, json.dumps(dict(phases=self.took), indent=1))
 
 # %% ../nbs/66_driver.ipynb #62f1c853

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 from .backbones import build_backbone, save_weights
-from .core import MODALITIES, InputError, check_count, fingerprint, rng_for, worker_pool, write_whole
+from .core import MODALITIES, InputError, check_count, fingerprint, read_json, rng_for, worker_pool, write_whole
 from .media import MediaSpec, read_steps
 from .resume import load_state, save_state, threads
 
@@ -54,7 +54,7 @@ def decode_split(
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     key = fingerprint([manifest.fingerprint, asdict(spec)])
     ids,done = list(manifest.df.id),folder/'done.json'
-    was = json.loads(done.read_text()) if done.is_file() else {}
+    was = read_json(done) if done.is_file() else {}
     ok = was['ok'] if was.get('key')==key else [False]*len(ids)
     if was.get('key')!=key:
         for m,(shape,dtype) in _shapes(spec).items(): open_memmap(folder/f'{m}.npy', 'w+', dtype, (len(ids), spec.steps, *shape))

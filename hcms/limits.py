@@ -9,14 +9,14 @@ __all__ = ['line', 'training_lines', 'kept_bytes', 'memory_table', 'memory_lines
            'show_growth']
 
 # %% ../nbs/71_limits.ipynb #09ea5c31
-import json, subprocess, sys, tempfile, time
+import subprocess, sys, tempfile, time
 from pathlib import Path
 import nbformat
 import numpy as np
 import pandas as pd
 import torch
 from torch.nn import functional as F
-from .core import MODALITIES, repo_root, worker_pool
+from .core import MODALITIES, read_json, repo_root, worker_pool
 from .costs import PAPER_PRICES
 from .driver import run_notebook
 from .evaluate import Predictions, budget_row
@@ -263,7 +263,7 @@ def dataset_projection(a:pd.DataFrame) -> pd.DataFrame:   # dataset, videos, gpu
 def read_phases(path) -> pd.DataFrame:   # phase, seconds
     "Where the longest `make reports` spent its time, as it noted; empty where none did."
     path = Path(path)
-    return pd.DataFrame(json.loads(path.read_text())['phases'].items() if path.is_file() else [], columns=['phase', 'seconds'])
+    return pd.DataFrame(read_json(path)['phases'].items() if path.is_file() else [], columns=['phase', 'seconds'])
 
 def show_limits(lines:list, notes, meta, out) -> pd.DataFrame:
     "Write speed_lines.*, and return it as it is shown."

@@ -272,7 +272,7 @@ def measured(
             rows = [r for o in tqdm(pool.map(_measure, jobs), total=len(jobs), desc=f'policies, {data.label}', unit='policy') for r in o]
         with sealing(kept/SEAL, 'draws.safetensors', 'curves.csv'):
             write_whole(kept/'draws.safetensors', save(dict(draws=np.stack([r.pop('draws') for r in rows]))))
-            write_whole(kept/'curves.csv', pd.DataFrame(rows).to_csv(index=False))
+            write_whole(kept/'curves.csv', pd.DataFrame(rows).to_csv(index=False, lineterminator='\n'))
     check_seal(kept/SEAL)
     return pd.read_csv(kept/'curves.csv'),load((kept/'draws.safetensors').read_bytes())['draws']
 

@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from huggingface_hub import snapshot_download
 from .backbones import Backbones, load_backbones, save_weights, weights_path
-from .core import MODALITIES, InputError, check_choice, check_seal, home, method_of, read_json, sealing, sha256, versions, write_whole
+from .core import MODALITIES, InputError, check_choice, check_seal, full_path, home, method_of, read_json, sealing, sha256, versions, write_whole
 from .costs import backbone_prices
 from .hlstm import HCMS, SEAL, SEALED
 from .infer import Prediction, Stream, check_fit, predict, predict_many
@@ -93,7 +93,7 @@ def _from_pretrained(cls,
     device='cpu',
 ):
     "The recognizer in a folder; an `InputError` if a part is missing, or is not the one it was saved with."
-    folder = Path(path)
+    folder = full_path(path) if str(path)[:1]=='~' else Path(path)
     if not folder.is_dir():
         if folder.is_absolute() or str(path)[:1]=='.' or len(folder.parts)>2: raise InputError(path, 'is no folder, and no id on the Hub')
         try: folder = Path(snapshot_download(str(path), allow_patterns=['*.json', '*.safetensors', SEAL, 'backbones/*.safetensors', 'README.md']))

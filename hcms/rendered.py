@@ -249,7 +249,7 @@ def evidence(
     "Which steps of which videos carry evidence of which modality. Never shown to a model."
     out = []
     for id in ids:
-        slots = json.loads((Path(folder)/f'{id}.json').read_text())['slots']
+        slots = read_json(Path(folder)/f'{id}.json')['slots']
         at = ((np.arange(steps)+.5)*len(slots)/steps).astype(int)
         out.append([[slots[s]['evidence'][m] for m in TOKENS] for s in at])
     return np.array(out, dtype=bool)

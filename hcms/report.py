@@ -10,7 +10,7 @@ __all__ = ['ORDER', 'check_parameters', 'mean_pm', 'report_folder', 'describe', 
 import inspect, json, math
 from pathlib import Path
 import pandas as pd
-from .core import InputError, check_choice, commit, home, versions, write_whole
+from .core import InputError, check_choice, commit, home, read_json, read_text, versions, write_whole
 from .costs import PAPER_PRICES
 from .datasets import DATASETS
 from .runs import config_for
@@ -115,7 +115,7 @@ def _section(out, side) -> list:
     "The lines of one artifact."
     name,picture = side['name'],[f"![{side['title']}]({side['name']}.png)", ''] if (out/f"{side['name']}.png").exists() else []
     links = ' '.join(f'[{k}]({name}.{k})' for k in ('csv', 'md', 'tex', 'png', 'svg', 'json') if (out/f'{name}.{k}').exists())
-    text = [(out/f'{name}.md').read_text().strip()] if (out/f'{name}.md').exists() else [f"### {side['title']}", '', *(f'- {o}' for o in side['notes'])]
+    text = [read_text(out/f'{name}.md').strip()] if (out/f'{name}.md').exists() else [f"### {side['title']}", '', *(f'- {o}' for o in side['notes'])]
     return [f'<a id="{name}"></a>', '', *picture, *text, '', links, '']
 
 def write_index(
@@ -124,7 +124,7 @@ def write_index(
     "A page that shows everything in a folder."
     out = Path(out_dir)
     place = lambda o: (ORDER.index(o['name']) if o['name'] in ORDER else len(ORDER), o['name'])
-    sides = sorted((json.loads(o.read_text()) for o in out.glob('*.json')), key=place)
+    sides = sorted((read_json(o) for o in out.glob('*.json')), key=place)
     if not sides: raise InputError(out, 'has no tables yet; run: make reports')
     first = sides[0]
     thumbs = [o['name'] for o in sides if (out/f"{o['name']}.png").exists()]
@@ -139,8 +139,8 @@ def write_index(
 # %% ../nbs/61_report.ipynb #e25b79f1
 def _front(folder) -> list:
     "The lines of one data set on the front page."
-    side = json.loads((folder/'claims.json').read_text()) if (folder/'claims.json').exists() else {}
-    any_side = side or json.loads(next(iter(sorted(folder.glob('*.json')))).read_text())
+    side = read_json(folder/'claims.json') if (folder/'claims.json').exists() else {}
+    any_side = side or read_json(next(iter(sorted(folder.glob('*.json')))))
     thumbs = [n for n in ORDER if (folder/f'{n}.png').exists()]
     lines = [f'## [{folder.name}]({folder.name}/README.md)', '', *([f"**{any_side['stamp']}.**", ''] if any_side.get('stamp') else []), any_side['notes'][1] if side else any_side['notes'][0], '']
     if side:

@@ -88,7 +88,7 @@ def make_run(dataset, config:TrainConfig, splits:dict, team=None) -> Path:
     tensors = dict(logits=logits[:,-1], gates=gates.to(torch.uint8), y=test.y, labels=torch.as_tensor(test.labels, dtype=torch.uint8))
     with sealing(folder/SEAL, *SEALED, 'predictions.safetensors', 'history.csv', 'run.json'):
         write_whole(folder/'predictions.safetensors', save({k: v.contiguous() for k,v in tensors.items()}))
-        write_whole(folder/'history.csv', pd.DataFrame(history).to_csv(index=False))
+        write_whole(folder/'history.csv', pd.DataFrame(history).to_csv(index=False, lineterminator='\n'))
         write_whole(folder/'run.json', json.dumps(dict(key=folder.name, dataset=dataset.label, data=dataset.fingerprint, config=config.model_dump(mode='json'), versions=versions()), indent=1))
     (folder/'state.pt').unlink(missing_ok=True)
     return folder

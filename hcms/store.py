@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 import torch
 from torch import Tensor
-from .core import ID_RULE, InputError, canonical_json, check_id, fingerprint, method_of, no_room, read_json, write_whole
+from .core import ID_RULE, InputError, canonical_json, check_id, fingerprint, full_path, method_of, no_room, read_json, write_whole
 
 # %% ../nbs/11_store.ipynb #63c9cf9d
 class MissingFeature(InputError, KeyError):
@@ -277,7 +277,7 @@ class FeatureStore:
     def __init__(self,
         root,   # An existing store, or a folder to make one in: new or empty
     ):
-        self.root = Path(root)
+        self.root = full_path(root)
         mark = self.root/'STORE.json'
         if not mark.exists():
             others = [o.name for o in self.root.iterdir() if not o.name.startswith('.')] if self.root.exists() else []

@@ -11,4 +11,4 @@ def readme() -> str:
     nb.metadata.language_info = dict(name='python')
     return MarkdownExporter(config=c).from_notebook_node(nb)[0]
 
-if __name__=='__main__': (Path(__file__).parents[1]/'README.md').write_text(readme())
+if __name__=='__main__': (Path(__file__).parents[1]/'README.md').write_text(readme(), encoding='utf-8', newline='\n')

@@ -1,5 +1,5 @@
 "A tiny demo corpus, prepared once for all tests that need the whole path from files to tables; and a tally of attacks."
-import os, shutil, subprocess, sys
+import os, shutil, subprocess, sys, sysconfig
 from pathlib import Path
 import pytest
 from filelock import FileLock
@@ -45,6 +45,29 @@ datasets.PRETRAINING['recipe'] |= dict(per_class=4, training=2, seconds=2)
 datasets.PRETRAINING['config'] = datasets.FINETUNING['demo'] = dict(epochs=1)
 if __name__ == '__main__': datasets.prepare_demo(Recipe(per_class=4, training=2, selection=1))
 """, home))
+
+def fresh_clone(to) -> Path:
+    "What `git clone` would give of the working tree as it stands."
+    listed = subprocess.run(['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard'], cwd=ROOT, capture_output=True)
+    if listed.returncode: return Path(shutil.copytree(ROOT, to, ignore=shutil.ignore_patterns('.git', '.venv', '__pycache__', '*.egg-info', 'build', 'checkpoints')))   # no repository here
+    for o in map(os.fsdecode, filter(None, listed.stdout.split(b'\0'))):
+        if not (ROOT/o).is_file(): continue
+        (to/o).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT/o, to/o)
+    return to
+
+PACKAGES = Path(sysconfig.get_paths()['purelib'])   # of the environment that runs the tests
+
+def new_environment(folder, packages=PACKAGES) -> Path:
+    "An environment that takes all but hcms from `packages`: nothing is downloaded. An editable hcms there has no part in it, for the .pth files of such a folder are not read."
+    subprocess.run([sys.executable, '-m', 'venv', '--without-pip', folder], check=True)
+    where = subprocess.run([folder/'bin'/'python', '-c', "import sysconfig; print(sysconfig.get_paths()['purelib'])"], check=True, capture_output=True, encoding='utf-8').stdout.strip()
+    (Path(where)/'others.pth').write_text(f'{packages}\n', encoding='utf-8')
+    return folder
+
+def without_home(**env) -> dict:
+    "The environment variables of somebody who set none of ours."
+    return {k: v for k,v in os.environ.items() if k not in ('HCMS_HOME', 'HCMS_DATA', 'HCMS_LINKS_OUT', 'PYTHONPATH', 'PYTHONHOME', 'VIRTUAL_ENV')} | env
 
 SOME = ('audio_rising', 'appearance_checkered', 'motion_upward', 'pair_bell_shaking')
 

@@ -1,0 +1,125 @@
+"The package as a user installs it: a wheel in a new environment, no clone near it, called from an arbitrary folder."
+import json, re, shutil, subprocess, sys, zipfile
+from pathlib import Path
+import numpy as np, pytest
+from conftest import PACKAGES, ROOT, fresh_clone, new_environment, without_home
+
+REPORT = ('matplotlib', 'seaborn', 'papermill', 'ipykernel', 'jupyterlab', 'ipywidgets')   # of the extra [report]; tabulate comes with pytorchvideo as well
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory) -> Path:
+    "The wheel, built without a network."
+    source,out = fresh_clone(tmp_path_factory.mktemp('source')/'hcms'),tmp_path_factory.mktemp('wheel')
+    subprocess.run([sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation', '--no-index', '-w', out, source], check=True, env=without_home())
+    shutil.rmtree(source)
+    return next(out.glob('hcms-*.whl'))
+
+def install(wheel, folder, packages=PACKAGES) -> Path:
+    "A new environment with the wheel; the path of its folder of commands."
+    new_environment(folder, packages)
+    subprocess.run([sys.executable, '-m', 'pip', '--python', folder/'bin'/'python', 'install', '--quiet', '--no-deps', '--no-index', '--no-warn-script-location', wheel], check=True, env=without_home())
+    return folder/'bin'
+
+@pytest.fixture(scope='module')
+def installed(wheel, tmp_path_factory): return install(wheel, tmp_path_factory.mktemp('env')/'whole')
+
+@pytest.fixture(scope='module')
+def bare(wheel, tmp_path_factory) -> Path:
+    "An environment without the extra [report]: links to all other packages."
+    folder = tmp_path_factory.mktemp('bare')
+    (folder/'packages').mkdir()
+    for o in PACKAGES.iterdir():
+        if not o.name.lower().startswith(('hcms', '__editable__', '__pycache__', *REPORT)): (folder/'packages'/o.name).symlink_to(o)
+    return install(wheel, folder/'env', folder/'packages')
+
+@pytest.fixture
+def somewhere(tmp_path) -> Path:
+    "A folder like any other, with a video."
+    from hcms.media import write_video
+    (tmp_path/'here').mkdir()
+    rng = np.random.default_rng(0)
+    write_video(tmp_path/'here'/'video.mp4', rng.integers(0, 255, (20, 64, 64, 3), dtype=np.uint8), 10, rng.normal(0, .1, 32_000).astype(np.float32), 16_000)
+    return tmp_path/'here'
+
+def call(bin, cwd, *words, check=True, **env):
+    "A command of an environment, called in a folder by somebody whose platform keeps data beside that folder."
+    r = subprocess.run([bin/words[0], *map(str, words[1:])], cwd=cwd, env=without_home(PATH=f'{bin}:/usr/bin:/bin', HOME=str(cwd.parent), XDG_DATA_HOME=str(cwd.parent/'share'), **env), capture_output=True, encoding='utf-8')
+    if check: assert r.returncode==0, r.stdout[-2000:]+r.stderr[-3000:]
+    return r
+
+def test_the_wheel_has_its_data(wheel):
+    "Everything that lies in hcms/ of a clone is in the wheel, and no notebook."
+    there = {o for o in zipfile.ZipFile(wheel).namelist() if '.dist-info/' not in o}
+    clone = {str(o.relative_to(ROOT)) for o in (ROOT/'hcms').rglob('*') if o.is_file() and '__pycache__' not in o.parts}
+    assert there==clone
+    assert 'hcms/data/demo/recognizer.json' in there and 'hcms/data/table1.csv' in there
+
+def test_the_wheel_predicts_in_any_folder(installed, somewhere):
+    assert 'Usage' in call(installed, somewhere, 'hcms', '--help').stdout
+    used = call(installed, somewhere, 'python', '-c', 'import hcms; print(hcms.__file__)').stdout
+    assert Path(used.strip()).is_relative_to(installed.parent)
+    said = call(installed, somewhere, 'hcms', 'predict', 'video.mp4')
+    assert '%' in said.stdout and 'GFLOPs' in said.stdout
+    assert sorted(o.name for o in somewhere.iterdir())==['video.mp4'] and not (somewhere.parent/'share').exists()
+
+@pytest.mark.full
+def test_the_wheel_explains_itself_and_draws(installed, somewhere):
+    for name in ('render', 'doctor', 'weights', 'finetune', 'extract', 'train', 'report', 'store', 'manifest', 'predict', 'export'): call(installed, somewhere, 'hcms', name, '--help')
+    call(installed, somewhere, 'hcms', 'predict', 'video.mp4', '--plot', 't.png')
+    assert (somewhere/'t.png').read_bytes()[:4]==b'\x89PNG'
+    said = call(installed, somewhere, 'hcms', 'doctor').stdout
+    assert f'below {somewhere.parent}/share/hcms (this platform' in said
+    said = call(installed, somewhere, 'hcms', 'doctor', HCMS_HOME='~/mine').stdout
+    assert f'below {somewhere.parent}/mine (HCMS_HOME)' in said
+    assert not (somewhere.parent/'share').exists()
+
+@pytest.mark.full
+def test_the_wheel_is_the_library_of_the_readme(installed, somewhere):
+    "Every Python block of the README, in order, in one process."
+    shutil.copy(somewhere/'video.mp4', somewhere/'my_video.mp4')
+    blocks = re.findall(r'```python\n(.*?)```', (ROOT/'README.md').read_text(encoding='utf-8'), re.S)
+    assert len(blocks)>=4
+    (somewhere/'lines.py').write_text('\n'.join(blocks)+"\nprint(said.top()[0], out.logits.shape)\n", encoding='utf-8')
+    assert 'torch.Size([2, 200])' in call(installed, somewhere, 'python', 'lines.py').stdout
+
+@pytest.mark.full
+def test_the_wheel_trains_and_reads_where_the_platform_keeps_data(installed, somewhere, tiny_home):
+    "Features, training, a store and an export, below the platform's folder; and a manifest from a relative HCMS_DATA."
+    home = somewhere.parent/'share'/'hcms'
+    shutil.copytree(tiny_home/'data', home/'data', ignore=shutil.ignore_patterns('runs'))
+    assert '64 already there' in call(installed, somewhere, 'hcms', 'extract', 'demo').stdout
+    said = call(installed, somewhere, 'hcms', 'train', 'demo', '--seeds', 1, '--epochs', 1).stdout
+    assert str(home/'data'/'demo'/'runs') in said
+    assert 'sound' in call(installed, somewhere, 'hcms', 'store', 'verify', home/'data'/'demo'/'features').stdout
+    call(installed, somewhere, 'hcms', 'export', 'programs')
+    assert (somewhere/'programs'/'program.json').is_file()
+    tree = dict(database=dict(aaa=dict(subset='training', annotations=[dict(label='x')])))
+    (somewhere/'a.json').write_text(json.dumps(tree), encoding='utf-8')
+    call(installed, somewhere, 'hcms', 'manifest', 'activitynet', '--annotations', 'a.json', HCMS_DATA='mydata')
+    assert (somewhere/'mydata'/'activitynet'/'manifest.csv').is_file()
+
+@pytest.mark.full
+def test_what_needs_notebooks_says_so_first(installed, somewhere):
+    r = call(installed, somewhere, 'hcms', 'report', check=False)
+    assert r.returncode==2 and 'git clone https://' in r.stderr and 'Traceback' not in r.stderr
+    assert not (somewhere.parent/'share').exists()
+    clone = fresh_clone(somewhere.parent/'clone')
+    for cwd,env in ((clone/'nbs', {}), (somewhere, dict(HCMS_HOME=str(clone)))):
+        r = call(installed, cwd, 'hcms', 'report', '--only', 'nosuch', check=False, **env)
+        assert r.returncode==2 and 'no such report notebook' in r.stderr   # the advice works: it gets as far as the names
+
+@pytest.mark.full
+def test_without_the_report_extra_all_but_pictures_works(bare, somewhere):
+    "What is missing is named with the command that brings it, before any work."
+    assert 'Usage' in call(bare, somewhere, 'hcms', '--help').stdout
+    assert '%' in call(bare, somewhere, 'hcms', 'predict', 'video.mp4').stdout
+    call(bare, somewhere, 'hcms', 'doctor')
+    for words in (('predict', 'video.mp4', '--plot', 't.png'), ('predict', 'absent.mp4', '--plot', 'new/')):
+        r = call(bare, somewhere, 'hcms', *words, check=False)
+        assert r.returncode==2 and "pip install 'hcms[report]'" in r.stderr and 'matplotlib' in r.stderr and r.stdout=='', r.stderr
+        assert r.stderr.count('\n')==1 and '\x1b' not in r.stderr
+    assert sorted(o.name for o in somewhere.iterdir())==['video.mp4']
+    r = call(bare, fresh_clone(somewhere.parent/'clone'), 'hcms', 'report', check=False)
+    assert r.returncode==2 and "pip install 'hcms[report]'" in r.stderr and 'papermill' in r.stderr
+    imports = ';'.join(f'import hcms.{o.stem}' for o in (ROOT/'hcms').glob('[!_]*.py') if o.stem not in ('plots', 'figures', 'tables', 'claims', 'driver', 'calibration', 'limits', 'speed', 'comparisons'))
+    call(bare, somewhere, 'python', '-c', imports)
