@@ -206,9 +206,11 @@ def test_a_pool_that_breaks_loses_no_video(monkeypatch, tally):
     from concurrent.futures import Future
     from concurrent.futures.process import BrokenProcessPool
     import hcms.extract as E
-    n = [0]
+    n,alone = [0],[]
     class Pool:
-        def __init__(self, *a): pass
+        ready = True
+        def exit_code(self): return -signal.SIGSEGV
+        def __init__(self, workers, *a, **kw): self.alone = workers==1
         def __enter__(self): return self
         def __exit__(self, *a): pass
         def submit(self, f, job):
@@ -216,12 +218,264 @@ def test_a_pool_that_breaks_loses_no_video(monkeypatch, tally):
             if n[0]%3==0: raise BrokenProcessPool
             out = Future()
             if n[0]%4==0: out.set_exception(BrokenProcessPool())
+            elif n[0]%5==0: out.set_result((job[0], E.Verdict('takes more memory than there is', 'memory')))
             else: out.set_result((job[0], None))
+            if self.alone: alone.append(job[0])
             return out
     monkeypatch.setattr(E, 'worker_pool', Pool)
     jobs = [(f'v{i:02d}', f'v{i:02d}.mp4') for i in range(40)]
-    assert sorted(id for id,_ in E._run_pool(jobs, 2, ('', 600., {})))==[id for id,_ in jobs]
+    ended = dict(E._run_pool(jobs, 2, ('', 600., {})))
+    assert sorted(ended)==[id for id,_ in jobs]
+    assert {o.kind for o in ended.values() if o}=={'file', 'memory'} and {id for id,o in ended.items() if o}<=set(alone)   # nothing is laid to a video that was not alone
     tally('faults', 'a pool that breaks while it is given work', 'each video is done, or set aside with the reason', 40)
+
+GUARDLESS = dict(   # scripts that start workers without a main guard
+    extract="from hcms.extract import extract\nfrom hcms.store import FeatureStore\nprint(extract(manifest, FeatureStore('features'), 'demo', workers=2))",
+    render="from hcms.rendered import Recipe, render_demo\nrender_demo('corpus', Recipe(per_class=3, training=1, selection=1))",
+    train="from hcms.datasets import SimulatedDataset\nfrom hcms.runs import train_runs, variants\nd = SimulatedDataset('fcvid', training=4, selection=2, evaluated=2, steps=2)\ntrain_runs(d, variants(d, [{}], 1, 1))",
+    decode="from hcms.backbones import spec_for\nfrom hcms.finetune import decode_split\ndecode_split(manifest, spec_for('demo', 2), 'maps')",
+    caught="from hcms.extract import extract\nfrom hcms.store import FeatureStore\ntry: extract(manifest, FeatureStore('features'), 'demo', workers=2)\nexcept Exception as e: print('caught', e); raise",
+    early="from hcms.extract import extract\nfrom hcms.store import FeatureStore\nopen('once', 'x')\nextract(manifest, FeatureStore('features'), 'demo', workers=2)",
+    exits="import multiprocessing, sys\nfrom hcms.extract import extract\nfrom hcms.store import FeatureStore\nif multiprocessing.parent_process(): sys.exit()\nextract(manifest, FeatureStore('features'), 'demo', workers=2)")
+SHORT = ('extract-file', 'extract-stdin')
+
+@pytest.mark.parametrize('script,how', [pytest.param(a, b, marks=() if f'{a}-{b}' in SHORT else pytest.mark.full)
+    for a in GUARDLESS for b in ('file', 'stdin', 'module') if b=='file' or a=='extract'])
+def test_a_script_without_a_main_guard_is_told_so(tmp_path, tally, script, how):
+    "By every function that starts workers, and however the script is run; no video is blamed."
+    start_of = 'import pandas as pd\nfrom hcms.manifests import Manifest\nmanifest = Manifest(pd.DataFrame([dict(id=f"v{i}", path=f"v{i}.mp4", split="training", labels="x") for i in range(3)]))\n'
+    for i in range(3): make_video(tmp_path/f'v{i}.mp4')
+    (tmp_path/'mine.py').write_text(start_of+GUARDLESS[script])
+    args,given = dict(file=(['mine.py'], ''), module=(['-m', 'mine'], ''), stdin=(['-'], start_of+GUARDLESS[script]))[how]
+    r = subprocess.run([sys.executable, *args], input=given, cwd=tmp_path, env=dict(os.environ, HCMS_HOME=str(tmp_path), PYTHONPATH=str(ROOT)), capture_output=True, text=True, timeout=200)
+    last = r.stderr.strip().splitlines()[-1]
+    assert r.returncode==1 and 'InputError' in last and "below `if __name__=='__main__':`" in last, r.stderr[-3000:]
+    assert ('stdin' if how=='stdin' else 'extract: a worker process ended' if script in ('early', 'exits') else 'mine') in last
+    assert not (tmp_path/'features'/'quarantine.jsonl').exists()
+    tally('faults', 'scripts without a main guard, or through a pipe, for every kind of work', 'the run ends and says what is missing; no video is set aside')
+
+def make_video(path):
+    from hcms.media import write_video
+    write_video(path, np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), dtype=np.uint8), 8)
+
+def three_videos(folder, *names):
+    "A manifest of three small videos."
+    from hcms.manifests import Manifest
+    ids = sorted(['good', 'better', *(names or ('best',))])
+    for id in ids: make_video(folder/f'{id}.mp4')
+    return Manifest(pd.DataFrame(dict(id=ids, path=[f'{i}.mp4' for i in ids], split='training', labels='a')), root=folder)
+
+def befall(how, *args, **kw):
+    "In a worker: what may happen there."
+    if how=='known': raise InputError('v1', 'is odd')
+    if how=='mistake': raise KeyError('a mistake')
+    if how=='odd': raise Odd('one', 'two')
+    if how=='memory': raise MemoryError('Unable to allocate 9 TiB')
+    if how=='killed': os.kill(os.getpid(), signal.SIGKILL)
+    if how=='crash': os.kill(os.getpid(), signal.SIGSEGV)
+    if how=='exit': os._exit(3)
+    if how=='sleep':
+        import ctypes
+        ctypes.CDLL(None).sleep(1000)
+
+class Odd(Exception):
+    "Can be sent to another process, but not be made again there."
+    def __init__(self, a, b): super().__init__(a)
+
+@pytest.mark.parametrize('how', ['exit', pytest.param('killed', marks=pytest.mark.full), pytest.param('crash', marks=pytest.mark.full)])
+def test_workers_that_die_before_their_first_job_are_laid_to_no_video(tmp_path, monkeypatch, tally, how):
+    import functools
+    import hcms.extract as E
+    from hcms.streaming import Job, read_ahead
+    import hcms.core as C
+    monkeypatch.setattr(E, '_start_worker', functools.partial(befall, how))
+    manifest,store = three_videos(tmp_path),FeatureStore(tmp_path/'s')
+    with pytest.raises(InputError, match='extract: a worker process .* before its first job'): E.extract(manifest, store, 'demo', workers=2)
+    assert not store.set_aside_ids()
+    monkeypatch.setattr(C, '_begin', functools.partial(befall, how))
+    with pytest.raises(InputError, match='finetune: a worker process .* before its first job'): list(read_ahead([Job(o, 'v.mp4', 0, 0) for o in 'ab'], len, {}, 1))
+    tally('faults', f'workers of which none begins ({how})', 'the run ends and says so; no video is set aside', 2)
+
+class Troubled:
+    "A data set whose features cannot be loaded by a worker."
+    preset,label,evaluated,fingerprint = 'simulated','troubled','testing','0'
+    def __init__(self, folder, how): self.folder,self.how = folder,how
+    def check(self): pass
+    def split(self, name): befall(self.how)
+
+def pools(tmp_path, how, monkeypatch) -> dict:
+    "What starts workers, by what it says it is doing; in each worker something happens."
+    import functools
+    import hcms.datasets as D, hcms.finetune as F, hcms.policies as P, hcms.rendered as R
+    from hcms.backbones import spec_for
+    from hcms.manifests import write_manifest
+    from hcms.runs import config_for, train_runs
+    happens,data = functools.partial(befall, how),Troubled(tmp_path, how)
+    def measure():
+        monkeypatch.setattr(P, 'train_runs', lambda *a: None)
+        P.measured(data, 1, 1, 1)
+    def backbones():
+        monkeypatch.setattr(D, '_train_one', happens)
+        monkeypatch.setattr(D, 'decode_split', lambda *a: None)
+        D.train_backbones(write_manifest(three_videos(tmp_path), tmp_path/'m.csv'), tmp_path/'out', None, 'demo', {}, workers=1)
+    def render():
+        monkeypatch.setattr(R, 'render_video', happens)
+        R.render_demo(tmp_path/'r', R.Recipe(per_class=3, training=1, selection=1), 1)
+    def decode():
+        monkeypatch.setattr(F, '_decode_one', happens)
+        F.decode_split(three_videos(tmp_path), spec_for('demo', 2), tmp_path/'maps', 1)
+    return {'train, troubled': lambda: train_runs(data, [config_for(data)], 1), 'measure the policies, troubled': measure,
+            'train the backbones': backbones, 'render': render, 'decode the train split': decode}
+
+ENDS = dict(known='v1: is odd', mistake="'a mistake'", odd='Odd: one', memory='takes more memory than there is .Unable to allocate 9 TiB', killed='a worker process was ended by SIGKILL')
+DIAGONAL = list(zip(ENDS, ('train, troubled', 'measure the policies, troubled', 'train the backbones', 'render', 'decode the train split')))
+
+@pytest.mark.parametrize('how', ENDS)
+@pytest.mark.parametrize('pool', [o for _,o in DIAGONAL])
+def test_what_goes_wrong_in_a_worker_reaches_the_user(tmp_path, monkeypatch, tally, full, pool, how):
+    "Every known error as itself, a mistake with its own traceback, and a worker's death with what was being done."
+    if not full and (how, pool) not in DIAGONAL: pytest.skip('make test-full tries all pairs')
+    kind = dict(mistake=KeyError, odd=RuntimeError).get(how, InputError)
+    with pytest.raises(kind, match=ENDS[how]) as e: pools(tmp_path, how, monkeypatch)[pool]()
+    if how in ('memory', 'killed'): assert str(e.value).startswith(pool)
+    if how in ('mistake', 'odd'): assert 'in befall' in str(e.value.__cause__)   # the worker's own traceback
+    tally('faults', 'errors and deaths in the workers of training, measuring, finetuning, rendering and decoding', 'the run ends with the worker\'s own error, or says what died and how to go on')
+
+def light_start(root, patience, options):
+    "In a worker: extraction without its networks, which take most of the time to begin."
+    import hcms.extract as E
+    import torchvision.transforms.v2   # in the first video's time otherwise
+    from hcms.backbones import load_backbones
+    backbones = load_backbones(**options, lazy=True)
+    backbones.features = lambda m, x: torch.ones(len(x), backbones.sizes[m])
+    E._worker = (backbones, E.open_views(FeatureStore(root), backbones), patience)
+
+def befallen(id, path, *args):
+    "In a worker: `extract_video`, unless a note beside the video says what happens to it."
+    note = Path(f'{path}.harm')
+    if note.exists(): befall(note.read_text())
+    UNHARMED(id, path, *args)
+
+def harmed_work(job):
+    import hcms.extract as E
+    global UNHARMED
+    if E.extract_video is not befallen: UNHARMED,E.extract_video = E.extract_video,befallen
+    return E._work(job)
+
+@pytest.mark.parametrize('how,kind', [('memory', 'memory'), pytest.param('crash', 'file', marks=pytest.mark.full), pytest.param('killed', 'memory', marks=pytest.mark.full), pytest.param('sleep', 'patience', marks=pytest.mark.full)])
+def test_a_verdict_holds_as_long_as_its_circumstances(tmp_path, monkeypatch, tally, how, kind):
+    "What came over a video is over at its third run; only the circumstance that it was laid to decides whether the run tries."
+    import hcms.extract as E
+    monkeypatch.setattr(E, '_work', harmed_work)
+    monkeypatch.setattr(E, '_start_worker', light_start)
+    manifest,store = three_videos(tmp_path, 'bad'),FeatureStore(tmp_path/'s')
+    note = tmp_path/'bad.mp4.harm'
+    note.write_text(how)
+    run = lambda patience=12.: E.extract(manifest, store, 'demo', workers=1, patience=patience)
+    notes = lambda: (tmp_path/'s'/'quarantine.jsonl').read_text().count('"bad"')
+    first = run()
+    assert (first.done, list(first.aside), store.set_aside_ids()['bad']['kind'])==(2, ['bad'], kind), str(first)
+    again = run()
+    assert list(again.aside)==['bad'] and notes()==(2 if kind=='memory' else 1)
+    note.unlink()
+    if kind!='memory': assert list(run().aside)==['bad'] and notes()==1   # nothing has changed that it was laid to
+    if kind=='file': monkeypatch.setattr(E, '__version__', 'newer')
+    last = run(24. if kind=='patience' else 12.)
+    assert (last.done, last.kept, last.aside)==(1, 2, {})
+    tally('faults', 'videos set aside for memory, a kill, a crash, patience', 'tried again when that has changed, and only then')
+
+def test_a_damaged_file_is_read_again_when_it_or_its_reader_changes(tmp_path, monkeypatch, tally):
+    "Cut short, a page of text, empty, absent, a pipe: not again as they are; with another version of PyAV; when the file changes, if only in its middle."
+    import hcms.extract as E
+    monkeypatch.setattr(E, '_start_worker', light_start)
+    bad = ('cut', 'page', 'empty', 'absent', 'pipe')
+    manifest,store = three_videos(tmp_path, *bad),FeatureStore(tmp_path/'s')
+    whole = (tmp_path/'cut.mp4').read_bytes()
+    (tmp_path/'cut.mp4').write_bytes(whole[:len(whole)//2]); (tmp_path/'page.mp4').write_text('<html>'); (tmp_path/'empty.mp4').write_bytes(b'')
+    for o in ('absent', 'pipe'): (tmp_path/f'{o}.mp4').unlink()
+    os.mkfifo(tmp_path/'pipe.mp4')
+    notes = lambda: {o: (tmp_path/'s'/'quarantine.jsonl').read_text().count(f'"{o}"') for o in bad}
+    run = lambda: E.extract(manifest, store, 'demo', workers=1)
+    assert (run().done, notes())==(2, dict.fromkeys(bad, 1))
+    assert {o['kind'] for o in store.set_aside_ids().values()}=={'file'}
+    assert (set(run().aside), notes())==(set(bad), dict.fromkeys(bad, 1))
+    with monkeypatch.context() as m:
+        m.setattr(E, 'circumstances', lambda patience: dict(reader='hcms 0.1.0, av 999', patience=patience))
+        assert (set(run().aside), notes())==(set(bad), dict.fromkeys(bad, 2))
+    store.set_aside('page', 'is text', source=E.file_mark(tmp_path/'page.mp4'))   # a note of an older version
+    assert store.set_aside_ids()['page']==dict(reason='is text', source=E.file_mark(tmp_path/'page.mp4'))
+    with open(tmp_path/'cut.mp4', 'r+b') as f: f.seek(40); f.write(b'x')
+    (tmp_path/'absent.mp4').write_bytes(whole)
+    monkeypatch.setattr(E, 'circumstances', lambda patience: dict(reader='hcms 0.1.0, av 999', patience=patience))
+    last = run()
+    assert last.done==1 and set(last.aside)=={'cut', 'page', 'empty', 'pipe'} and notes()==dict(cut=3, page=4, empty=2, absent=2, pipe=2)
+    tally('faults', 'damaged, absent and empty files, pipes', 'read again when the file or its reader changes, and only then', len(bad))
+
+@pytest.mark.full
+def test_a_video_without_memory_beside_others_is_read_alone(tmp_path, monkeypatch, tally):
+    "There is no memory for it as long as another process is there."
+    import hcms.extract as E
+    monkeypatch.setattr(E, '_work', lonely_work)
+    monkeypatch.setattr(E, '_start_worker', light_start)
+    manifest,store = three_videos(tmp_path, 'big'),FeatureStore(tmp_path/'s')
+    result = E.extract(manifest, store, 'demo', workers=2)
+    assert (result.done, result.aside)==(3, {}) and not store.set_aside_ids()
+    tally('faults', 'a video for which there is no memory beside others', 'is read alone')
+
+def lonely_work(job):
+    "A big video asks for too much in the first process that reads it."
+    import hcms.extract as E
+    once = Path(f'{job[1]}.tried')
+    if job[0]=='big' and not once.exists():
+        once.touch()
+        return job[0],E.Verdict('takes more memory than there is', 'memory')
+    return E._work(job)
+
+def test_videos_left_out_of_a_decoded_split_are_tried_again(tmp_path, tally):
+    from hcms.backbones import spec_for
+    from hcms.finetune import decode_split
+    manifest = three_videos(tmp_path, 'bad')
+    whole = (tmp_path/'bad.mp4').read_bytes()
+    (tmp_path/'bad.mp4').write_bytes(b'')
+    decode = lambda: decode_split(manifest, spec_for('demo', 2), tmp_path/'maps', 1)
+    first = decode()
+    assert (manifest.ids[0], first['ok'].tolist())==('bad', [False, True, True])
+    frames = first['appearance'][1:].copy()
+    (tmp_path/'bad.mp4').write_bytes(whole)
+    then = decode()
+    assert then['ok'].all() and (then['appearance'][1:]==frames).all() and then['appearance'][0].any()
+    tally('faults', 'a file that was mended between two decodings of a split', 'is read, and the others are kept')
+
+def test_odd_counts_and_durations_are_named(tmp_path, tally):
+    "Before any work, by the name that the parameter has."
+    from hcms.backbones import spec_for
+    from hcms.cluster import extract_on_ray
+    from hcms.core import worker_pool
+    from hcms.datasets import SimulatedDataset, finetune_backbones, open_dataset, prepare_demo, train_backbones
+    from hcms.extract import extract
+    from hcms.finetune import FinetuneConfig, decode_split, finetune
+    from hcms.policies import measured
+    from hcms.rendered import render_demo
+    from hcms.runs import get_runs, train_runs, variants
+    from hcms.streaming import StreamConfig, finetune_streaming, read_ahead
+    manifest,store,data = three_videos(tmp_path),FeatureStore(tmp_path/'s'),SimulatedDataset('fcvid', training=4, selection=2, evaluated=2, steps=2)
+    counts = dict(workers=[worker_pool, lambda workers: extract(manifest, store, 'demo', workers=workers), lambda workers: render_demo(tmp_path/'r', workers=workers), lambda workers: decode_split(manifest, spec_for('demo', 2), tmp_path/'m', workers),
+        lambda workers: train_backbones(tmp_path/'m.csv', tmp_path/'o', None, 'demo', {}, workers=workers), lambda workers: finetune_backbones('demo', workers), lambda workers: prepare_demo(workers=workers), lambda workers: open_dataset('activitynet', workers),
+        lambda workers: train_runs(data, [], workers), lambda workers: get_runs(data, [], workers), lambda workers: measured(data, workers=workers), lambda workers: list(read_ahead([], len, {}, workers)), lambda workers: finetune_streaming('audio', 'demo', manifest, tmp_path/'w', workers=workers)],
+        networks=[lambda networks: extract_on_ray(manifest, store, 'demo', networks=networks)], seeds=[lambda seeds: variants(data, [{}], seeds), lambda seeds: measured(data, seeds)], draws=[lambda draws: measured(data, draws=draws)],
+        save_every=[lambda n: finetune_streaming('audio', 'demo', manifest, tmp_path/'w', save_every=n)], videos=[lambda n: finetune('audio', 'demo', np.zeros((3, 2, 96, 64)), np.zeros(3), 1, tmp_path/'w', FinetuneConfig(videos=n)), lambda n: finetune_streaming('audio', 'demo', manifest, tmp_path/'w', StreamConfig(videos=n))])
+    seconds = dict(patience=[lambda patience: extract(manifest, store, 'demo', patience=patience), lambda patience: extract_on_ray(manifest, store, 'demo', patience=patience), lambda patience: finetune_backbones('fcvid', patience=patience),
+        lambda patience: list(read_ahead([], len, {}, 1, patience)), lambda patience: finetune_streaming('audio', 'demo', manifest, tmp_path/'w', patience=patience)])
+    shards = dict(shard=[lambda shard: extract(manifest, store, 'demo', shard=shard), lambda shard: extract_on_ray(manifest, store, 'demo', shard=shard)])
+    n,inf = 0,float('inf')
+    for table,bad in ((counts, (0, -1, 1.5, '2', None, True)), (seconds, (0, -5., '9', None, inf, float('nan'))), (shards, ((2, 2), (-1, 2), (0, 0), (0,), None, '0/1'))):
+        for name,fs in table.items():
+            for f in fs:
+                for value in bad:
+                    e = ends_well(f, value)
+                    assert isinstance(e, InputError) and str(e).startswith(f'{name}: must be'), (name, value, e); n += 1
+    assert [o.name for o in tmp_path.iterdir() if o.suffix!='.mp4']==['s'] and not list((tmp_path/'s').rglob('*.safetensors'))
+    tally('numbers', 'counts, durations and shards that are none, of every function that takes them', 'refused by name, before any work', n)
 
 def test_what_counts_as_done_is_written_last(tmp_path, monkeypatch, tally):
     "Stopped between a result and its record, the result is not believed."
