@@ -727,6 +727,8 @@ class _Sound:
         self.sampler = self.key = None
     def _keep(self, frames):
         for o in frames:
+            while self.chunks and self.at<=self.chunks[-1][0] and self.chunks[-1][0]+len(self.chunks[-1][1])<=self.at+o.samples:
+                self.chunks.pop()   # all of it is heard anew, as from a clock that stands still
             self.chunks.append((self.at, np.frombuffer(o.planes[0], np.float32, o.samples).copy()))
             self.at,self.n = self.at+o.samples,self.n+o.samples
         self.until = max(self.until, self.at/RATE)
