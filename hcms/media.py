@@ -463,11 +463,13 @@ class _Packets:
         self.timeline = _Timeline()
         self.tops = {}           # stream -> where it ends by its own stamps, seconds; 'others' for all that are not in use
         self.still = -math.inf   # where the pictures end, had each lasted for as long as it says
+        self.usual = 1/float(v.average_rate) if v.average_rate else 0.   # what a picture lasts that does not say
     def __iter__(self):
         used,guessed = {o.index for o in self.used},self.c.format.name=='avi'
         for pk in _demux(self.c, [*self.used, *self.others], self.info):
             kind = pk.stream.type if pk.stream_index in used else 'others'
-            self.tops[kind] = max(_end(pk), self.tops.get(kind, -math.inf))
+            end = _end(pk)+(self.usual if kind=='video' and not pk.duration else 0.)
+            self.tops[kind] = max(end, self.tops.get(kind, -math.inf))
             if kind=='others': continue
             says = pk.duration or 0
             _on_one_clock(pk, self.timeline, guessed and kind=='video')
