@@ -338,11 +338,11 @@ class _Span:
         return low<=at<=self.high+MAX_PAUSE
     def gap(self, kind, at) -> float: return abs(at-self.end.get(kind, self.high))
     def young(self, kind) -> bool: return self.end[kind]-self.began[kind]<=1
-    def add(self, kind, at, end, ordered):
+    def add(self, kind, at, seconds, ahead, ordered):
         if ordered: self.last[kind] = max(at, self.last.get(kind, at))
         self.began.setdefault(kind, at)
-        self.end[kind] = max(end, self.end.get(kind, end))
-        self.low,self.high = min(self.low, at),max(self.high, end)
+        self.end[kind] = max(at+seconds, self.end.get(kind, at))
+        self.low,self.high = min(self.low, at),max(self.high, at+ahead+seconds)
 
 # %% ../nbs/03_media.ipynb #ebaf291b
 class _Timeline:
@@ -353,32 +353,39 @@ class _Timeline:
     ):
         self.back,self.zero,self.spans,self.now = back,zero,[],-math.inf
         self.of,self.before,self.began = {},{},{}   # stream -> its clock, the one it left last, the shift of its first stamp
+        self.longest = {}   # stream -> the longest that one piece of it lasted
     def __call__(self,
         kind:str,            # Which stream
         at:float,            # A stamp, seconds on its own clock
         seconds:float=0.,    # How long what it belongs to lasts
+        ahead:float=0.,      # How much later than the stamp that begins
         ordered:bool=True,   # Do such stamps rise, as those of decoding do?
     ) -> float:              # Seconds on our clock
-        span = self._choose(kind, at)
+        span = self._choose(kind, at, ahead)
         own = self.of.get(kind)
         if own in self.spans and span is not own:
             if self.spans.index(span)<self.spans.index(own): self.spans.remove(own)   # a few stamps that were wrong
             else: self.before[kind] = own
+        seconds = self._lasts(kind, seconds)
         self.of[kind] = span
         self.began.setdefault(kind, span.base-span.origin)
-        span.add(kind, at, at+min(seconds, MAX_PAUSE), ordered)
-        self.now = max(self.now, span.ours(at+min(seconds, MAX_PAUSE)))
+        span.add(kind, at, seconds, ahead, ordered)
+        self.now = max(self.now, span.ours(at+ahead+seconds))
         return span.ours(at)
+    def _lasts(self, kind, seconds) -> float:
+        if seconds>MAX_PAUSE: return self.longest.setdefault(kind, MAX_PAUSE)
+        self.longest[kind] = max(seconds, self.longest.get(kind, 0.))
+        return seconds
     def expects(self, kind, at) -> bool:
         "Does a stamp go on with a clock that is in use?"
         return any(o.takes(kind, at, self.back) for o in self._candidates(kind))
-    def _choose(self, kind, at) -> _Span:
+    def _choose(self, kind, at, ahead) -> _Span:
         "The clock that a stamp is of: its stream's own, or another that fits better; else a new one."
         own = self.of.get(kind)
         fits = [o for o in self._candidates(kind) if o.takes(kind, at, self.back)]
         if own in fits and own.gap(kind, at)<=_NEAR: return own
         if fits: return min(fits, key=lambda o: (o.gap(kind, at), o is not own))
-        origin,base = at,self.now
+        origin,base = at,self.now-ahead
         if not self.spans: origin,base = at if self.zero is None else self.zero,0.
         self.spans = [*self.spans[-2:], _Span(at, origin, base)]
         return self.spans[-1]
@@ -469,8 +476,9 @@ def _on_one_clock(
         if timeline.expects(kind, dts) or not timeline.expects(kind, pts): pk.pts = pts = None
         else: pk.dts = dts = None
     at = pts if dts is None else dts
-    end = (at if pts is None else max(at, pts))+min((pk.duration or 0)*tb, MAX_PAUSE)
-    ticks = round((timeline(kind, at, end-at, dts is not None)-at)/tb)
+    ahead = max(0., pts-at) if pts is not None else 0.
+    ticks = round((timeline(kind, at, (pk.duration or 0)*tb, ahead, dts is not None)-at)/tb)
+    if (pk.duration or 0)*tb>MAX_PAUSE: pk.duration = round(timeline.longest[kind]/tb)
     if not ticks: return
     if pts is not None: pk.pts += ticks
     if dts is not None: pk.dts += ticks
@@ -491,18 +499,23 @@ def _demux(c, streams, info=None) -> Iterator:
             if info: info.packet_errors += 1
 
 class _Packets:
-    "The packets of the two streams in use, on one clock; `top` is where all others end, by the file's own clock."
+    "The packets of the two streams in use, on one clock."
     def __init__(self, c, v, a, info=None, others=()):
         self.c,self.used,self.info,self.others = c,[o for o in (v, a) if o is not None],info,list(others)
-        self.timeline,self.top,self.other_top = _Timeline(),-math.inf,-math.inf
+        self.timeline = _Timeline()
+        self.tops = {}           # stream -> where it ends by its own stamps, seconds; 'others' for all that are not in use
+        self.still = -math.inf   # where the pictures end, had each lasted for as long as it says
+        self.usual = 1/float(v.average_rate) if v.average_rate else 0.   # what a picture lasts that does not say
     def __iter__(self):
         used,guessed = {o.index for o in self.used},self.c.format.name=='avi'
         for pk in _demux(self.c, [*self.used, *self.others], self.info):
-            if pk.stream_index not in used:
-                self.other_top = max(self.other_top, _end(pk))
-                continue
-            self.top = max(self.top, _end(pk))
-            _on_one_clock(pk, self.timeline, guessed and pk.stream.type=='video')
+            kind = pk.stream.type if pk.stream_index in used else 'others'
+            end = _end(pk)+(self.usual if kind=='video' and not pk.duration else 0.)
+            self.tops[kind] = max(end, self.tops.get(kind, -math.inf))
+            if kind=='others': continue
+            says = pk.duration or 0
+            _on_one_clock(pk, self.timeline, guessed and kind=='video')
+            if kind=='video': self.still = max(self.still, _end(pk)+(says-(pk.duration or 0))*float(pk.time_base))
             yield pk
 
 def _end(pk) -> float:
@@ -516,7 +529,6 @@ class _Track:
     def __init__(self, stream):
         self.n,self.shown,self.seconds,self.first,self.end = 0,0,0.,math.inf,-math.inf
         self.times = []   # when what is shown appears, seconds
-        self.still = -math.inf   # the end, had the last one lasted as long as it says
         self.tb,self.vp8 = float(stream.time_base),stream.codec_context.name.startswith('vp8')
     def add(self, pk):
         self.n += 1
@@ -525,12 +537,11 @@ class _Track:
         self.shown += shown
         if ts is None or pk.is_discard: return
         if shown: self.times.append(ts*self.tb)
-        lasts = min(pk.duration or 0, MAX_PAUSE/self.tb)
-        self.seconds += lasts*self.tb
-        self.first,self.end = min(self.first, ts*self.tb),max(self.end, (ts+lasts)*self.tb)
-        self.still = max(self.still, (ts+(pk.duration or 0))*self.tb)
+        self.seconds += (pk.duration or 0)*self.tb
+        self.first,self.end = min(self.first, ts*self.tb),max(self.end, (ts+(pk.duration or 0))*self.tb)
 
 # %% ../nbs/03_media.ipynb #631247ef
+_LAST_PIECE = .15   # Seconds by which the last piece of audio may be shorter than a header says: an AAC frame at 16 kHz is .064 s
 _UNSTATED = (Format.no_timestamps|Format.ts_discont).value   # formats that hold no length
 
 def _noted_length(stream) -> float|None:
@@ -541,21 +552,26 @@ def _noted_length(stream) -> float|None:
     except (AttributeError, ValueError): return None
     return 3600*h+60*m+s
 
-def _stated_end(c, packets:_Packets) -> float:
-    "Where the streams in use end by what the header says, seconds; minus infinity where it does not say."
+def _unread(c, packets:_Packets, start:float) -> float:
+    "Seconds that the header promises beyond the last packets of the streams in use."
     whole = (c.duration or 0)/1e6
-    if not whole or c.format.flags & _UNSTATED: return -math.inf
-    noted = [_noted_length(o) for o in packets.used]
-    if noted[0] is not None: return min(whole, max(o for o in noted if o is not None))
-    return -math.inf if packets.other_top>=whole-.1 else whole
+    if not whole or c.format.flags & _UNSTATED: return 0.
+    ends = {o.type: packets.tops.get(o.type, -math.inf)-min(start, 0.) for o in packets.used}
+    noted = {o.type: _noted_length(o) for o in packets.used}
+    if noted['video'] is None:
+        if packets.tops.get('others', -math.inf)>=whole-.1: return 0.
+        noted = {max(ends, key=ends.get): whole}
+    beyond = {k: max(0., min(o, whole)-ends[k]) for k,o in noted.items() if o is not None}
+    seen,heard = beyond.get('video', 0.),beyond.get('audio', 0.)
+    return seen if seen>_LAST_PIECE or heard<_LAST_PIECE else heard
 
-# %% ../nbs/03_media.ipynb #6f73c2de
+# %% ../nbs/03_media.ipynb #0eb7215b
 def _expected(c, v, track:_Track, packets:_Packets, start:float) -> int:
     "How many pictures the file was made with."
     rate = float(v.average_rate or 0)
     if 'mp4' in c.format.name: n = sum(not o.is_discard for o in v.index_entries)
     elif v.frames: n = track.shown + round(v.frames-track.end*rate)   # an AVI's number counts ticks, also those without a new picture
-    else: n = track.shown + int(max(0., _stated_end(c, packets)-(packets.top-min(start, 0.)))*rate)
+    else: n = track.shown + int(_unread(c, packets, start)*rate)
     return max(n, track.shown)
 
 # %% ../nbs/03_media.ipynb #6bcfcfab
@@ -575,7 +591,7 @@ def _scan(path) -> tuple[MediaInfo, dict, np.ndarray]:
         start,end,has_audio = V.first,V.end,bool(A and A.n and A.end>A.first)
         if has_audio:
             if a.start_time is not None: A.first = max(A.first, a.start_time*A.tb+packets.timeline.began['audio'])   # what the decoder leaves out at the start is before it
-            V.end = max(V.end, min(V.still, A.end))
+            V.end = max(V.end, min(packets.still, A.end))
             start,end = min(start, A.first),max(end, A.end, V.end)
         fps = V.shown/(V.end-V.first)
         size = v.codec_context.width,v.codec_context.height
@@ -784,6 +800,8 @@ class _Sound:
         self.sampler = self.key = None
     def _keep(self, frames):
         for o in frames:
+            while self.chunks and self.at<=self.chunks[-1][0] and self.chunks[-1][0]+len(self.chunks[-1][1])<=self.at+o.samples:
+                self.chunks.pop()   # all of it is heard anew, as from a clock that stands still
             self.chunks.append((self.at, np.frombuffer(o.planes[0], np.float32, o.samples).copy()))
             self.at,self.n = self.at+o.samples,self.n+o.samples
         self.until = max(self.until, self.at/RATE)

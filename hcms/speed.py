@@ -11,7 +11,6 @@ import os, time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-import av
 import numpy as np
 import pandas as pd
 import torch
@@ -20,7 +19,7 @@ from .costs import backbone_prices, gflops_per_video
 from .gating import gumbel_gate, gumbel_noise
 from .hlstm import HCMS, fuse
 from .infer import Stream, play, predict, predict_many
-from .media import StepReader, probe, write_video
+from .media import StepReader, _open, _streams, probe, write_video
 from .plots import panels, plot_ratios
 from .report import write_figure, write_table
 
@@ -66,9 +65,8 @@ def long_video(path, seconds:float=120., size=(256, 340), fps:int=25) -> Path:
 
 def bare_decode(path) -> int:   # pictures and pieces of sound
     "Decode all that a file holds, on one thread, and look at none of it."
-    with av.open(str(path)) as c:
-        streams = [o for o in (c.streams.best('video'), c.streams.best('audio')) if o]
-        for o in streams: o.thread_count = 1
+    with _open(path) as c:
+        streams = [o for o in _streams(c, path) if o is not None]
         return sum(len(packet.decode()) for packet in c.demux(streams))
 
 # %% ../nbs/69_speed.ipynb #314ae052

@@ -79,6 +79,112 @@ def test_the_command(trained, trained_home, tmp_path):
     none = hcms('predict', tmp_path/'plots', home=trained_home, check=False)
     assert none.returncode==2 and 'holds no video' in none.stderr
 
+# clocks of live sources
+
+def live_steps(**kw):
+    from hcms.live import LiveSteps, steps_every
+    from hcms.media import MediaSpec
+    return LiveSteps(MediaSpec(steps=1, frame_size=16, clip_size=16, clip_frames=2, clip_seconds=.2), steps_every(.5), **kw)
+
+GREY,QUIET = np.full((16, 16, 3), 90, np.uint8),np.zeros(1600, 'f4')
+
+def pushed(live, events):
+    "The steps that come of (what, stamp) events, and of the end; each push may complete so many as a pause holds."
+    from hcms.media import MAX_PAUSE
+    out = []
+    for what,t in events:
+        if what=='see': live.see(GREY, t)
+        else: live.hear(QUIET, t)
+        new = list(live.ready())
+        assert len(new)<=(MAX_PAUSE+3)/.5 and len(live.open)<=(MAX_PAUSE+3)/.5
+        out += new
+    live.end()
+    return out+list(live.ready())
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(-1e10, 1e10), st.lists(st.tuples(st.sampled_from(['see', 'hear']), st.floats(0, 4)), min_size=1, max_size=30))
+def test_a_stream_begins_at_its_first_stamp(zero, events):
+    "Pictures or audio first, from any time on: the same steps at the same times, pictures and audio moved alike."
+    plain,later = live_steps(),live_steps()
+    first = events[0][1]
+    a = pushed(plain, [(k, round(t-first, 2)) for k,t in events])
+    b = pushed(later, [(k, zero+round(t-first, 2)) for k,t in events])
+    assert [(o.index, o.time, o.frame is None) for o in a]==[(o.index, o.time, o.frame is None) for o in b]
+    assert abs(plain.clock.now-later.clock.now)<1e-3 and plain.late_pictures==later.late_pictures
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(['see', 'hear']), st.floats(allow_nan=False, allow_infinity=False)), min_size=1, max_size=20))
+def test_no_number_in_a_stamp_makes_work(events):
+    "Any stamps at all: time passes by a minute a push at most, and never backwards."
+    from hcms.media import MAX_PAUSE
+    live = live_steps()
+    n = len(pushed(live, events))
+    assert n<=len(events)*(MAX_PAUSE+1)/.5+3 and live.clock.now<=len(events)*(MAX_PAUSE+1)
+    assert len(live.heard.chunks)<=len(events) and len(live.clock.spans)<=3
+
+@pytest.mark.parametrize('jump', [120, 3600, 1.7e9, -30, -3600, -1.7e9])
+@pytest.mark.parametrize('first', ['see', 'hear'])
+def test_a_clock_that_is_set_anew_is_followed_by_both(jump, first):
+    "Whichever of the two jumps first, they stay side by side: a click is heard when its picture is shown."
+    at = [i/10 for i in range(400)]
+    live,steps = live_steps(),[]
+    for i,t in enumerate(at):
+        t += jump*(i>=350)
+        picture,sound = GREY+np.uint8(100*(i==370)),QUIET+np.float32(.9*(i==370))
+        for what in (first, 'hear' if first=='see' else 'see'):
+            if what=='see': live.see(picture, t)
+            else: live.hear(sound, t)
+        steps += live.ready()
+    live.end()
+    steps += live.ready()
+    assert abs(live.clock.now-40)<.2 and not live.late_pictures and not live.late_sounds
+    loud = [o.time for o in steps if o.patch.max()>-1]
+    assert loud and abs(np.mean(loud)-37.05)<.3 and all(o.frame is not None for o in steps)
+
+def test_stamps_that_are_no_numbers_are_refused():
+    from hcms.core import InputError
+    live = live_steps()
+    for bad in (float('nan'), float('inf'), -float('inf'), None, 'soon', [1.], 1j):
+        with pytest.raises(InputError, match='time'): live.see(GREY, bad)
+        with pytest.raises(InputError, match='time'): live.hear(QUIET, bad)
+    live.see(GREY, 5.); live.see(GREY, 5.1)
+    assert (live.late_pictures, round(live.clock.now, 3)) == (0, .1)
+
+# play
+
+class Camera:
+    "A stream that notes what arrives."
+    def __init__(self): self.seen,self.heard = [],[]
+    def see(self, o, t): self.seen.append(t); return 0
+    def hear(self, o, t): self.heard.append(t); return 0
+    def end(self): return 0
+
+@pytest.mark.parametrize('name,kw', [
+    ('plain.mp4', {}), ('12:30:00.mp4', {}), ('file:x.mp4', {}), ('http:x.mkv', {}), ('-i.mp4', {}), ('raw.h264', {}), ('raw.hevc', dict(vcodec='libx265')),
+    ('raw.m2v', dict(vcodec='mpeg2video', options={})), ('b.avi', dict(vcodec='mpeg4')), ('x264.avi', {}), ('v.ts', {}), ('v.webm', dict(vcodec='libvpx', options={}))])
+def test_play_takes_what_the_reader_takes(tmp_path, monkeypatch, name, kw):
+    "As many pictures, in order, at the times of the reader's clock; and no error."
+    from hcms.infer import play
+    from hcms.media import MediaSpec, read_steps, write_video
+    monkeypatch.chdir(tmp_path)
+    kw = dict(options=dict(bf='2')) | kw
+    bare = name.startswith('raw') or name.endswith('.webm')
+    write_video(tmp_path/f'src{Path(name).suffix}', np.random.default_rng(0).integers(0, 255, (30, 64, 64, 3), dtype=np.uint8), 25, None if bare else np.zeros(19_200, 'f4'),
+                crf=None, preset=None, **kw).rename(tmp_path/name)
+    info,camera = read_steps(Path(name), MediaSpec(steps=2, frame_size=16)).info,Camera()
+    assert not list(play(Path(name), camera))
+    assert len(camera.seen)==info.frames_decoded==30 and camera.seen==sorted(camera.seen)
+    assert min(camera.seen+camera.heard)>=-.1 and camera.seen[-1]<info.duration<=camera.seen[-1]+.2 and bool(camera.heard)==info.has_audio
+
+def test_play_refuses_what_the_reader_refuses(tmp_path):
+    from hcms.core import InputError
+    from hcms.infer import play
+    (tmp_path/'page.mp4').write_text('<html>404</html>')
+    (tmp_path/'list.m3u8').write_text('#EXTM3U\n#EXTINF:3,\nv.ts\n#EXT-X-ENDLIST\n')
+    (tmp_path/'empty.mp4').touch()
+    for name in ('page.mp4', 'list.m3u8', 'empty.mp4', 'absent.mp4', ''):
+        with pytest.raises(InputError): list(play(tmp_path/name, Camera()))
+
 @pytest.mark.full
 def test_memory_stays_flat_over_an_hour_of_stream(trained):
     import psutil

@@ -6,9 +6,11 @@ from fractions import Fraction
 from functools import partial
 from pathlib import Path
 import av, numpy as np, pytest
-from hcms.core import MODALITIES
-from hcms.media import (PATCH_SAMPLES, RATE, MediaError, MediaSpec, StepReader, clip_times, iter_steps, log_mel_patches,
-                        probe, read_steps, write_video)
+from hypothesis import given, settings, strategies as st
+from hcms.core import MODALITIES, InputError
+from hcms.live import LiveSteps, steps_every
+from hcms.media import (MAX_PAUSE, PATCH_SAMPLES, RATE, MediaError, MediaSpec, StepReader, audio_samples, clip_times, decoded, iter_steps,
+                        log_mel_patches, probe, read_steps, write_video)
 
 SPEC = MediaSpec(steps=6, frame_size=32, clip_size=32, clip_frames=4, clip_seconds=.6)
 HALF = PATCH_SAMPLES/2/RATE
@@ -356,6 +358,337 @@ def test_every_codec_and_container_that_can_be_written(tmp_path, ends, full):
     for k,s in read.items(): assert (np.abs(number(s.frames).astype(int)-shown(np.arange(40)/25, s.times))<=(3 if k[1]=='.mxf' else 1)).all(), k   # MXF keeps the stamps of B-frames in the order of decoding
     assert len({a for a,_ in read})>=12 and len({b for _,b in read})>=9 and len(read)>.5*len(made)
 
+
+# lengths: only the streams in use count
+
+LENGTHS = [('.mkv', 'libx264', 'aac', RATE), ('.webm', 'libvpx', 'libopus', 48_000), ('.mp4', 'libx264', 'aac', RATE), ('.mov', 'libx264', 'aac', RATE),
+           ('.avi', 'mpeg4', 'pcm_s16le', RATE), ('.ts', 'libx264', 'aac', RATE), ('.ogv', 'libvpx', 'libopus', 48_000), ('.flv', 'libx264', 'aac', RATE)]
+
+def side_by_side(dst, first, *others):
+    "All streams of `first`, and one stream each of `others` (file, kind), in one file; packets in the order of time."
+    sources = [(first, s) for s in ('video', 'audio')]+list(others)
+    with av.open(str(dst), 'w') as o:
+        packets = []
+        for path,kind in sources:
+            with av.open(str(path)) as c:
+                if not getattr(c.streams, kind): continue
+                out = o.add_stream_from_template(getattr(c.streams, kind)[0])
+                for pk in c.demux(getattr(c.streams, kind)[0]):
+                    if not pk.size: continue
+                    if pk.dts is None: pk.dts = pk.pts
+                    packets.append((float(pk.dts*pk.time_base), len(packets), pk, out))
+        for _,_,pk,out in sorted(packets, key=lambda q: q[:2]):
+            pk.stream = out
+            o.mux(pk)
+    return dst
+
+def subtitles(path):
+    path.write_text('1\n00:00:01,000 --> 00:00:02,000\nhello\n\n2\n00:00:02,500 --> 00:00:30,000\nthanks\n\n')
+    return path
+
+def noise(n, size=64): return np.random.default_rng(0).integers(0, 255, (n, size, size, 3)).astype(np.uint8)
+
+def cut(path, share):
+    p = path.with_name(f'cut{path.suffix}')
+    data = path.read_bytes()
+    p.write_bytes(data[:int(share*len(data))])
+    return p
+
+@pytest.mark.parametrize('suffix,vcodec,acodec,rate', LENGTHS)
+@pytest.mark.parametrize('more', ['audio', 'video', 'subtitle'])
+def test_other_streams_may_be_longer(tmp_path, ends, suffix, vcodec, acodec, rate, more):
+    if more=='subtitle' and suffix not in ('.mkv', '.ts'): pytest.skip('no srt in this container')
+    kw = dict(rate=rate, vcodec=vcodec, acodec=acodec, crf=None, preset=None)
+    v = write_video(tmp_path/f'v{suffix}', noise(30), 10, click(1, 3, rate), **kw)
+    alone = probe(v)
+    if more=='subtitle': other = subtitles(tmp_path/'s.srt'),'subtitles'
+    else: other = write_video(tmp_path/f'o{suffix}', noise(80, 32), 10, click(6, 8, rate), **kw),more
+    both = side_by_side(tmp_path/f'both{suffix}', v, other)
+    s = ends('another stream ends later', both, SPEC)
+    n = 30 if s.info.width==64 else 80     # FFmpeg's choice of two videos
+    assert (s.info.frames_decoded, s.info.frames_expected, s.info.status) == (n, n, 'ok')
+    with av.open(str(both)) as c: chosen = c.streams.best('audio')
+    longer = n==80 or (more=='audio' and chosen.index==2)
+    assert s.info.duration == pytest.approx(8 if longer else alone.duration, abs=.15) and s.info.fps == pytest.approx(10, rel=.05)
+    if suffix in ('.mkv', '.webm', '.flv') and more!='video':
+        half = ends('another stream ends later, cut short', cut(both, .4), SPEC)
+        assert half.info.status=='partial' and half.info.frames_decoded<25
+
+@pytest.mark.parametrize('suffix', ['.mkv', '.webm'])
+def test_matroska_without_notes_of_each_streams_length(tmp_path, suffix):
+    "As some writers make it; then the one length of the file is of whichever stream reaches it."
+    kw = dict(rate=48_000, vcodec='libvpx', acodec='libopus', crf=None, preset=None)
+    v = write_video(tmp_path/f'v{suffix}', noise(30), 10, click(1, 3, 48_000), **kw)
+    other = write_video(tmp_path/f'o{suffix}', noise(2, 32), 10, click(6, 8, 48_000), **kw)
+    both = side_by_side(tmp_path/f'both{suffix}', v, (other, 'audio'))
+    for p,whole in ((v, True), (both, True), (cut(v, .5), False), (cut(both, .4), False)):
+        p.write_bytes(p.read_bytes().replace(b'DURATION', b'DURATIOX'))
+        assert (probe(p).status=='ok')==whole, p
+
+def test_chapters_play_no_part(tmp_path):
+    for suffix in ('.mkv', '.mp4', '.mov'):
+        v = write_video(tmp_path/f'v{suffix}', noise(30), 10, click(1, 3))
+        with av.open(str(v)) as i, av.open(str(tmp_path/f'c{suffix}'), 'w') as o:
+            streams = {s.index: o.add_stream_from_template(s) for s in i.streams}
+            o.set_chapters([dict(id=n, start=2000*n, end=2000*n+[2000, 58_000][n], time_base=Fraction(1, 1000), metadata={}) for n in (0, 1)])
+            for pk in i.demux():
+                if not pk.size: continue
+                pk.stream = streams[pk.stream.index]
+                o.mux(pk)
+        got = probe(tmp_path/f'c{suffix}')
+        assert (got.frames_expected, got.status, round(got.duration, 1)) == (30, 'ok', round(probe(v).duration, 1))
+
+def test_a_short_file_with_longer_audio_is_whole(tmp_path):
+    for suffix in ('.mkv', '.mp4', '.ts', '.avi'):
+        i = read_steps(write_video(tmp_path/f'v{suffix}', coded(6), 20, click(.1, .5), vcodec='mpeg4', crf=None, preset=None), SPEC).info
+        assert (i.frames_expected, i.status) == (6, 'ok'), suffix
+
+# clocks that jump
+
+def moved(b, ticks):
+    "The five bytes of a transport stream's stamp, some ticks later."
+    t = (b[0]>>1&7)<<30 | b[1]<<22 | (b[2]>>1)<<15 | b[3]<<7 | b[4]>>1
+    t = (t+ticks)%2**33
+    return bytes([b[0]&0xf1 | (t>>30&7)<<1, t>>22&255, (t>>15&127)<<1|1, t>>7&255, (t&127)<<1|1])
+
+def restamp(data, shift):
+    "A transport stream in which the n-th packet of a kind is stamped `shift(kind, n)` seconds later."
+    b,n = bytearray(data),{}
+    for o in range(0, len(b), 188):
+        a = o+4+(1+b[o+4] if b[o+3]&0x20 else 0)
+        if not b[o+1]&0x40 or b[a:a+3]!=b'\0\0\1': continue
+        kind = {0xe0: 'video', 0xc0: 'audio'}.get(b[a+3]&0xf0)
+        n[kind] = n.get(kind, -1)+1
+        ticks = round(shift(kind, n[kind])*90_000)
+        for flag,at in ((0x80, a+9), (0x40, a+14)):
+            if kind and ticks and b[a+7]&flag: b[at:at+5] = moved(b[at:at+5], ticks)
+    return bytes(b)
+
+DENSE = MediaSpec(steps=40, frame_size=32)
+
+@pytest.mark.parametrize('bf', [0, 2])
+@pytest.mark.parametrize('wrong', [
+    lambda k,n: 3600*(k=='video' and n==20), lambda k,n: 80_000*(k=='video' and n==20), lambda k,n: -1.5*(k=='video' and n==40),
+    lambda k,n: 3600*(k=='audio' and n==3), lambda k,n: 3600*(k=='video' and 20<=n<23), lambda k,n: 7200*(k=='video' and n==1),
+    lambda k,n: 2**33/90_000-1.2])
+def test_a_few_stamps_that_are_wrong_change_little(tmp_path, ends, bf, wrong):
+    src = write_video(tmp_path/'src.ts', coded(60), 20, click(2, 3), options=dict(bf=str(bf)))
+    (tmp_path/'v.ts').write_bytes(restamp(src.read_bytes(), wrong))
+    want,s = read_steps(src, DENSE),ends('a few stamps hours ahead or behind', tmp_path/'v.ts', DENSE)
+    assert (s.info.frames_decoded, s.info.status) == (60, 'ok') and s.info.duration == pytest.approx(want.info.duration, abs=.01)
+    off = np.abs(number(s.frames).astype(int)-number(want.frames))
+    assert (off>0).mean()<=.15 and off.max()<=5 and heard_at(tmp_path/'v.ts') == pytest.approx(heard_at(src), abs=.02)
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.floats(-90_000, 90_000), st.floats(0, .5))
+def test_whatever_the_stamps_say_a_file_is_read_and_bounded(tmp_path_factory, seed, far, share):
+    "Random stamps of a share of the packets: all pictures come, in the order of their clock; a second a packet and a minute a pause at most."
+    d = tmp_path_factory.getbasetemp()/'restamped'; d.mkdir(exist_ok=True)
+    src = d/'src.ts'
+    if not src.exists(): write_video(src, coded(30), 20, click(1, 1.5))
+    rng = np.random.default_rng(seed)
+    (d/'v.ts').write_bytes(restamp(src.read_bytes(), lambda k,n: far*(rng.random()<share)))
+    s = read_steps(d/'v.ts', SPEC)
+    assert s.info.frames_decoded==30 and 0<s.info.duration<31*MAX_PAUSE
+    times = [t for o,t in decoded(d/'v.ts') if isinstance(o, av.VideoFrame)]
+    assert len(times)==30 and times==sorted(times) and np.isfinite(times).all()
+
+@pytest.mark.parametrize('suffix,lengths', [(s, n) for s in ('.ts', '.mkv', '.mpg') for n in ((40, 40), (20, 60), (60, 20), (20, 20, 20)) if s!='.mkv' or len(n)==2])
+def test_recordings_that_were_joined_follow_each_other(tmp_path, ends, lengths, suffix):
+    "Pictures and audio of each keep their places beside each other."
+    kw = dict(vcodec='libx264', acodec='aac', rate=RATE) if suffix!='.mpg' else dict(vcodec='mpeg2video', acodec='mp2', rate=48_000, crf=None, preset=None)
+    at,parts,frames = 0,[],coded(80)
+    for n in lengths:
+        parts.append(write_video(tmp_path/f'part{suffix}', frames[at:at+n], 20, click(.5, n/20, kw['rate']), **kw).read_bytes())
+        at += n
+    p = tmp_path/f'v{suffix}'
+    p.write_bytes(b''.join(parts))
+    s = ends('recordings joined with cat', p, DENSE)
+    assert (s.info.frames_decoded, s.info.status) == (at, 'ok')
+    assert s.info.duration == pytest.approx(at/20, abs=.1*len(lengths))     # AAC begins with 1,024 samples of silence
+    assert np.abs(number(s.frames)-s.times*20).max()<=2+len(lengths) and s.audio_mask.all()
+    clicks = np.cumsum([0, *lengths[:-1]])/20+.5
+    loud = s.patches.max((1, 2))>-1
+    near = np.abs(s.times[:,None]-clicks).min(1)
+    assert loud[near<.3].all() and not loud[near>.75].any()
+
+def test_a_recording_that_goes_on_hours_later(tmp_path):
+    src = write_video(tmp_path/'a.ts', coded(40), 20, click(1, 2)).read_bytes()
+    for shift in (100, 7200, 2**33/90_000-3):
+        later = restamp(src, lambda k,n: shift)
+        for parts in ([src, later], [later, src]):
+            if parts[0] is later and shift>80_000: continue   # FFmpeg sees the overflow of 33 bits and a pause of a second
+            (tmp_path/'v.ts').write_bytes(b''.join(parts))
+            s = read_steps(tmp_path/'v.ts', DENSE)
+            shown_at = number(s.frames)+40*(s.times>=s.info.duration/2)
+            assert s.info.duration == pytest.approx(4, abs=.2) and np.abs(shown_at-s.times*80/s.info.duration).max()<=3
+
+@pytest.mark.parametrize('suffix', ['.mp4', '.mkv', '.mov'])
+def test_a_last_picture_hours_later(tmp_path, suffix):
+    "The one before it then claims to last for hours."
+    src = write_video(tmp_path/f'src{suffix}', coded(40), 20, click(1, 2), options=dict(bf='0'))
+    with av.open(str(src)) as i, av.open(str(tmp_path/f'v{suffix}'), 'w') as o:
+        streams,n = {s.index: o.add_stream_from_template(s) for s in i.streams},0
+        for pk in i.demux():
+            if not pk.size: continue
+            n += pk.stream.type=='video'
+            if n==40 and pk.stream.type=='video':
+                pk.pts += round(7200/pk.time_base)
+                pk.dts = pk.pts
+            pk.stream = streams[pk.stream.index]
+            o.mux(pk)
+    s = read_steps(tmp_path/f'v{suffix}', DENSE)
+    assert (s.info.frames_decoded, s.info.status) == (40, 'ok') and s.info.duration == pytest.approx(2, abs=.15)
+    assert np.abs(number(s.frames)-s.times*20).max()<=3
+
+def test_long_stills_are_believed_while_audio_goes_on(tmp_path):
+    "Two slides of 100 s each with speech; three of 200 s without it, where the first lasts for a minute and the others no longer."
+    talk = np.random.default_rng(0).standard_normal(200*8000).astype('f4')/10
+    slides = [np.full((64, 64, 3), o, np.uint8) for o in (10, 240)]
+    for suffix in ('.mp4', '.mkv'):
+        i = probe(write_video(tmp_path/f'talk{suffix}', slides, [0, 100, 200], talk, 8000, options=dict(bf='0')))
+        assert i.duration == pytest.approx(200, abs=.3) and i.start==0
+    s = read_steps(tmp_path/'talk.mp4', DENSE, ['appearance'])
+    assert (s.frames.mean((1, 2, 3))>128).tolist()==(s.times>=100).tolist()
+    mute = read_steps(write_video(tmp_path/'mute.mp4', [*slides, slides[0]], [0, 200, 400, 600], options=dict(bf='0')), DENSE, ['appearance'])
+    assert 2*MAX_PAUSE<=mute.info.duration<=3*MAX_PAUSE and mute.info.frames_decoded==3
+    assert (mute.frames.mean((1, 2, 3))>128).tolist()==((mute.times>=MAX_PAUSE) & (mute.times<2*MAX_PAUSE)).tolist()
+
+# AVI keeps no time of display
+
+@pytest.mark.parametrize('vcodec', ['mpeg4', 'libx264'])
+@pytest.mark.parametrize('bf', [0, 1, 3])
+@pytest.mark.parametrize('acodec', [None, 'pcm_s16le', 'mp2'])
+def test_avi_shows_pictures_when_mp4_does(tmp_path, vcodec, bf, acodec):
+    rate = 48_000
+    kw = dict(vcodec=vcodec, acodec=acodec or 'aac', rate=rate, crf=None, preset=None, options=dict(bf=str(bf)))
+    sound = None if acodec is None else click(1.2, 2, rate)
+    avi,mp4 = (write_video(tmp_path/f'v{o}', coded(40), 20, sound, **kw) for o in ('.avi', '.mp4'))
+    for p in (avi, mp4):
+        at = [t for o,t in decoded(p) if isinstance(o, av.VideoFrame)]
+        assert np.abs(np.array(at)-np.arange(40)/20).max()<2e-3, p
+    check_pictures(avi, np.arange(40)/20)
+    if acodec: assert heard_at(avi) == pytest.approx(heard_at(mp4), abs=.02)
+
+def place(bits):
+    "A packet of MPEG-4 that holds no picture: not coded."
+    b = '01'+'0'+'1'+'0'*bits+'1'+'0'+'0'
+    return b'\0\0\1\xb6'+int(b+'1'*(-len(b)%8), 2).to_bytes(-(-len(b)//8), 'big')
+
+def divx(path, pictures, how):
+    "An AVI as DivX and Xvid write it: 'packed' puts a B-frame into the packet before; 'lag' and 'dropped' hold places with one byte, 'uncoded' with seven."
+    src = write_video(path.with_name('src.avi'), pictures, 20, vcodec='mpeg4', crf=None, preset=None, options=dict(bf=str(int(how in ('packed', 'lag'))), g='300'))
+    with av.open(str(src)) as i, av.open(str(path), 'w') as o:
+        out = o.add_stream_from_template(i.streams.video[0])
+        packets = [bytes(pk) for pk in i.demux(video=0) if pk.size]
+        at = packets[0].index(b'\0\0\1\xb6')
+        packets[0] = packets[0][:at]+b'\0\0\1\xb2DivX503b1393'+b'p'*(how=='packed')+packets[0][at:]
+        made,k = packets[:1],1
+        while k<len(packets):
+            twice = how=='packed' and k+1<len(packets) and packets[k+1][4]>>6==2
+            made += [packets[k]+packets[k+1], place(5)] if twice else [packets[k]]
+            k += 1+twice
+            if how=='lag' and k==2: made.insert(1, b'\x7f')
+            if how in ('dropped', 'uncoded') and k%3==0 and k<len(packets): made.append(b'\x7f' if how=='dropped' else place(5))
+        for t,b in enumerate(made):
+            pk = av.Packet(b)
+            pk.pts = pk.dts = t
+            pk.duration,pk.time_base,pk.stream,pk.is_keyframe = 1,Fraction(1, 20),out,t==0
+            o.mux(pk)
+    return path
+
+@pytest.mark.parametrize('n', [5, 10, 30])
+@pytest.mark.parametrize('how', ['packed', 'lag', 'dropped', 'uncoded'])
+def test_packets_that_hold_a_place_are_not_missing_pictures(tmp_path, ends, n, how):
+    reader = StepReader(divx(tmp_path/'v.avi', coded(n), how), MediaSpec(steps=n, frame_size=32), ['appearance'])
+    for _ in range(2):     # counted once, however often it is read
+        got = number(np.stack([o.frame for o in reader]))
+        assert (reader.info.frames_decoded, reader.info.frames_expected, reader.info.status, reader.info.packet_errors) == (n, n, 'ok', 0)
+    assert (np.diff(got.astype(int))>=0).all() and (how!='packed' or got.tolist()==list(range(n)))
+
+def test_places_hide_no_loss(tmp_path):
+    "Of a file cut in half, the other half is missing, with or without them."
+    for how in ('packed', 'dropped'):
+        i = read_steps(cut(divx(tmp_path/'v.avi', noise(30), how), .6), SPEC).info
+        assert i.status=='partial', how
+
+def test_fps_counts_what_is_shown(tmp_path):
+    src = write_video(tmp_path/'src.mp4', coded(40), 20, options=dict(g='10', bf='0'))
+    for hidden in (.3, .7, 1.2):
+        with av.open(str(src)) as i, av.open(str(tmp_path/'v.mp4'), 'w', options=dict(avoid_negative_ts='disabled')) as o:
+            v = o.add_stream_from_template(i.streams.video[0])
+            for pk in i.demux(video=0):
+                if not pk.size: continue
+                pk.pts -= round(hidden/pk.time_base); pk.dts = pk.pts; pk.stream = v
+                o.mux(pk)
+        assert probe(tmp_path/'v.mp4').fps == pytest.approx(20, rel=.01)
+
+# samples of any type, everywhere
+
+SCALES = dict(i1=(2**7, 0), u1=(2**7, 2**7), i2=(2**15, 0), u2=(2**15, 2**15), i4=(2**31, 0))
+
+def of_type(x, kind):
+    "The same audio as integers."
+    half,middle = SCALES[kind]
+    return np.clip(np.round(x.astype('f8')*half), -half, half-1).astype('i8').__add__(middle).astype(kind)
+
+def through_a_stream(x):
+    live = LiveSteps(MediaSpec(steps=1, frame_size=16, clip_size=16, clip_frames=2, clip_seconds=.2), steps_every(1.))
+    live.hear(x, 0.)
+    live.end()
+    return next(live.ready()).patch
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(sorted(SCALES)), st.floats(.05, .9), st.sampled_from('<>'))
+def test_the_same_audio_in_all_types_is_the_same_patch(seed, kind, loud, order):
+    "Integers are refused where floats are asked for, with the way to scale them; scaled they differ by quantisation alone."
+    x = np.random.default_rng(seed).uniform(-loud, loud, 2*RATE).astype('f4')
+    pcm = of_type(x, kind).astype(np.dtype(kind).newbyteorder(order))
+    half,_ = SCALES[kind]
+    for f in (lambda o: log_mel_patches(o)[0], through_a_stream):
+        with pytest.raises(InputError, match='audio_samples'): f(pcm)
+        noise = 40/half      # of rounding, in a mel band
+        assert np.abs(np.exp(f(audio_samples(pcm)))-np.exp(f(x))).max()<=noise*4+1e-3
+    assert np.abs(audio_samples(pcm)-x).max()<=1.01/half
+    assert (audio_samples(x)==audio_samples(x.astype('f8'))).all()
+
+BAD_SOUND = [[], np.zeros((0,), 'f4'), np.zeros((9, 2)), np.zeros((2, 9, 2)), np.zeros(9, 'c8'), np.array([.1, np.nan]), np.array([np.inf]), np.full(9, 3e4),
+             np.arange(9), np.zeros(9, 'i2'), np.zeros(9, '?'), ['a'], None, [[.1], [.1, .2]], np.float32(.5)]
+
+def test_every_function_that_takes_audio_refuses_what_is_none(tmp_path):
+    live = LiveSteps(SPEC, steps_every(1.))
+    for bad in BAD_SOUND:
+        with pytest.raises(InputError, match='samples'): live.hear(bad, 0.)
+    for bad in BAD_SOUND[2:]:     # no audio at all is one patch of silence
+        with pytest.raises(InputError, match='samples'): log_mel_patches(bad)
+    for bad in [*BAD_SOUND[:2], *BAD_SOUND[3:]]:     # two channels can be written
+        if bad is None: continue
+        with pytest.raises(InputError, match='sound'): write_video(tmp_path/'v.mp4', coded(2), sound=bad)
+    for rate in (0, -1, np.nan, np.inf, 16_000.5, '16000', None, True, 10**12):
+        with pytest.raises(InputError, match='rate'): live.hear(np.zeros(9, 'f4'), 0., rate)
+        with pytest.raises(InputError, match='rate'): write_video(tmp_path/'v.mp4', coded(2), sound=np.zeros(99, 'f4'), rate=rate)
+    assert not any(tmp_path.iterdir()) and not live.heard.chunks
+
+# one opener
+
+def test_files_are_opened_in_one_place():
+    "Every other door would need the guards again."
+    import hcms
+    for p in Path(hcms.__file__).parent.glob('*.py'):
+        n = p.read_text(encoding='utf-8').count('av.open(')
+        assert n==(2 if p.name=='media.py' else 0), p.name
+
+def test_decoded_gives_what_the_reader_reads(tmp_path, good):
+    for suffix,data in good.items():
+        p = tmp_path/f'v{suffix}'
+        p.write_bytes(data)
+        at = [t for o,t in decoded(p) if isinstance(o, av.VideoFrame)]
+        i = read_steps(p, SPEC).info
+        assert len(at)==i.frames_decoded and at==sorted(at) and at[-1]<i.duration
+    for name in ('page.mp4', 'absent.mp4', 'folder.mp4'):
+        if name.startswith('page'): (tmp_path/name).write_text('<html></html>')
+        if name.startswith('folder'): (tmp_path/name).mkdir()
+        with pytest.raises(MediaError, match=name): next(decoded(tmp_path/name))
 
 # the reader as a whole
 
