@@ -5,14 +5,17 @@
 # %% auto #0
 __all__ = ['MODALITIES', 'LETTERS', 'ID_RULE', 'NO_ROOM', 'InputError', 'first_line', 'check_choice', 'check_id', 'repo_root',
            'home', 'read_json', 'canonical_json', 'fingerprint', 'rng_for', 'no_room', 'write_whole', 'sha256',
-           'sealing', 'check_seal', 'worker_pool', 'method_of', 'versions', 'commit']
+           'sealing', 'check_seal', 'Worker', 'StoppablePool', 'worker_pool', 'end_processes', 'stoppable', 'method_of',
+           'versions', 'commit']
 
 # %% ../nbs/00_core.ipynb #06489436
-import difflib, errno, hashlib, json, multiprocessing, os, re, tempfile, threading
+import difflib, errno, hashlib, json, multiprocessing, os, re, signal, sys, tempfile, threading, time, weakref
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import CancelledError, ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
+from types import SimpleNamespace
 
 # %% ../nbs/00_core.ipynb #d8aabdb2
 MODALITIES = ('audio', 'appearance', 'motion')   # V_t^A, V_t^I, V_t^M of Eq. 1
@@ -156,6 +159,47 @@ def check_seal(
         if sha256(path)!=digest: raise InputError(path, f'is not what was written: its SHA-256 is not the one in {sums.name}. Make it again; or delete {sums.name}, if the change is yours')
     return {name: digest for digest,name in lines}
 
+# %% ../nbs/00_core.ipynb #8cd71660
+@contextmanager
+def _without_interrupts():
+    "Processes that are started inside never see Ctrl-C."
+    if not hasattr(signal, 'pthread_sigmask'):   # Windows
+        yield
+        return
+    was = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})   # a child inherits what is blocked
+    try: yield
+    finally: signal.pthread_sigmask(signal.SIG_SETMASK, was)
+
+class Worker(SpawnProcess):
+    "A spawned process that does not see Ctrl-C, and knows whether its pool begins new jobs."
+    def __init__(self, *args, stopping, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.stopping = stopping
+    def start(self):
+        with _without_interrupts(): super().start()
+
+class _WorkerContext(SpawnContext):
+    def __init__(self): self.stopping = super().RawValue('b', 0)
+    def Process(self, *args, **kwargs): return Worker(*args, stopping=self.stopping, **kwargs)
+
+def _unless_stopping(job, *args, **kwargs):
+    "In a worker: the job, if its pool still begins new ones."
+    if multiprocessing.current_process().stopping.value: raise CancelledError('the run was stopped')
+    return job(*args, **kwargs)
+
+class StoppablePool(ProcessPoolExecutor):
+    "A pool that ends after the jobs in work when an error or Ctrl-C leaves its `with` block."
+    alive = weakref.WeakSet()
+    def __init__(self, workers, *start):
+        self.context = _WorkerContext()
+        super().__init__(workers, self.context, *start)
+        self.alive.add(self)
+    def submit(self, job, *args, **kwargs): return super().submit(_unless_stopping, job, *args, **kwargs)
+    def stop(self): self.context.stopping.value = 1
+    def __exit__(self, error, *rest):
+        if error: self.stop()
+        self.shutdown(wait=True, cancel_futures=error is not None)
+
 # %% ../nbs/00_core.ipynb #6a74e9d2
 def _start(initializer=None, args=()):
     "In a new worker: end with the parent, however that ends; then what the pool is to begin with."
@@ -170,7 +214,52 @@ def worker_pool(
     "Fresh processes, spawned rather than forked, with one thread each for matrix products, that keep the memory they freed."
     for k in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'): os.environ[k] = '1'   # read by the children when they load numpy
     for k in ('MALLOC_MMAP_THRESHOLD_', 'MALLOC_TRIM_THRESHOLD_'): os.environ[k] = str(2**30)      # read by their C library
-    return ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), _start, start)
+    return StoppablePool(workers, _start, start)
+
+# %% ../nbs/00_core.ipynb #4b3719c2
+def end_processes():
+    "Kill every process that this one started, and those that they started, such as notebooks' kernels."
+    from multiprocessing.resource_tracker import _resource_tracker
+    try: import psutil
+    except ImportError:   # it comes with ipykernel; without that there are workers alone
+        for p in multiprocessing.active_children(): p.kill()
+        return
+    all_of_them = [p for p in psutil.Process().children(recursive=True) if p.pid!=_resource_tracker._pid]   # which tidies up, and ends by itself
+    for p in all_of_them:
+        try: p.kill()
+        except psutil.NoSuchProcess: pass
+    psutil.wait_procs(all_of_them, timeout=2)
+
+class _Interrupts:
+    "What Ctrl-C does: first stop, then end."
+    def __init__(self): self.count,self.doing = 0,'the jobs in work'
+    def __call__(self, signum, frame):
+        self.count += 1
+        if self.count>1: self._end()
+        elif busy := [p for p in StoppablePool.alive if p._processes]:
+            for p in busy: p.stop()
+            self._say(f'stopping: {self.doing} will be finished. Press Ctrl-C again to stop at once; nothing that is done will be lost')
+        else: self._say('stopped; what is done is kept')
+        raise KeyboardInterrupt
+    def _end(self):
+        threading.Thread(target=lambda: (time.sleep(2), os._exit(130)), daemon=True).start()
+        self._say('stopped at once; the same command goes on from there')
+        end_processes()
+    def _say(self, what): os.write(2, f'\nhcms: {what}\n'.encode())   # a signal may come in the middle of a print
+
+@contextmanager
+def stoppable():   # Its attribute `doing` says what the first Ctrl-C waits for
+    "Inside, Ctrl-C ends work in good order, and pressed twice at once. Notebooks have their own ways."
+    if threading.current_thread() is not threading.main_thread() or 'ipykernel' in sys.modules:
+        yield SimpleNamespace()
+        return
+    was = signal.getsignal(signal.SIGINT)
+    inner = isinstance(was, _Interrupts)
+    interrupts = was if inner else _Interrupts()
+    if not inner: signal.signal(signal.SIGINT, interrupts)
+    try: yield interrupts
+    finally:
+        if not inner: signal.signal(signal.SIGINT, was)
 
 # %% ../nbs/00_core.ipynb #a9e5270e
 def method_of(cls):
