@@ -72,7 +72,7 @@ def _warn_of_another_python():
     try: own = repo_root(Path(sys.modules[InputError.__module__].__file__).parent)/'.venv'
     except InputError: return
     if own.is_dir() and own.resolve()!=Path(sys.prefix).resolve():
-        print(f'note: this kernel is the Python in {sys.prefix}, not the one that make installed in {own}', file=sys.stderr)
+        print(f'note: this is the Python in {sys.prefix}, not the one that make installed in {own}', file=sys.stderr)
 
 # %% ../nbs/61_report.ipynb #9b479926
 DEFAULTS = dict(views=10, budgets=[], seeds=3, epochs=0, paper=True, repeats=3)   # Of every report notebook that has the parameter; a test holds them to it
