@@ -92,11 +92,13 @@ def show_fig4(usage, data, parameters, runs, out):
     return fig
 
 def fig6(data, runs) -> pd.DataFrame:   # category, modality, step, usage
-    "The share of a class's videos (and seeds) that use a modality at each time step."
+    "The share of a class's videos (and seeds) that use a modality at each time step; a class without videos has none."
     rows = []
     for k,m in enumerate(runs[0].config.modalities[1:]):
         for c,name in enumerate(data.classes):
-            use = np.mean([r.predictions.gates[r.predictions.y==c][...,k].mean(0) for r in runs if (r.predictions.y==c).any()], 0)
+            each = [r.predictions.gates[r.predictions.y==c][...,k].mean(0) for r in runs if (r.predictions.y==c).any()]
+            if not each: continue
+            use = np.mean(each, 0)
             rows.append(pd.DataFrame(dict(category=name, modality=m, step=np.arange(len(use)), usage=use)))
     return stamped(data, pd.concat(rows, ignore_index=True))
 
