@@ -196,7 +196,7 @@ def _ids_of(self, name:str) -> list:   # of ids
     gaps = [id for id in part.ids if self.missing.get(id)=='not extracted']
     if gaps: raise InputError(where, f'{len(gaps)} of {len(part)} videos have no features ({gaps[0]} ...); run: hcms extract {self.name}')
     ids = [id for id in part.ids if id not in self.missing]
-    if not ids: raise InputError(where, f'has no videos with features: {len(part)} are listed, and all were set aside' if len(part) else 'lists no videos')
+    if not ids: raise InputError(where, f'has no features: all of its {len(part)} videos were set aside')
     return ids
 
 @method_of(Dataset)

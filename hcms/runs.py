@@ -120,9 +120,9 @@ def check_configs(
 ):
     "An `InputError` where one of the configurations cannot be trained on the data set."
     dataset.check()
+    most = max((c.views or 0 for c in configs), default=0)
+    if most>dataset.steps: raise InputError('views', f'a comparison with {most} views needs as many time steps, and {dataset.label} has {dataset.steps}')
     for c in configs:
-        if c.views and c.views>dataset.steps:
-            raise InputError('views', f'a comparison with {c.views} views needs as many time steps, and {dataset.label} has {dataset.steps}')
         for m in c.modalities: check_choice(m, MODALITIES, 'modality')
         if len(set(c.modalities))<len(c.modalities) or not c.modalities:
             raise InputError('modalities', f'must be different ones, at least one, not {c.modalities}')
