@@ -1,6 +1,6 @@
 # make reports [DATASET=demo] [ONLY='table1 table2']   every table and figure, or some, into reports/DATASET, from nothing
 # make test                     all tests; make test-full their long form, and those that take minutes; writes reports/demo/robustness.*
-# make notebooks                JupyterLab on nbs/
+# make notebooks                JupyterLab, with nbs/index.ipynb open
 # make bench                    the speed report: make reports ONLY=speed, on a quiet machine
 # make install                  .venv alone, with the hcms command
 # Each makes .venv first, with what requirements.lock pins.
@@ -28,15 +28,16 @@ test-full: .venv/ready
 install: .venv/ready
 
 notebooks: .venv/ready
-	$(BIN)/jupyter lab nbs
+	env -u JUPYTER_PATH $(BIN)/jupyter lab --ServerApp.root_dir=$(CURDIR) nbs/index.ipynb   # a python3 from elsewhere is not this one
 
 export: .venv/ready            # after editing notebooks: clean them, rewrite hcms/ and README.md
 	cd nbs && ../$(BIN)/nbdev_clean && ../$(BIN)/nbdev_export && ../$(BIN)/python make_readme.py
 
-.venv/ready: requirements.lock settings.ini setup.py
+.venv/ready: requirements.lock settings.ini setup.py jupyter_server_config.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	mkdir -p .venv/etc/jupyter && cp jupyter_server_config.py .venv/etc/jupyter/
 	touch $@
 
 clean:                         # what was made; the corpus and the trained models too

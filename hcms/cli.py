@@ -28,7 +28,7 @@ LINKS = typer.Option(True, '--links-out/--no-links-out', help="take videos behin
 DATASET = typer.Argument(help='demo, activitynet or fcvid')
 WORKERS = typer.Option(2, min=1, help='processes')
 SEEDS = typer.Option(3, min=1, help='runs of every configuration')
-EPOCHS = typer.Option(0, help="0: the data set's own")
+EPOCHS = typer.Option(0, min=0, help="0: the data set's own")
 MODALITY = typer.Option(['audio', 'appearance', 'motion'], help='which; may be given several times')
 DEVICE = typer.Option('cpu', help="'cpu' or 'cuda'")
 PRECISION = typer.Option(None, help="'float32' by default, or 'bfloat16' or 'float16': mixed precision on a GPU")
@@ -135,13 +135,16 @@ def train_command(dataset:str=DATASET, seeds:int=SEEDS, epochs:int=EPOCHS, worke
     if (device or precision or recompute) and not together: raise InputError('--device, --precision, --recompute', 'go with --together; without it runs are trained side by side on the CPU, in float32')
     data = open_dataset(dataset, workers)
     configs = variants(data, [dict()], seeds, epochs)
+    if data.stamp: print(data.stamp)
     for r in train_together(data, configs, device, precision, recompute) if together else get_runs(data, configs, workers):
         print(f"seed {r.config.seed}: selection mAP {r.history['map'].max():.3f}, in {data.folder/'runs'/r.key}")
 
 # %% ../nbs/70_cli.ipynb #b91daeab
 @app.command()
 def report(dataset:str=typer.Argument('demo', help='demo, activitynet or fcvid'), seeds:int=SEEDS, epochs:int=EPOCHS, workers:int=WORKERS, only:list[str]=typer.Option([], help='a notebook, such as table1; may be given several times. By default all')):
-    "Regenerate every table and figure into reports/DATASET, preparing what is missing of the demo."
+    """Regenerate every table and figure into reports/DATASET, preparing what is missing of the demo.
+
+    Results of other seeds or epochs go to a folder below it that names them."""
     from hcms.core import repo_root
     repo_root()   # says so where there are no notebooks to run
     _needs('report', 'report', 'papermill', 'ipykernel', 'matplotlib', 'seaborn', 'tabulate', 'scipy')

@@ -6,19 +6,20 @@
 __all__ = ['MODALITIES', 'LETTERS', 'MOST_SECONDS', 'ID_RULE', 'NO_ROOM', 'InputError', 'first_line', 'check_choice',
            'check_count', 'check_seconds', 'check_id', 'full_path', 'folder_from', 'repo_root', 'home_and_why', 'home',
            'read_text', 'read_lines', 'read_json', 'canonical_json', 'fingerprint', 'rng_for', 'no_room', 'write_whole',
-           'sha256', 'sealing', 'check_seal', 'check_script', 'how_ended', 'out_of_memory', 'WorkerPool', 'why_broken',
-           'worker_pool', 'method_of', 'versions', 'commit']
+           'sha256', 'sealing', 'check_seal', 'check_script', 'how_ended', 'out_of_memory', 'Worker', 'WorkerPool',
+           'why_broken', 'worker_pool', 'end_processes', 'stoppable', 'method_of', 'versions', 'commit']
 
 # %% ../nbs/00_core.ipynb #06489436
-import difflib, errno, hashlib, json, math, multiprocessing, os, pickle, re, signal, tempfile, threading
+import difflib, errno, hashlib, json, math, multiprocessing, os, pickle, re, signal, sys, tempfile, threading, time, weakref
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import CancelledError, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import spawn
-from multiprocessing.context import SpawnContext
+from multiprocessing.context import SpawnContext, SpawnProcess
 from numbers import Integral, Real
 from pathlib import Path
+from types import SimpleNamespace
 
 # %% ../nbs/00_core.ipynb #d8aabdb2
 MODALITIES = ('audio', 'appearance', 'motion')   # V_t^A, V_t^I, V_t^M of Eq. 1
@@ -303,6 +304,35 @@ def out_of_memory(e:BaseException) -> bool:
     if isinstance(e, OSError): return e.errno==errno.ENOMEM
     return isinstance(e, MemoryError) or isinstance(e, RuntimeError) and 'allocate memory' in str(e)   # torch's words, on the CPU
 
+# %% ../nbs/00_core.ipynb #8cd71660
+@contextmanager
+def _without_interrupts():
+    "Processes that are started inside never see Ctrl-C."
+    if not hasattr(signal, 'pthread_sigmask'):   # Windows
+        yield
+        return
+    was = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})   # a child inherits what is blocked
+    try: yield
+    finally: signal.pthread_sigmask(signal.SIG_SETMASK, was)
+
+class Worker(SpawnProcess):
+    "A spawned process that does not see Ctrl-C, and knows whether its pool begins new jobs."
+    def __init__(self, *args, stopping, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.stopping = stopping
+    def start(self):
+        with _without_interrupts(): super().start()
+
+class _WorkerContext(SpawnContext):
+    "Fresh processes, each of them remembered."
+    def __init__(self):
+        self.started = []
+        self.stopping = super().RawValue('b', 0)
+    def Process(self, *args, **kwargs):
+        process = Worker(*args, stopping=self.stopping, name=_WORKER, **kwargs)
+        self.started.append(process)
+        return process
+
 # %% ../nbs/00_core.ipynb #6a74e9d2
 _error = None   # In a worker: what its beginning raised
 
@@ -329,21 +359,15 @@ def _sendable(e:BaseException) -> BaseException:
     return told
 
 def _job(f, *args, **kw):
+    if multiprocessing.current_process().stopping.value: raise CancelledError('the run was stopped')
     if _error: raise _error[0].with_traceback(_error[1])
     try: return f(*args, **kw)
     except (Exception, SystemExit) as e: raise _sendable(e)
 
 # %% ../nbs/00_core.ipynb #1c7ca75d
-class _Spawn(SpawnContext):
-    "Fresh processes, each of them remembered."
-    def __init__(self): self.started = []
-    def Process(self, *args, **kw):
-        p = super().Process(*args, name=_WORKER, **kw)
-        self.started.append(p)
-        return p
-
 class WorkerPool(ProcessPoolExecutor):
-    "Worker processes, of whose end the cause is told."
+    "Worker processes, of whose end the cause is told; an error or Ctrl-C lets them finish the jobs in work, and no others."
+    alive = weakref.WeakSet()
     def __init__(self,
         workers:int,        # Processes
         initializer=None,   # What each does first
@@ -351,9 +375,10 @@ class WorkerPool(ProcessPoolExecutor):
         doing:str='work',   # What the user asked for, for messages
     ):
         check_script()
-        self.doing,context = doing,_Spawn()
-        self._began,begun = context.Pipe(duplex=False)
-        super().__init__(workers, context, _begin, (begun, initializer, args))
+        self.doing,self.context = doing,_WorkerContext()
+        self._began,begun = self.context.Pipe(duplex=False)
+        super().__init__(workers, self.context, _begin, (begun, initializer, args))
+        self.alive.add(self)
 
     @property
     def ready(self) -> bool:
@@ -368,10 +393,15 @@ class WorkerPool(ProcessPoolExecutor):
     def exit_code(self) -> int|None:
         "Of the worker that died; the pool then ended the others."
         self.shutdown(cancel_futures=True)
-        codes = [p.exitcode for p in self._mp_context.started]
+        codes = [p.exitcode for p in self.context.started]
         return min(codes, key=lambda o: (o is None, o==-signal.SIGTERM, o==0), default=None)
 
+    def stop(self):
+        "Begin no job any more."
+        self.context.stopping.value = 1
+
     def __exit__(self, kind, e, trace):
+        if e is not None: self.stop()
         self.shutdown(cancel_futures=e is not None)
         if isinstance(e, BrokenProcessPool) and e.__cause__ is None: raise why_broken(self) from None
         if e is not None and out_of_memory(e):
@@ -398,6 +428,51 @@ def worker_pool(
     for k in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'): os.environ[k] = '1'   # read by the children when they load numpy
     for k in ('MALLOC_MMAP_THRESHOLD_', 'MALLOC_TRIM_THRESHOLD_'): os.environ[k] = str(2**30)      # read by their C library
     return WorkerPool(workers, *start, doing=doing)
+
+# %% ../nbs/00_core.ipynb #4b3719c2
+def end_processes():
+    "Kill every process that this one started, and those that they started, such as notebooks' kernels."
+    from multiprocessing.resource_tracker import _resource_tracker
+    try: import psutil
+    except ImportError:   # it comes with ipykernel; without that there are workers alone
+        for p in multiprocessing.active_children(): p.kill()
+        return
+    all_of_them = [p for p in psutil.Process().children(recursive=True) if p.pid!=_resource_tracker._pid]   # which tidies up, and ends by itself
+    for p in all_of_them:
+        try: p.kill()
+        except psutil.NoSuchProcess: pass
+    psutil.wait_procs(all_of_them, timeout=2)
+
+class _Interrupts:
+    "What Ctrl-C does: first stop, then end."
+    def __init__(self): self.count,self.doing = 0,'the jobs in work'
+    def __call__(self, signum, frame):
+        self.count += 1
+        if self.count>1: self._end()
+        elif busy := [p for p in WorkerPool.alive if p._processes]:
+            for p in busy: p.stop()
+            self._say(f'stopping: {self.doing} will be finished. Press Ctrl-C again to stop at once; nothing that is done will be lost')
+        else: self._say('stopped; what is done is kept')
+        raise KeyboardInterrupt
+    def _end(self):
+        threading.Thread(target=lambda: (time.sleep(2), os._exit(130)), daemon=True).start()
+        self._say('stopped at once; the same command goes on from there')
+        end_processes()
+    def _say(self, what): os.write(2, f'\nhcms: {what}\n'.encode())   # a signal may come in the middle of a print
+
+@contextmanager
+def stoppable():   # Its attribute `doing` says what the first Ctrl-C waits for
+    "Inside, Ctrl-C ends work in good order, and pressed twice at once. Notebooks have their own ways."
+    if threading.current_thread() is not threading.main_thread() or 'ipykernel' in sys.modules:
+        yield SimpleNamespace()
+        return
+    was = signal.getsignal(signal.SIGINT)
+    inner = isinstance(was, _Interrupts)
+    interrupts = was if inner else _Interrupts()
+    if not inner: signal.signal(signal.SIGINT, interrupts)
+    try: yield interrupts
+    finally:
+        if not inner: signal.signal(signal.SIGINT, was)
 
 # %% ../nbs/00_core.ipynb #a9e5270e
 def method_of(cls):

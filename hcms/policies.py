@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['GRID', 'VIEWS', 'HCMS_GRID', 'SHIPPED', 'MEASURED', 'Acted', 'View', 'view_of', 'Policy', 'gflops', 'ask', 'Knob',
            'own_macs', 'spread', 'acted', 'Retrained', 'Hierarchical', 'stopped', 'Random', 'Loudest',
-           'cheapest_evidence', 'Oracle', 'Cascade', 'Late', 'early', 'policies', 'policy_changes', 'measure', 'along',
-           'cost_at', 'measured', 'chance', 'compare']
+           'cheapest_evidence', 'Oracle', 'Cascade', 'Late', 'early', 'policies', 'policy_changes', 'policy_configs',
+           'measure', 'along', 'cost_at', 'measured', 'chance', 'compare']
 
 # %% ../nbs/57_policies.ipynb #129df141
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from .baselines import uniform_views
 from .core import MODALITIES, check_count, check_seal, fingerprint, rng_for, sealing, worker_pool, write_whole
 from .costs import PAPER_PRICES, gflops_per_video, module_costs, within_budget
+from .datasets import stamped
 from .hlstm import SEAL
 from .metrics import bootstrap_map, mean_average_precision, over_seeds_draws, softmax
 from .resume import generator_for
@@ -205,6 +206,10 @@ def policies() -> list:
 
 def policy_changes() -> list: return [c for p in policies() for c in p.changes]
 
+def policy_configs(data, seeds:int=3, epochs:int=0) -> list:   # of TrainConfig
+    "What all policies are made of."
+    return variants(data, policy_changes(), seeds, epochs)
+
 SHIPPED = policies()[0].settings.index((HCMS_GRID.index({}), 1.))   # The setting of HCMS that is trained with the data set's own skip targets
 
 # %% ../nbs/57_policies.ipynb #3d6bbadb
@@ -269,12 +274,12 @@ def measured(
         kept.mkdir(parents=True, exist_ok=True)
         with worker_pool(workers, _start, (data,), doing=f'measure the policies, {data.label}') as pool:
             jobs = [(k, [o[s::seeds] for s in range(seeds)], draws) for k,o in folders.items()]
-            rows = [r for o in tqdm(pool.map(_measure, jobs), total=len(jobs), desc=f'policies, {data.label}', unit='policy') for r in o]
+            rows = [r for o in tqdm(pool.map(_measure, jobs), total=len(jobs), desc=f'policies, {data.bar_label}', unit='policy') for r in o]
         with sealing(kept/SEAL, 'draws.safetensors', 'curves.csv'):
             write_whole(kept/'draws.safetensors', save(dict(draws=np.stack([r.pop('draws') for r in rows]))))
             write_whole(kept/'curves.csv', pd.DataFrame(rows).to_csv(index=False, lineterminator='\n'))
     check_seal(kept/SEAL)
-    return pd.read_csv(kept/'curves.csv'),load((kept/'draws.safetensors').read_bytes())['draws']
+    return stamped(data, pd.read_csv(kept/'curves.csv')),load((kept/'draws.safetensors').read_bytes())['draws']
 
 # %% ../nbs/57_policies.ipynb #83d9f329
 def chance(data) -> float:

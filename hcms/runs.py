@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRAINING', 'VERSION', 'open_choices', 'Run', 'config_for', 'variants', 'run_folder', 'make_run', 'load_run',
-           'with_steps', 'train_together', 'train_runs', 'get_runs']
+           'check_configs', 'with_steps', 'train_together', 'train_runs', 'get_runs']
 
 # %% ../nbs/50_runs.ipynb #55989729
 import json
@@ -17,7 +17,8 @@ from safetensors.torch import load, save
 from tqdm.auto import tqdm
 from .backbones import check_device
 from .baselines import EarlyFusion
-from .core import InputError, check_choice, check_count, check_seal, fingerprint, first_line, read_json, sealing, versions, worker_pool, write_whole
+from .core import (MODALITIES, InputError, check_choice, check_count, check_seal, fingerprint, first_line, read_json, sealing,
+                       versions, worker_pool, write_whole)
 from .evaluate import Predictions
 from .hlstm import HCMS, SEAL, SEALED
 from .rivals import RIVALS, RIVALS_VERSION
@@ -68,6 +69,7 @@ def variants(
 ) -> list:          # of TrainConfig: every change with every seed
     "Configurations that differ in a few things, each with several seeds."
     check_count(seeds, 'seeds')
+    check_count(epochs, 'epochs', least=0)
     return [config_for(dataset, epochs, **kw, seed=s) for kw in changes for s in range(seeds)]
 
 def run_folder(dataset, config:TrainConfig) -> Path:
@@ -113,6 +115,22 @@ def load_run(folder) -> Run:
     model = dict(RIVALS, hcms=HCMS, early=EarlyFusion)[config.model].from_pretrained(folder)
     return Run(key, config, model.eval(), *(_read(folder/o, f) for o,f in {'history.csv': _history, 'predictions.safetensors': _predictions}.items()))
 
+# %% ../nbs/50_runs.ipynb #65c0cadc
+def check_configs(
+    dataset,
+    configs:list,   # of TrainConfig
+):
+    "An `InputError` where one of the configurations cannot be trained on the data set."
+    dataset.check()
+    most = max((c.views or 0 for c in configs), default=0)
+    if most>dataset.steps: raise InputError('views', f'a comparison with {most} views needs as many time steps, and {dataset.label} has {dataset.steps}')
+    for c in configs:
+        for m in c.modalities: check_choice(m, MODALITIES, 'modality')
+        if len(set(c.modalities))<len(c.modalities) or not c.modalities:
+            raise InputError('modalities', f'must be different ones, at least one, not {c.modalities}')
+        if c.model=='hcms' and len(c.skip_targets)!=len(c.modalities)-1:
+            raise InputError('skip_targets', f'must be one for each modality above the first, not {c.skip_targets} for {c.modalities}')
+
 # %% ../nbs/50_runs.ipynb #5bbbcd84
 def with_steps(
     dataset,
@@ -136,6 +154,7 @@ def train_together(
     team = Accelerator(cpu=check_device(device)=='cpu' if device else None)   # None: as it was launched
     precision = precision or dict(no='float32', bf16='bfloat16', fp16='float16').get(team.mixed_precision, 'float32')
     configs = [train_config(**c.model_dump() | dict(precision=precision, recompute=recompute)) for c in configs]
+    check_configs(dataset, configs)
     splits = {k: dataset.split(k) for k in ('training', 'selection', dataset.evaluated)}
     for c in configs:
         make_run(dataset, c, splits, team)
@@ -158,13 +177,14 @@ def train_runs(
 ) -> list:                # Their folders, in the order of `configs`
     "Train the configurations that were not trained yet."
     check_count(workers, 'workers')
+    check_configs(dataset, configs)
     folders = [run_folder(dataset, c) for c in configs]
     todo = list({f: c for f,c in zip(folders, configs) if not (f/SEAL).exists()}.values())
     todo.sort(key=lambda c: (c.model!='hcms', c.views is not None, -len(c.modalities)))
     if todo:
         dataset.check()
         with worker_pool(min(workers, len(todo)), _start_worker, (dataset,), doing=f'train, {dataset.label}') as pool:
-            for _ in tqdm(pool.map(_work, todo, chunksize=1), total=len(todo), desc=f'train, {dataset.label}', unit='run'): pass
+            for _ in tqdm(pool.map(_work, todo, chunksize=1), total=len(todo), desc=f'train, {dataset.bar_label}', unit='run'): pass
     return folders
 
 def get_runs(dataset, configs:list, workers:int=2) -> list:   # of Run, in the order of `configs`

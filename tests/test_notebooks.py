@@ -1,0 +1,213 @@
+"Every report notebook as a reader runs it: in one kernel, again with other parameters, on data that are not real."
+import json, os, re, shutil, subprocess, sys
+from pathlib import Path
+import nbformat, pytest
+from nbclient import NotebookClient
+from conftest import BIN, ROOT, copy_home, hcms, once
+
+# a kernel that runs many notebooks
+
+SETUP = """
+import json, os
+import torch
+torch.set_num_threads(1)
+import hcms.comparisons, hcms.datasets, hcms.policies, hcms.runs
+asked = []
+def noted(dataset, configs, check=hcms.runs.check_configs, folder=hcms.runs.run_folder, asked=asked):
+    asked.extend((dataset.fingerprint, folder(dataset, c).name) for c in configs)
+    check(dataset, configs)
+hcms.runs.check_configs = noted
+class Here:
+    "A pool without processes: small runs are trained sooner than a process starts."
+    def __init__(self, workers, start=None, args=()): start and start(*args)
+    def __enter__(self): return self
+    def __exit__(self, *error): pass
+    def map(self, f, jobs, chunksize=1): return map(f, jobs)
+hcms.runs.worker_pool = hcms.policies.worker_pool = Here
+"""
+
+STANDIN = SETUP + """
+def tiny(name, workers=2, make=hcms.datasets.SimulatedDataset): return make(name, training=40, selection=20, evaluated=30, steps=12)
+hcms.datasets.open_dataset = hcms.comparisons.open_dataset = tiny
+"""
+
+def cells_of(name, **parameters) -> list:   # of (code, is it the parameters' cell?)
+    "The code of a notebook's cells, as it is after someone changed the values in the first of them."
+    out = []
+    for c in nbformat.read(ROOT/'nbs'/f'{name}.ipynb', 4).cells:
+        if c.cell_type!='code': continue
+        if 'parameters' in c.metadata.get('tags', ()):
+            for k,v in parameters.items():
+                changed = re.sub(rf'^({k}: \w+ = )[^#\n]*', lambda m: f'{m[1]}{v!r} ', c.source, flags=re.M)
+                if re.search(rf'^{k}:', c.source, re.M): assert f'{k}: ' in changed and repr(v) in changed
+                c.source = changed
+        out.append(c.source)
+    return out
+
+def run_cells(cells, home, cwd=ROOT/'nbs', **env) -> list:
+    "Run cells one after the other in a fresh kernel of this Python; each with its outputs."
+    from hcms.driver import this_python
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(o) for o in cells])
+    client = NotebookClient(nb, timeout=600, kernel_name='python3', kernel_manager_class=this_python(), resources=dict(metadata=dict(path=str(cwd))))
+    client.execute(env=os.environ | dict(HCMS_HOME=str(home), HCMS_DATA='', OMP_NUM_THREADS='1') | env)
+    return nb.cells
+
+def texts(cell) -> str:
+    "All that a cell shows, as text."
+    return '\n'.join(o.get('text', '')+'\n'.join(str(v) for k,v in o.get('data', {}).items() if k.startswith('text/')) for o in cell.outputs)
+
+def shows(cell) -> bool:
+    "Does a cell show numbers or pictures?"
+    return any('image/png' in o.get('data', {}) or re.search(r'\d', o.get('data', {}).get('text/plain', '')) for o in cell.outputs)
+
+REPORT = sorted(p.stem for p in (ROOT/'nbs').glob('*.ipynb') if re.match(r'(table|fig)\d+$|claims$|rivals$|calibration$', p.stem))
+
+FOREIGN = 'import numpy as np\nseed, dataste, budget, view = 7, "mine", [1], None   # names like those of parameters'
+
+@pytest.fixture(scope='session')
+def executed(tmp_path_factory):
+    "Every report notebook on a tiny stand-in, twice in one kernel: name -> of each pass, its cells (texts, shows, first output) and the runs that it asked for."
+    def run(folder):
+        cells,at = [STANDIN],{}
+        for name in REPORT:
+            for turn,seeds in enumerate((1, 2)):
+                own = cells_of(name, dataset='activitynet', epochs=1, seeds=seeds)
+                if turn: own[1:1] = [FOREIGN]                                     # between the parameters and their check
+                at[f'{name} {turn}'] = len(cells),len(own)
+                cells += [*own, 'print(json.dumps(asked)); asked.clear()']
+        done = run_cells(cells, folder)
+        note = lambda c: dict(source=c.source, text=texts(c), shows=shows(c), first=dict(c.outputs[0].get('data', {})) if c.outputs else {})
+        out = {k: dict(cells=[note(c) for c in done[i:i+n]], asked=json.loads(done[i+n].outputs[0].text)) for k,(i,n) in at.items()}
+        (folder/'executed.json').write_text(json.dumps(out))
+    home = once(tmp_path_factory, 'executed', run)
+    return json.loads((home/'executed.json').read_text()),home
+
+def test_every_report_notebook_runs_again_with_other_parameters(executed):
+    "In one kernel, with cells and names of one's own; the second pass leaves the results of the first as they were."
+    done,home = executed
+    for name in REPORT:
+        first,second = (done[f'{name} {turn}']['cells'][-1]['text'] for turn in (0, 1))
+        assert '/seeds=1,epochs=1:' in first and '/seeds=2,epochs=1:' in second and second.endswith(first.split(':')[-1])
+    reports = home/'reports'/'activitynet-simulated'
+    assert sorted(p.name for p in reports.iterdir())==['seeds=1,epochs=1', 'seeds=2,epochs=1'], 'results of the default parameters would be here'
+    for folder,seeds in zip(sorted(reports.iterdir()), (1, 2)):
+        assert {json.loads(p.read_text())['parameters']['seeds'] for p in folder.glob('*.json')}=={seeds}
+
+def test_every_notebook_says_what_it_wrote(executed):
+    done,home = executed
+    said = [done[f'{name} 0']['cells'][-1]['text'].strip().splitlines()[-1] for name in REPORT]
+    assert all(o.startswith('written to reports/activitynet-simulated/seeds=1,epochs=1: ') for o in said)
+    files = {f for o in said for f in o.split(': ')[1].split(', ')}
+    assert files=={p.name for p in (home/'reports'/'activitynet-simulated'/'seeds=1,epochs=1').iterdir()}
+
+def test_what_is_simulated_says_so_in_every_cell(executed):
+    done,_ = executed
+    for name,o in done.items():
+        opened = next(c for c in o['cells'] if c['source'].startswith('data = open_'))
+        assert 'background:#B2182B' in opened['first']['text/html'] and opened['first']['text/plain'].startswith('SIMULATED FEATURES'), name
+        for c in o['cells']: assert not c['shows'] or 'SIMULATED FEATURES' in c['text'], f"{name}: {c['source']}"
+        assert sum(c['shows'] for c in o['cells'])>=2, name
+        pictures = [c for c in o['cells'] if re.match(r'show_(fig|rivals)', c['source'])]
+        assert all(c['shows'] for c in pictures), f'{name}: a picture is not shown'
+    trains = next(c['text'] for c in done['table1 0']['cells'] if 'get_runs' in c['source'] and 'train,' in c['text'])
+    assert 'activitynet-simulated [SIMULATED FEATURES]' in trains
+
+def test_the_driver_trains_what_each_notebook_would(executed):
+    "`hcms report activitynet --only NAME` trains the runs that NAME alone would train, and no other."
+    from hcms.datasets import SimulatedDataset
+    from hcms.driver import needed
+    from hcms.runs import run_folder
+    done,_ = executed
+    data = SimulatedDataset('activitynet', training=40, selection=20, evaluated=30, steps=12)
+    for name in REPORT:
+        for turn,seeds in enumerate((1, 2)):
+            own = {key for of,key in done[f'{name} {turn}']['asked'] if of==data.fingerprint}   # calibration has trials on other simulations, of its own
+            assert own=={run_folder(data, c).name for c in needed(data, [name], seeds, 1)}, name
+
+def test_demo_notebooks_run_again(tiny_reports, tmp_path):
+    "Those that only the demo has, and those that show its videos, from stored runs."
+    cells = [SETUP]
+    for name in ('ablations', 'fig5', 'table1'):
+        for turn in 'ab': cells += [FOREIGN, *cells_of(name, seeds=1, epochs=1, out_dir=str(tmp_path/turn))]
+    done = run_cells(cells, tiny_reports)
+    assert not any('SIMULATED' in texts(c) for c in done)
+    for turn in 'ab': assert {'ablations.csv', 'fig5.png', 'table1_families.md'}<={p.name for p in (tmp_path/turn).iterdir()}
+    for p in (tmp_path/'a').iterdir():
+        assert p.read_bytes()==(tmp_path/'b'/p.name).read_bytes()==(tiny_reports/'reports'/'demo'/'seeds=1,epochs=1'/p.name).read_bytes() or p.suffix=='.json'
+
+# real data
+
+def write_features(root, steps, random_weights=False, videos=True, classes=('a', 'b'), n=24):
+    "HCMS_DATA with an ActivityNet of a few videos whose features are noise, put straight into the store."
+    import numpy as np, torch
+    from hcms.backbones import load_backbones, weights_path
+    from hcms.core import MODALITIES, fingerprint
+    from hcms.extract import open_views
+    from hcms.store import FeatureStore
+    d = root/'activitynet'
+    finetuned = d/'backbones'/'finetuned'
+    finetuned.mkdir(parents=True)
+    ids = [f'v{i:02d}' for i in range(n+8)]
+    rows = [f'{id},videos/{id}.mp4,{"training" if i<n else "validation"},{classes[i%len(classes)]}' for i,id in enumerate(ids)]
+    (d/'manifest.csv').write_text('\n'.join(['id,path,split,labels', *rows, '']))
+    (d/'dataset.json').write_text(json.dumps(dict(steps=steps)))
+    if random_weights:
+        (d/'backbones'/'pretrained').mkdir()
+        (d/'backbones'/'pretrained'/'weights.json').write_text(json.dumps({m: dict(what='RANDOM WEIGHTS') for m in MODALITIES}))
+    for m in MODALITIES: weights_path(finetuned, m).write_bytes(m.encode())
+    views = open_views(FeatureStore(d/'features'), load_backbones('paper', finetuned, lazy=True, steps=steps))
+    prices = dict(of=fingerprint(sorted((m, v.fp) for m,v in views.items())), gflops=dict(audio=.07, appearance=1.8, motion=66.))
+    (d/'backbones'/'prices.json').write_text(json.dumps(prices))
+    rng = np.random.default_rng(0)
+    for id in ids:
+        for m,size in dict(audio=1024, appearance=1536, motion=2304).items():
+            views[m].put(id, torch.from_numpy(rng.standard_normal((steps, size)).astype('f4')), np.ones(steps, bool) if m=='audio' else None, {}, dtype=torch.float16)
+
+def test_random_weights_say_so_in_every_cell(tmp_path):
+    write_features(tmp_path, 4, random_weights=True)
+    small = "\nhcms.runs.TRAINING['paper'] = hcms.runs.TRAINING['demo']"   # the paper's sizes would take minutes
+    cells = [o for n in ('table2', 'fig4', 'fig2') for o in cells_of(n, dataset='activitynet', seeds=1, epochs=1)]
+    done = run_cells([SETUP+small, *cells], tmp_path, HCMS_DATA=str(tmp_path))
+    for c in done[1:]: assert not shows(c) or 'RANDOM WEIGHTS' in texts(c), c.source
+    opened = [c for c in done if c.source.startswith('data = open_')]
+    assert len(opened)==3 and all('background:#B2182B' in c.outputs[0].data['text/html'] for c in opened)
+
+def test_what_cannot_be_made_is_refused_before_training(tmp_path, monkeypatch):
+    "By every notebook that compares more views than there are time steps, shows videos that are gone, or is of another kind of data; the others go on."
+    from hcms.core import InputError
+    from hcms.datasets import Dataset
+    from hcms.driver import CONFIGS, make_reports, needed
+    write_features(tmp_path, 4)
+    monkeypatch.setenv('HCMS_DATA', str(tmp_path)); monkeypatch.setenv('HCMS_HOME', str(tmp_path))
+    data = Dataset('activitynet')
+    said = {}
+    for name in CONFIGS:
+        try: needed(data, [name], 1, 1)
+        except InputError as e: said[name] = str(e)
+    assert set(said)=={'table1', 'claims', 'rivals', 'fig3', 'table3', 'fig1', 'fig5', 'calibration'}
+    assert '4 time steps' in said['table1'] and 'activitynet has 4' in said['rivals'] and 'v24.mp4: no such file' in said['fig5'] and 'nothing to calibrate' in said['calibration']
+    for wrong,says in ((dict(), 'the others can be had: --only'), (dict(only=['table1']), 'time steps'), (dict(only=['speed']), 'is measured on the demo'), (dict(seeds=0), 'seeds: must be above 0'),
+                       (dict(epochs=-1), 'epochs: must be 0 or more'), (dict(workers=0), 'workers: must be above 0'), (dict(out_dir=str(tmp_path/'activitynet'/'manifest.csv')), 'is a file'), (dict(only=['tabel1']), "did you mean 'table1'")):
+        with pytest.raises(InputError) as e: make_reports('activitynet', **dict(seeds=1, epochs=1) | wrong)
+        assert says in str(e.value), str(e.value)
+    for only,says in ((['calibration'], 'nothing to calibrate'), (['ablations', 'tabel1'], 'did you mean')):
+        with pytest.raises(InputError) as e: make_reports('demo', 1, 1, only=only)
+        assert says in str(e.value)
+    monkeypatch.setenv('HCMS_DATA', '')
+    with pytest.raises(InputError) as e: make_reports('activitynet', 1, 1, only=['ablations'])
+    assert 'cannot be learned' in str(e.value)
+    assert not list(tmp_path.rglob('run.json')) and not (tmp_path/'reports').exists() and not (tmp_path/'data'/'demo').exists()
+
+@pytest.mark.parametrize('harm, says', [
+    ('next((d/"features").rglob("motion/**/v03*.safetensors")).unlink()', 'have no features (v03'),
+    ('(d/"manifest.csv").write_text("\\n".join(o for o in (d/"manifest.csv").read_text().splitlines() if "validation" not in o)+"\\n")', "has no video in split 'validation'"),
+    ('(d/"manifest.csv").write_text((d/"manifest.csv").read_text().replace(",b\\n", ",a\\n"))', 'validation split: has videos of one class')])
+def test_a_data_set_that_lacks_something_is_refused_before_training(tmp_path, monkeypatch, harm, says):
+    from hcms.core import InputError
+    from hcms.driver import make_reports
+    write_features(tmp_path, 12)
+    d = tmp_path/'activitynet'
+    exec(harm)
+    monkeypatch.setenv('HCMS_DATA', str(tmp_path)); monkeypatch.setenv('HCMS_HOME', str(tmp_path))
+    with pytest.raises(InputError) as e: make_reports('activitynet', 1, 1, only=['claims'])
+    assert says in str(e.value) and not list(tmp_path.rglob('run.json'))
