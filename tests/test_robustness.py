@@ -454,6 +454,7 @@ def test_odd_counts_and_durations_are_named(tmp_path, tally):
     from hcms.datasets import SimulatedDataset, finetune_backbones, open_dataset, prepare_demo, train_backbones
     from hcms.extract import extract
     from hcms.finetune import FinetuneConfig, decode_split, finetune
+    from hcms.packs import pack
     from hcms.policies import measured
     from hcms.rendered import render_demo
     from hcms.runs import get_runs, train_runs, variants
@@ -463,7 +464,7 @@ def test_odd_counts_and_durations_are_named(tmp_path, tally):
         lambda workers: train_backbones(tmp_path/'m.csv', tmp_path/'o', None, 'demo', {}, workers=workers), lambda workers: finetune_backbones('demo', workers), lambda workers: prepare_demo(workers=workers), lambda workers: open_dataset('activitynet', workers),
         lambda workers: train_runs(data, [], workers), lambda workers: get_runs(data, [], workers), lambda workers: measured(data, workers=workers), lambda workers: list(read_ahead([], len, {}, workers)), lambda workers: finetune_streaming('audio', 'demo', manifest, tmp_path/'w', workers=workers)],
         networks=[lambda networks: extract_on_ray(manifest, store, 'demo', networks=networks)], seeds=[lambda seeds: variants(data, [{}], seeds), lambda seeds: measured(data, seeds)], draws=[lambda draws: measured(data, draws=draws)],
-        save_every=[lambda n: finetune_streaming('audio', 'demo', manifest, tmp_path/'w', save_every=n)], videos=[lambda n: finetune('audio', 'demo', np.zeros((3, 2, 96, 64)), np.zeros(3), 1, tmp_path/'w', FinetuneConfig(videos=n)), lambda n: finetune_streaming('audio', 'demo', manifest, tmp_path/'w', StreamConfig(videos=n))])
+        save_every=[lambda n: finetune_streaming('audio', 'demo', manifest, tmp_path/'w', save_every=n)], videos=[lambda n: pack(store.extractor('motion', dict(model='x')), n), lambda n: finetune('audio', 'demo', np.zeros((3, 2, 96, 64)), np.zeros(3), 1, tmp_path/'w', FinetuneConfig(videos=n)), lambda n: finetune_streaming('audio', 'demo', manifest, tmp_path/'w', StreamConfig(videos=n))])
     seconds = dict(patience=[lambda patience: extract(manifest, store, 'demo', patience=patience), lambda patience: extract_on_ray(manifest, store, 'demo', patience=patience), lambda patience: finetune_backbones('fcvid', patience=patience),
         lambda patience: list(read_ahead([], len, {}, 1, patience)), lambda patience: finetune_streaming('audio', 'demo', manifest, tmp_path/'w', patience=patience)])
     shards = dict(shard=[lambda shard: extract(manifest, store, 'demo', shard=shard), lambda shard: extract_on_ray(manifest, store, 'demo', shard=shard)])
