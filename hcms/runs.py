@@ -17,7 +17,8 @@ from safetensors.torch import load, save
 from tqdm.auto import tqdm
 from .backbones import check_device
 from .baselines import EarlyFusion
-from .core import InputError, check_choice, check_count, check_seal, fingerprint, first_line, read_json, sealing, versions, worker_pool, write_whole
+from .core import (InputError, check_choice, check_count, check_seal, fingerprint, first_line, read_json,
+    sealing, versions, worker_pool, write_whole)
 from .evaluate import Predictions
 from .hlstm import HCMS, SEAL, SEALED
 from .rivals import RIVALS, RIVALS_VERSION
@@ -163,8 +164,9 @@ def train_runs(
     todo.sort(key=lambda c: (c.model!='hcms', c.views is not None, -len(c.modalities)))
     if todo:
         dataset.check()
-        with worker_pool(min(workers, len(todo)), _start_worker, (dataset,), doing=f'train, {dataset.label}') as pool:
-            for _ in tqdm(pool.map(_work, todo, chunksize=1), total=len(todo), desc=f'train, {dataset.label}', unit='run'): pass
+        doing = f'train, {dataset.label}'
+        with worker_pool(min(workers, len(todo)), _start_worker, (dataset,), doing=doing) as pool:
+            for _ in tqdm(pool.map(_work, todo, chunksize=1), total=len(todo), desc=doing, unit='run'): pass
     return folders
 
 def get_runs(dataset, configs:list, workers:int=2) -> list:   # of Run, in the order of `configs`
