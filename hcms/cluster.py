@@ -12,7 +12,8 @@ import torch
 from tqdm.auto import tqdm
 from .backbones import load_backbones
 from .core import MODALITIES, InputError, check_count, check_seconds, first_line, out_of_memory
-from .extract import MEDIA, Extraction, Verdict, check_disk, check_shard, circumstances, feature_bytes, features_meta, file_stamp, jobs_of, memory_for, open_views, verdict_of, watchdog
+from .extract import (MEDIA, Extraction, Verdict, check_disk, check_shard, circumstances, feature_bytes,
+    features_meta, file_stamp, jobs_of, memory_for, open_views, verdict_of, watchdog)
 from .media import StepReader
 from .store import FeatureStore
 
@@ -70,18 +71,21 @@ class NetworkWorker:
         return id,None
 
 def told(e) -> Exception:
-    "What an error of Ray's is to its user: the worker's own where it is known, with Ray's account of where it was where it is not."
-    cause = getattr(e, 'cause', None)
-    if not isinstance(cause, Exception): return InputError('engine ray', f'{type(e).__name__}: {first_line(e)}')
-    if out_of_memory(cause): return InputError('engine ray', f'a worker takes more memory than there is: {first_line(cause)}')
+    "The error of a worker itself. One that we do not expect keeps Ray's account of where it happened."
+    cause,what = getattr(e, 'cause', None),'engine ray'
+    if not isinstance(cause, Exception): return InputError(what, f'{type(e).__name__}: {first_line(e)}')
+    short = f'a worker takes more memory than there is: {first_line(cause)}'
+    if out_of_memory(cause): return InputError(what, short)
     cause.__cause__ = None if isinstance(cause, (InputError, OSError)) else e
     return cause
 
 def lost(path, e, patience:float) -> Verdict:
-    "What is noted of a video whose workers died again and again. Ray does not say of what, unless a machine or its memory was lost."
-    again = f'the workers that had it died again and again: {type(e).__name__}'
-    if type(e).__name__!='WorkerCrashedError': return Verdict(str(InputError(path, f'{again}; the next run tries it again')), 'moment')
-    return Verdict(str(InputError(path, f'{again}, or sat over it for more than {patience:g} s; a larger --patience tries it again')), 'patience')
+    "What is noted of a video whose workers died again and again. Ray tells no crash from a hang."
+    again = f'{path}: the workers that had it died again and again: {type(e).__name__}'
+    crashed = type(e).__name__=='WorkerCrashedError'   # not a machine that was lost, or its memory
+    if not crashed: return Verdict(f'{again}; the next run tries it again', 'moment')
+    slow = f'or sat over it for more than {patience:g} s; a larger --patience tries it again'
+    return Verdict(f'{again}, {slow}', 'patience')
 
 # %% ../nbs/16_cluster.ipynb #1794b984
 def extract_on_ray(
@@ -144,7 +148,8 @@ def extract_on_ray(
                     try: _,verdict = ray.get(ref)
                     except ray.exceptions.RayError as e:
                         cause = getattr(e, 'cause', None) or e   # what a decoder died of arrives as the network's error
-                        if not isinstance(cause, ray.exceptions.RayError): raise told(e)   # not of a video: a full disk, a mistake
+                        of_ray = isinstance(cause, ray.exceptions.RayError)
+                        if not of_ray: raise told(e)   # a full disk, a mistake
                         verdict = lost(path, cause, patience)
                     result.note(store, id, path, verdict)
                     bar.update()

@@ -67,7 +67,7 @@ MOST_SECONDS = 1e6   # Twelve days: a clock of C takes no more than it can count
 def check_seconds(value, name:str) -> float:
     "`value` when it is a time that can be waited; otherwise an `InputError` that names the parameter."
     if isinstance(value, Real) and not isinstance(value, bool) and 0<value<=MOST_SECONDS: return float(value)
-    raise InputError(name, f'must be a number of seconds above 0, and at most {MOST_SECONDS:,.0f}, not {value!r}')
+    raise InputError(name, f'must be a number of seconds above 0, at most {MOST_SECONDS:,.0f}, not {value!r}')
 
 # %% ../nbs/00_core.ipynb #f70b4442
 ID_RULE = re.compile(r'[A-Za-z0-9_-]{1,64}')
@@ -271,17 +271,18 @@ def check_seal(
 # %% ../nbs/00_core.ipynb #f6ce7419
 _WORKER = 'hcms worker'   # Name of our processes
 _NO_GUARD = 64            # Exit code of one whose script starts workers while it is imported
-_GUARD = ("the script that starts worker processes must do so below `if __name__=='__main__':`, and be a file: "
-    "every worker imports it first, and multiprocessing says that 'an attempt has been made to start a new process "
-    "before the current process has finished its bootstrapping phase'")
+_GUARD = (
+    "the script that starts worker processes must do so below `if __name__=='__main__':`, and be a file: "
+    "every worker imports it first, and multiprocessing says that 'an attempt has been made to start "
+    "a new process before the current process has finished its bootstrapping phase'")
 
 def _script() -> str:
-    "What a worker process imports first: a file or a module; nothing in Jupyter. A `RuntimeError` while that is going on."
+    "What a worker process imports first: a file or module; nothing in Jupyter. A `RuntimeError` meanwhile."
     note = spawn.get_preparation_data(_WORKER)
     return note.get('init_main_from_path') or note.get('init_main_from_name', '')
 
 def check_script():
-    "An `InputError` where worker processes cannot import the script. A worker that is just importing it ends."
+    "An `InputError` where workers cannot import the script. A worker that is just importing it ends."
     try: script = _script()
     except RuntimeError:
         if multiprocessing.current_process().name==_WORKER: os._exit(_NO_GUARD)   # its parent says why
@@ -302,7 +303,8 @@ def how_ended(
 def out_of_memory(e:BaseException) -> bool:
     "Does an error say that the machine's memory is used up? A GPU's is another matter."
     if isinstance(e, OSError): return e.errno==errno.ENOMEM
-    return isinstance(e, MemoryError) or isinstance(e, RuntimeError) and 'allocate memory' in str(e)   # torch's words, on the CPU
+    if isinstance(e, RuntimeError): return 'allocate memory' in str(e)   # torch's words, on the CPU
+    return isinstance(e, MemoryError)
 
 # %% ../nbs/00_core.ipynb #8cd71660
 @contextmanager
@@ -337,7 +339,7 @@ class _WorkerContext(SpawnContext):
 _error = None   # In a worker: what its beginning raised
 
 def _begin(ready, initializer=None, args=()):
-    "In a new worker: end with the parent, however that ends; then what the pool is to begin with; then say so."
+    "In a new worker: end with the parent, however that ends; begin as the pool asks; then say so."
     global _error
     def wait(): multiprocessing.parent_process().join(); os._exit(1)
     threading.Thread(target=wait, daemon=True).start()
@@ -349,7 +351,7 @@ def _begin(ready, initializer=None, args=()):
     ready.send_bytes(b'.')
 
 def _sendable(e:BaseException) -> BaseException:
-    "The error itself where it arrives whole in another process, and ends no process there; otherwise one that says the same."
+    "The error itself where it arrives whole in another process and ends none; else one that says the same."
     try:
         pickle.loads(pickle.dumps(e))
         if isinstance(e, Exception): return e
@@ -405,7 +407,8 @@ class WorkerPool(ProcessPoolExecutor):
         self.shutdown(cancel_futures=e is not None)
         if isinstance(e, BrokenProcessPool) and e.__cause__ is None: raise why_broken(self) from None
         if e is not None and out_of_memory(e):
-            raise InputError(self.doing, f'takes more memory than there is ({first_line(e)}). {_AGAIN}') from None
+            rule = f'takes more memory than there is ({first_line(e)}). {_AGAIN}'
+            raise InputError(self.doing, rule) from None
 
 _AGAIN = 'What was finished stays: run the same again, with fewer workers where memory is short'
 

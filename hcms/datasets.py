@@ -192,13 +192,15 @@ def _extract(self, workers:int=2, steps:int=0, precision:str='', **options) -> E
 # %% ../nbs/45_datasets.ipynb #a91c0daf
 @method_of(Dataset)
 def _extracted(self, name:str):   # Manifest
-    "The videos of a split that have features. Those set aside are left out; any other gap is an `InputError`. Nothing is loaded."
-    part = self.manifest.split(name)
+    "The videos of a split with features; those set aside are left out, any other gap is an `InputError`."
+    part,where = self.manifest.split(name),f'{self.name}, {name} split'
     gaps = [id for id in part.ids if self.missing.get(id)=='not extracted']
-    if gaps: raise InputError(f'{self.name}, {name} split', f'{len(gaps)} of {len(part)} videos have no features ({gaps[0]} ...); run: hcms extract {self.name}')
+    first = f'{len(gaps)} of {len(part)} videos have no features ({gaps[0]} ...)' if gaps else ''
+    if gaps: raise InputError(where, f'{first}; run: hcms extract {self.name}')
     have = [id for id in part.ids if id not in self.missing]
-    if not have: raise InputError(f'{self.name}, {name} split', f'not one of {len(part)} videos could be used; the first: {self.missing[part.ids[0]]}')
-    return part.select(have)
+    if have: return part.select(have)
+    why = self.missing[part.ids[0]]
+    raise InputError(where, f'not one of {len(part)} videos could be used; the first: {why}')
 
 @method_of(Dataset)
 def _check(self):

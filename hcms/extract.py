@@ -21,7 +21,8 @@ import torch
 from tqdm.auto import tqdm
 from . import __version__
 from .backbones import Backbones, check_device, load_backbones
-from .core import NO_ROOM, InputError, check_count, check_seconds, first_line, how_ended, out_of_memory, worker_pool
+from .core import (NO_ROOM, InputError, check_count, check_seconds, first_line, how_ended, out_of_memory,
+    worker_pool)
 from .media import PARTIAL, StepReader
 from .store import FeatureStore
 
@@ -99,7 +100,8 @@ def file_mark(path) -> str:
     except OSError: return ''
 
 # %% ../nbs/12_extract.ipynb #86688287
-DISK = tuple(getattr(errno, o) for o in ('EIO', 'ESTALE', 'EMFILE', 'ENFILE', 'ENOTCONN', 'ETIMEDOUT', 'EHOSTDOWN', 'ENODEV') if hasattr(errno, o))
+_DISK = ('EIO', 'ESTALE', 'EMFILE', 'ENFILE', 'ENOTCONN', 'ETIMEDOUT', 'EHOSTDOWN', 'ENODEV')
+DISK = tuple(getattr(errno, o) for o in _DISK if hasattr(errno, o))   # It fails, or is not there just now
 
 def disk_error(path) -> bool:
     "Does the disk fail to give all of a file that is there?"
@@ -116,13 +118,13 @@ def verdict_of(
     before:tuple,   # `file_stamp` before it was read
 ) -> Verdict:
     "What is to be noted of a video that could not be read."
-    cause = e
+    cause,again = e,'the next run tries it again'
     while cause is not None:
-        if out_of_memory(cause): return Verdict(f'{e}; the next run tries it again', 'memory')
-        if getattr(cause, 'errno', None) in DISK: return Verdict(f'{e}; the next run tries it again', 'moment')
+        if out_of_memory(cause): return Verdict(f'{e}; {again}', 'memory')
+        if getattr(cause, 'errno', None) in DISK: return Verdict(f'{e}; {again}', 'moment')
         cause = cause.__cause__ or cause.__context__
-    if file_stamp(path)!=before: return Verdict(f'{e}; it changed meanwhile, and the next run tries it again', 'moment')
-    if disk_error(path): return Verdict(f'{e}; the disk does not give all of it. The next run tries it again', 'moment')
+    if file_stamp(path)!=before: return Verdict(f'{e}; it changed meanwhile, and {again}', 'moment')
+    if disk_error(path): return Verdict(f'{e}; the disk does not give all of it, and {again}', 'moment')
     return Verdict(str(e))
 
 # %% ../nbs/12_extract.ipynb #825cf68f
@@ -146,7 +148,7 @@ class Extraction:
 
     @contextmanager
     def on_machine(self, store):
-        "What is the machine's fault and no video's, a full, forbidden or failing disk or a GPU's error, ends the run with what is done, and how to go on."
+        "A full, forbidden or failing disk and a GPU's error end the run, with what is done and how to go on."
         stay = lambda: f'the {self.kept+self.done} videos committed so far stay'
         try: yield
         except OSError as e:
@@ -157,7 +159,7 @@ class Extraction:
             raise InputError('device', f'{first_line(e)}; {stay()}. Mend that, or take fewer workers on a GPU, and run the same command again') from None
 
 def jobs_of(manifest, store, views, shard, result) -> list:   # of (id, path)
-    "The videos of a shard that have no features yet and whose verdict, if there is one, holds no more; the others are counted in `result`."
+    "The videos of a shard without features or a verdict that holds; the others are counted in `result`."
     noted,have = store.set_aside_ids(),set.intersection(*(set(v.ids()) for v in views.values()))
     ids = [id for id in manifest.df.id if in_shard(id, *shard)]
     result.kept = len(have.intersection(ids))
@@ -176,13 +178,13 @@ def watchdog(patience:float):   # seconds
 
 @contextmanager
 def memory_for(path):
-    "A video that takes more memory than the machine has becomes an `InputError` that names its file. GPU memory errors are not blamed on the video: it gets chunks of one size."
+    "Short memory becomes an `InputError` of the video; not a GPU's, which gets chunks of one size."
     try: yield
     except Exception as e:
         if not out_of_memory(e): raise
         raise InputError(path, f'takes more memory than there is: {first_line(e)}') from None
 
-CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE)   # What a decoder does to itself; other signals come from outside
+CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE)   # a decoder's own; other signals come from outside
 
 def death(
     path,              # A video
@@ -190,12 +192,13 @@ def death(
     patience:float,
 ) -> Verdict:
     "Why a video is set aside over which a process that had begun ended, twice."
-    said = lambda rule, kind: Verdict(str(InputError(path, rule)), kind)
-    if code==1: return said(f'its process sat over it for more than {patience:g} s, twice; a larger --patience tries it again', 'patience')
-    how = f'the process that read it {how_ended(code)}, twice'
-    if code is None or code>=0 or -code in CRASHES: return said(how, 'file')
-    if code==-signal.SIGKILL: return said(f'{how}, as the system does where memory is short; the next run tries it again', 'memory')
-    return said(f'{how}; the next run tries it again', 'moment')
+    slow = f'its process sat over it for more than {patience:g} s, twice; a larger --patience tries it again'
+    if code==1: return Verdict(f'{path}: {slow}', 'patience')   # the watchdog's
+    how,again = f'{path}: the process that read it {how_ended(code)}, twice','the next run tries it again'
+    if code is None or code>=0 or -code in CRASHES: return Verdict(how, 'file')
+    short = f'{how}, as the system does where memory is short; {again}'
+    if code==-signal.SIGKILL: return Verdict(short, 'memory')
+    return Verdict(f'{how}; {again}', 'moment')
 
 # %% ../nbs/12_extract.ipynb #865ebf61
 def _start_worker(root, patience, options):
@@ -217,7 +220,7 @@ def _work(job):
 
 # %% ../nbs/12_extract.ipynb #c107093e
 def _run_pool(jobs, workers, start):
-    "(id, verdict) of each job, as they are done; what was in flight when a process died, or found no memory, is run alone."
+    "(id, verdict) of each job as it is done; those in flight at a death, or short of memory, are run alone."
     waiting,suspects = deque(jobs),deque()
     while waiting or suspects:
         alone = not waiting
@@ -235,8 +238,9 @@ def _run_pool(jobs, workers, start):
                         else: suspects.append(job)
             except BrokenProcessPool as e:
                 if e.__cause__ is not None or not pool.ready: raise
-                if alone: yield from ((id, death(path, pool.exit_code(), start[1])) for id,path in flying.values())
-                else: suspects.extend(flying.values())
+                if not alone: suspects.extend(flying.values())
+                else:
+                    for id,path in flying.values(): yield id,death(path, pool.exit_code(), start[1])
 
 # %% ../nbs/12_extract.ipynb #664e2945
 def in_shard(id:str, i:int, n:int) -> bool:
@@ -245,10 +249,10 @@ def in_shard(id:str, i:int, n:int) -> bool:
 
 def check_shard(shard) -> tuple:   # (i, n)
     "The shard when it is (i, n) with 0 <= i < n; otherwise an `InputError`."
+    rule = f'must be (i, n) with 0 <= i < n, not {shard!r}'
     try: i,n = shard
-    except (TypeError, ValueError): raise InputError('shard', f'must be (i, n), the i-th of n, not {shard!r}') from None
-    n = check_count(n, 'shard')
-    if check_count(i, 'shard', least=0)>=n: raise InputError('shard', f'must be (i, n) with 0 <= i < n, not {shard!r}')
+    except (TypeError, ValueError): raise InputError('shard', rule) from None
+    if check_count(i, 'shard', least=0)>=check_count(n, 'shard'): raise InputError('shard', rule)
     return i,n
 
 def parse_shard(text:str='') -> tuple:   # (i, n)

@@ -49,7 +49,7 @@ def decode_split(
     folder,              # Where the memory maps go
     workers:int=2,       # Processes
 ) -> dict:               # modality -> (N, T, ...) memory map, plus 'ok': (N,) bool
-    "Decode every video of a manifest once. Videos that cannot be read are left out by `ok`, named, and tried again by the next call."
+    "Decode every video once. Those that cannot be read are named, and left out by `ok` until the next call."
     check_count(workers, 'workers')
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     key = fingerprint([manifest.fingerprint, asdict(spec)])
@@ -125,7 +125,9 @@ def finetune(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=len(media)//config.videos*config.epochs, pct_start=.15)
     parts,history,state = dict(model=model, optimizer=optimizer, schedule=schedule),[],Path(f'{out}.state')
     if (was:=load_state(state)):
-        if was.get('videos', len(media))!=len(media): raise InputError(state, f"is the state of a training on {was['videos']} videos, not {len(media)}; delete it to start anew")
+        of = was.get('videos', len(media))
+        rule = f'is the state of a training on {of} videos, not {len(media)}; delete it to start anew'
+        if of!=len(media): raise InputError(state, rule)
         for k,v in parts.items(): v.load_state_dict(was[k])
         history = was['history']
     y = torch.as_tensor(targets)
@@ -135,7 +137,8 @@ def finetune(
         for epoch in bar:
             history.append(dict(loss=_train_epoch(model, media, y, parts, config, epoch)))
             bar.set_postfix(loss=f"{history[-1]['loss']:.3f}")
-            save_state(state, history=history, videos=len(media), **{k: v.state_dict() for k,v in parts.items()})
+            states = {k: v.state_dict() for k,v in parts.items()}
+            save_state(state, history=history, videos=len(media), **states)
     write_whole(f'{out}.json', json.dumps(dict(modality=modality, preset=preset, config=asdict(config), start=str(Path(start).name) if start else 'random', videos=len(media), history=history), indent=1))   # first: weights that are there have their record
     save_weights(net, f'{out}.safetensors')
     state.unlink(missing_ok=True)

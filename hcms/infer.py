@@ -15,7 +15,7 @@ import av
 import numpy as np
 import torch
 from .backbones import Backbones
-from .core import InputError, method_of
+from .core import InputError, check_count, method_of
 from .costs import ModuleCosts, backbone_prices, budget_macs, module_costs, whole_macs
 from .gating import gumbel_gate
 from .hlstm import keep, lstm_update, total
@@ -223,11 +223,12 @@ def predict_many(
 ) -> Iterator:              # Prediction, or the InputError of a file that cannot be used; in the order of `paths`
     "At each time step every network runs once, on the videos whose gates are open."
     check_fit(model, backbones, classes)
-    if not batch>0: raise InputError('batch', f'holds one video or more, not {batch}')
+    check_count(batch, 'batch')
+    check_count(workers, 'workers')
     run,classes = Conditional(model, prices or backbone_prices(backbones)),list(classes or map(str, range(model.num_classes)))
     media,state,rows = _Media(backbones, model.modalities),model.init_state(batch),[None]*batch
     waiting,done,sent = enumerate(paths),{},0
-    with ThreadPoolExecutor(max(1, workers)) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         try:
             while True:
                 for b in (b for b,o in enumerate(rows) if o is None):

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from tqdm.auto import tqdm
-from .core import InputError, canonical_json, write_whole
+from .core import InputError, canonical_json, check_count, write_whole
 from .store import CorruptFeature, ExtractorView
 
 # %% ../nbs/15_packs.ipynb #ac005bc4
@@ -33,8 +33,8 @@ def pack(
     videos:int=VIDEOS,   # A file
 ) -> list:               # of the files
     "Copy all features of a view into packs, each record verified as it is read; packs that are right already are kept."
+    check_count(videos, 'videos')
     ids,folder,out = view.ids(),view.folder/'packs',[]
-    if not videos>0: raise InputError('videos', f'a pack holds one or more, not {videos}')
     there = _sound(view)
     if lost:=sorted({id for held in there.values() for id in held}-set(ids)): raise InputError(folder, f'holds {len(lost)} videos that are in no loose file, as {lost[0]}, and packing would lose them; run hcms extract first, which makes their loose files again (or remove the packs, if these videos are not wanted)')
     for n,start in enumerate(tqdm(range(0, len(ids), videos), desc=f'pack {view.modality}', unit='pack')):

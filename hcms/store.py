@@ -361,12 +361,13 @@ def _circumstances(note) -> dict:
 
 @_method
 def _set_aside_ids(self) -> dict:
-    "id -> {'reason', 'source', and 'kind' and 'under' where they were noted} of all videos set aside; of several notes on a video the last holds."
+    "id -> {'reason', 'source'; 'kind', 'under' where noted} of videos set aside; the last note on one holds."
     path,out = self.root/'quarantine.jsonl',{}
     for line in path.read_bytes().splitlines() if path.exists() else []:
         if len(line)>1<<16: continue   # no line of ours is as long
         try:
             note = json.loads(line)
-            out[check_id(note['id'])] = dict(reason=note['reason'], source=note['source']) | _circumstances(note)
+            known = dict(reason=note['reason'], source=note['source'])
+            out[check_id(note['id'])] = known | _circumstances(note)
         except (ValueError, TypeError, KeyError, RecursionError): pass   # blank, or torn by a power cut: that video is tried again
     return out

@@ -24,8 +24,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 from .backbones import PRECISIONS, Appearance, MobileNetV1, check_device, save_weights, spec_for
-from .core import InputError, check_choice, check_count, check_seconds, fingerprint, rng_for, worker_pool, write_whole
-from .extract import MEDIA, circumstances, death, features_meta, file_mark, file_stamp, memory_for, still_holds, verdict_of, watchdog
+from .core import (InputError, check_choice, check_count, check_seconds, fingerprint, rng_for, worker_pool,
+    write_whole)
+from .extract import (MEDIA, circumstances, death, features_meta, file_mark, file_stamp, memory_for,
+    still_holds, verdict_of, watchdog)
 from .finetune import pool_steps, with_head
 from .media import MediaSpec, StepReader
 from .resume import load_state, save_state, threads
@@ -59,9 +61,12 @@ def check_stream(c:StreamConfig) -> StreamConfig:
     check_choice(c.precision, PRECISIONS, 'precision')
     for k in ('epochs', 'steps', 'videos', 'accumulate', 'threads'): check_count(getattr(c, k), k)
     for k in ('lr', 'head_lr', 'clip'):
-        if not _between(getattr(c, k), 0, math.inf, open_ends=True): raise InputError(k, f'must be a number above zero, not {getattr(c, k)!r}')
+        value = getattr(c, k)
+        if not _between(value, 0, math.inf, open_ends=True):
+            raise InputError(k, f'must be a number above zero, not {value!r}')
     for k in ('warmup', 'flip', 'scale'):
-        if not _between(getattr(c, k), 0, 1): raise InputError(k, f'must lie between 0 and 1, not {getattr(c, k)!r}')
+        value = getattr(c, k)
+        if not _between(value, 0, 1): raise InputError(k, f'must lie between 0 and 1, not {value!r}')
     if c.accumulate>c.videos: raise InputError('accumulate', f'cuts a batch of {c.videos} videos into {c.accumulate} parts; at most one part a video')
     return c
 
@@ -271,7 +276,9 @@ def _one_batch(tuner, reader, size, progress, aside, under) -> np.ndarray:   # s
         part.clear()
     for job,x,reason in islice(reader, size):
         if reason is None: part.append((x, job.target))
-        elif job.id not in aside: aside[job.id] = _note(reason, job, under); tqdm.write(f'set aside: {reason}')
+        elif job.id not in aside:
+            aside[job.id] = _note(reason, job, under)
+            tqdm.write(f'set aside: {reason}')
         if len(part)==parts: add()
     if part: add()
     if sums[2]: tuner.step(int(sums[2]), progress)
@@ -303,7 +310,8 @@ def finetune_streaming(
     if (was:=load_state(state)):
         if was['key']!=key: raise InputError(state, 'is the state of a training with other options, videos or weights; give the same again, or delete it to start anew')
         tuner.go_on(was['tuner']); at = was['at']
-        at['aside'] = {id: o for id,o in at['aside'].items() if isinstance(o, dict) and still_holds(o, file_mark(manifest.path_of(id)), under)}
+        holds = lambda id, o: isinstance(o, dict) and still_holds(o, file_mark(manifest.path_of(id)), under)
+        at['aside'] = {id: o for id,o in at['aside'].items() if holds(id, o)}
     per_epoch = math.ceil(len(manifest)/config.videos)
     reader = read_ahead(_jobs(manifest, config, at['batch']), partial(read_video, modality=modality, spec=spec, config=config), at['aside'], workers, patience)
     with threads(config.threads), tqdm(total=config.epochs*per_epoch, initial=at['batch'], desc=f'finetune, {modality}', unit='batch') as bar:
@@ -326,10 +334,13 @@ def _advance(tuner, reader, manifest, at, per_epoch, bar, under):
     loss,right,videos = at['sums']
     bar.set_postfix(loss=f'{loss/max(1, videos):.3f}', aside=len(at['aside']), refresh=False); bar.update()
     if n+1<per_epoch: return
-    if not videos: raise InputError(manifest.name, f"not one of {len(manifest)} videos can be read; the first: {next(iter(at['aside'].values()))['reason']}")
+    if not videos:
+        why = next(iter(at['aside'].values()))['reason']
+        raise InputError(manifest.name, f'not one of {len(manifest)} videos can be read; the first: {why}')
     at['history'].append(dict(loss=loss/videos, accuracy=right/videos, videos=int(videos)))
     at['sums'] = [0.]*3
 
 def _write(tuner, out, record, at):
-    write_whole(f'{out}.json', json.dumps(record | dict(aside={id: o['reason'] for id,o in at['aside'].items()}, history=at['history']), indent=1))   # first: weights that are there have their record
+    record |= dict(aside={id: o['reason'] for id,o in at['aside'].items()}, history=at['history'])
+    write_whole(f'{out}.json', json.dumps(record, indent=1))   # first: no weights without their record
     save_weights(tuner.net.cpu(), f'{out}.safetensors')

@@ -226,33 +226,61 @@ def test_a_pool_that_breaks_loses_no_video(monkeypatch, tally):
     jobs = [(f'v{i:02d}', f'v{i:02d}.mp4') for i in range(40)]
     ended = dict(E._run_pool(jobs, 2, ('', 600., {})))
     assert sorted(ended)==[id for id,_ in jobs]
-    assert {o.kind for o in ended.values() if o}=={'file', 'memory'} and {id for id,o in ended.items() if o}<=set(alone)   # nothing is laid to a video that was not alone
+    blamed = {id: o.kind for id,o in ended.items() if o}
+    assert set(blamed.values())=={'file', 'memory'} and set(blamed)<=set(alone)   # nobody is blamed in company
     tally('faults', 'a pool that breaks while it is given work', 'each video is done, or set aside with the reason', 40)
 
-GUARDLESS = dict(   # scripts that start workers without a main guard
-    extract="from hcms.extract import extract\nfrom hcms.store import FeatureStore\nprint(extract(manifest, FeatureStore('features'), 'demo', workers=2))",
-    render="from hcms.rendered import Recipe, render_demo\nrender_demo('corpus', Recipe(per_class=3, training=1, selection=1))",
-    train="from hcms.datasets import SimulatedDataset\nfrom hcms.runs import train_runs, variants\nd = SimulatedDataset('fcvid', training=4, selection=2, evaluated=2, steps=2)\ntrain_runs(d, variants(d, [{}], 1, 1))",
-    decode="from hcms.backbones import spec_for\nfrom hcms.finetune import decode_split\ndecode_split(manifest, spec_for('demo', 2), 'maps')",
-    caught="from hcms.extract import extract\nfrom hcms.store import FeatureStore\ntry: extract(manifest, FeatureStore('features'), 'demo', workers=2)\nexcept Exception as e: print('caught', e); raise",
-    early="from hcms.extract import extract\nfrom hcms.store import FeatureStore\nopen('once', 'x')\nextract(manifest, FeatureStore('features'), 'demo', workers=2)",
-    exits="import multiprocessing, sys\nfrom hcms.extract import extract\nfrom hcms.store import FeatureStore\nif multiprocessing.parent_process(): sys.exit()\nextract(manifest, FeatureStore('features'), 'demo', workers=2)")
-SHORT = ('extract-file', 'extract-stdin')
+STARTS_OF = """
+import multiprocessing, sys
+import pandas as pd
+from hcms.backbones import spec_for
+from hcms.datasets import SimulatedDataset
+from hcms.extract import extract
+from hcms.finetune import decode_split
+from hcms.manifests import Manifest
+from hcms.rendered import Recipe, render_demo
+from hcms.runs import train_runs, variants
+from hcms.store import FeatureStore
+rows = [dict(id=f'v{i}', path=f'v{i}.mp4', split='training', labels='x') for i in range(3)]
+manifest = Manifest(pd.DataFrame(rows))
+def features(): return extract(manifest, FeatureStore('features'), 'demo', workers=2)
+"""
+GUARDLESS = dict(   # what scripts do without a main guard
+    extract='print(features())',
+    render="render_demo('corpus', Recipe(per_class=3, training=1, selection=1))",
+    train="""
+d = SimulatedDataset('fcvid', training=4, selection=2, evaluated=2, steps=2)
+train_runs(d, variants(d, [{}], 1, 1))""",
+    decode="decode_split(manifest, spec_for('demo', 2), 'maps')",
+    caught="""
+try: features()
+except Exception as e: print('caught', e); raise""",
+    early="""
+open('once', 'x')
+features()""",
+    exits="""
+if multiprocessing.parent_process(): sys.exit()
+features()""")
+OTHERS = [('extract', 'module'), *((o, 'file') for o in GUARDLESS if o!='extract')]
 
-@pytest.mark.parametrize('script,how', [pytest.param(a, b, marks=() if f'{a}-{b}' in SHORT else pytest.mark.full)
-    for a in GUARDLESS for b in ('file', 'stdin', 'module') if b=='file' or a=='extract'])
+def long(cases): return [pytest.param(*o, marks=pytest.mark.full) for o in cases]
+
+@pytest.mark.parametrize('script,how', [('extract', 'file'), ('extract', 'stdin'), *long(OTHERS)])
 def test_a_script_without_a_main_guard_is_told_so(tmp_path, tally, script, how):
     "By every function that starts workers, and however the script is run; no video is blamed."
-    start_of = 'import pandas as pd\nfrom hcms.manifests import Manifest\nmanifest = Manifest(pd.DataFrame([dict(id=f"v{i}", path=f"v{i}.mp4", split="training", labels="x") for i in range(3)]))\n'
+    code,env = STARTS_OF+GUARDLESS[script],dict(os.environ, HCMS_HOME=str(tmp_path), PYTHONPATH=str(ROOT))
     for i in range(3): make_video(tmp_path/f'v{i}.mp4')
-    (tmp_path/'mine.py').write_text(start_of+GUARDLESS[script])
-    args,given = dict(file=(['mine.py'], ''), module=(['-m', 'mine'], ''), stdin=(['-'], start_of+GUARDLESS[script]))[how]
-    r = subprocess.run([sys.executable, *args], input=given, cwd=tmp_path, env=dict(os.environ, HCMS_HOME=str(tmp_path), PYTHONPATH=str(ROOT)), capture_output=True, text=True, timeout=200)
+    (tmp_path/'mine.py').write_text(code)
+    args,given = dict(file=(['mine.py'], ''), module=(['-m', 'mine'], ''), stdin=(['-'], code))[how]
+    told = dict(capture_output=True, text=True, timeout=200)
+    r = subprocess.run([sys.executable, *args], input=given, cwd=tmp_path, env=env, **told)
     last = r.stderr.strip().splitlines()[-1]
-    assert r.returncode==1 and 'InputError' in last and "below `if __name__=='__main__':`" in last, r.stderr[-3000:]
-    assert ('stdin' if how=='stdin' else 'extract: a worker process ended' if script in ('early', 'exits') else 'mine') in last
+    assert r.returncode==1 and 'InputError' in last, r.stderr[-3000:]
+    assert "below `if __name__=='__main__':`" in last
+    named = 'stdin' if how=='stdin' else 'mine'
+    assert (named if script not in ('early', 'exits') else 'extract: a worker process ended') in last
     assert not (tmp_path/'features'/'quarantine.jsonl').exists()
-    tally('faults', 'scripts without a main guard, or through a pipe, for every kind of work', 'the run ends and says what is missing; no video is set aside')
+    tally('faults', 'scripts without a main guard, or through a pipe', 'the run says why it ends; no video is set aside')
 
 def make_video(path):
     from hcms.media import write_video
@@ -263,7 +291,8 @@ def three_videos(folder, *names):
     from hcms.manifests import Manifest
     ids = sorted(['good', 'better', *(names or ('best',))])
     for id in ids: make_video(folder/f'{id}.mp4')
-    return Manifest(pd.DataFrame(dict(id=ids, path=[f'{i}.mp4' for i in ids], split='training', labels='a')), root=folder)
+    rows = dict(id=ids, path=[f'{i}.mp4' for i in ids], split='training', labels='a')
+    return Manifest(pd.DataFrame(rows), root=folder)
 
 def befall(how, *args, **kw):
     "In a worker: what may happen there."
@@ -282,7 +311,7 @@ class Odd(Exception):
     "Can be sent to another process, but not be made again there."
     def __init__(self, a, b): super().__init__(a)
 
-@pytest.mark.parametrize('how', ['exit', pytest.param('killed', marks=pytest.mark.full), pytest.param('crash', marks=pytest.mark.full)])
+@pytest.mark.parametrize('how', ['exit', *long([['killed'], ['crash']])])
 def test_workers_that_die_before_their_first_job_are_laid_to_no_video(tmp_path, monkeypatch, tally, how):
     import functools
     import hcms.extract as E
@@ -290,10 +319,12 @@ def test_workers_that_die_before_their_first_job_are_laid_to_no_video(tmp_path, 
     import hcms.core as C
     monkeypatch.setattr(E, '_start_worker', functools.partial(befall, how))
     manifest,store = three_videos(tmp_path),FeatureStore(tmp_path/'s')
-    with pytest.raises(InputError, match='extract: a worker process .* before its first job'): E.extract(manifest, store, 'demo', workers=2)
+    early = 'a worker process .* before its first job'
+    with pytest.raises(InputError, match=f'extract: {early}'): E.extract(manifest, store, 'demo', workers=2)
     assert not store.set_aside_ids()
     monkeypatch.setattr(C, '_begin', functools.partial(befall, how))
-    with pytest.raises(InputError, match='finetune: a worker process .* before its first job'): list(read_ahead([Job(o, 'v.mp4', 0, 0) for o in 'ab'], len, {}, 1))
+    jobs = [Job(o, 'v.mp4', 0, 0) for o in 'ab']
+    with pytest.raises(InputError, match=f'finetune: {early}'): list(read_ahead(jobs, len, {}, 1))
     tally('faults', f'workers of which none begins ({how})', 'the run ends and says so; no video is set aside', 2)
 
 class Troubled:
@@ -317,29 +348,33 @@ def pools(tmp_path, how, monkeypatch) -> dict:
     def backbones():
         monkeypatch.setattr(D, '_train_one', happens)
         monkeypatch.setattr(D, 'decode_split', lambda *a: None)
-        D.train_backbones(write_manifest(three_videos(tmp_path), tmp_path/'m.csv'), tmp_path/'out', None, 'demo', {}, workers=1)
+        manifest = write_manifest(three_videos(tmp_path), tmp_path/'m.csv')
+        D.train_backbones(manifest, tmp_path/'out', None, 'demo', {}, workers=1)
     def render():
         monkeypatch.setattr(R, 'render_video', happens)
         R.render_demo(tmp_path/'r', R.Recipe(per_class=3, training=1, selection=1), 1)
     def decode():
         monkeypatch.setattr(F, '_decode_one', happens)
         F.decode_split(three_videos(tmp_path), spec_for('demo', 2), tmp_path/'maps', 1)
-    return {'train, troubled': lambda: train_runs(data, [config_for(data)], 1), 'measure the policies, troubled': measure,
-            'train the backbones': backbones, 'render': render, 'decode the train split': decode}
+    def train(): train_runs(data, [config_for(data)], 1)
+    return dict(zip(POOLS, (train, measure, backbones, render, decode)))
 
-ENDS = dict(known='v1: is odd', mistake="'a mistake'", odd='Odd: one', memory='takes more memory than there is .Unable to allocate 9 TiB', killed='a worker process was ended by SIGKILL')
-DIAGONAL = list(zip(ENDS, ('train, troubled', 'measure the policies, troubled', 'train the backbones', 'render', 'decode the train split')))
+ENDS = dict(known='v1: is odd', mistake="'a mistake'", odd='Odd: one',
+    memory='takes more memory than there is .Unable to', killed='a worker process was ended by SIGKILL')
+POOLS = ('train, troubled', 'measure the policies, troubled', 'train the backbones', 'render',
+    'decode the train split')
+DIAGONAL = list(zip(ENDS, POOLS))
 
 @pytest.mark.parametrize('how', ENDS)
-@pytest.mark.parametrize('pool', [o for _,o in DIAGONAL])
+@pytest.mark.parametrize('pool', POOLS)
 def test_what_goes_wrong_in_a_worker_reaches_the_user(tmp_path, monkeypatch, tally, full, pool, how):
-    "Every known error as itself, a mistake with its own traceback, and a worker's death with what was being done."
+    "Every known error as itself, a mistake with its own traceback, a worker's death with what was being done."
     if not full and (how, pool) not in DIAGONAL: pytest.skip('make test-full tries all pairs')
     kind = dict(mistake=KeyError, odd=RuntimeError).get(how, InputError)
     with pytest.raises(kind, match=ENDS[how]) as e: pools(tmp_path, how, monkeypatch)[pool]()
     if how in ('memory', 'killed'): assert str(e.value).startswith(pool)
     if how in ('mistake', 'odd'): assert 'in befall' in str(e.value.__cause__)   # the worker's own traceback
-    tally('faults', 'errors and deaths in the workers of training, measuring, finetuning, rendering and decoding', 'the run ends with the worker\'s own error, or says what died and how to go on')
+    tally('faults', 'errors and deaths in the workers of every kind of work', 'the error itself, or what died and how')
 
 def light_start(root, patience, options):
     "In a worker: extraction without its networks, which take most of the time to begin."
@@ -362,9 +397,11 @@ def harmed_work(job):
     if E.extract_video is not befallen: UNHARMED,E.extract_video = E.extract_video,befallen
     return E._work(job)
 
-@pytest.mark.parametrize('how,kind', [('memory', 'memory'), pytest.param('crash', 'file', marks=pytest.mark.full), pytest.param('killed', 'memory', marks=pytest.mark.full), pytest.param('sleep', 'patience', marks=pytest.mark.full)])
+BEFALLS = dict(crash='file', killed='memory', sleep='patience')
+
+@pytest.mark.parametrize('how,kind', [('memory', 'memory'), *long(BEFALLS.items())])
 def test_a_verdict_holds_as_long_as_its_circumstances(tmp_path, monkeypatch, tally, how, kind):
-    "What came over a video is over at its third run; only the circumstance that it was laid to decides whether the run tries."
+    "What came over a video is over at the third run; the circumstance it was laid to decides whether it is tried."
     import hcms.extract as E
     monkeypatch.setattr(E, '_work', harmed_work)
     monkeypatch.setattr(E, '_start_worker', light_start)
@@ -374,24 +411,27 @@ def test_a_verdict_holds_as_long_as_its_circumstances(tmp_path, monkeypatch, tal
     run = lambda patience=12.: E.extract(manifest, store, 'demo', workers=1, patience=patience)
     notes = lambda: (tmp_path/'s'/'quarantine.jsonl').read_text().count('"bad"')
     first = run()
-    assert (first.done, list(first.aside), store.set_aside_ids()['bad']['kind'])==(2, ['bad'], kind), str(first)
+    assert (first.done, list(first.aside))==(2, ['bad']), str(first)
+    assert store.set_aside_ids()['bad']['kind']==kind
     again = run()
     assert list(again.aside)==['bad'] and notes()==(2 if kind=='memory' else 1)
     note.unlink()
-    if kind!='memory': assert list(run().aside)==['bad'] and notes()==1   # nothing has changed that it was laid to
+    if kind!='memory': assert list(run().aside)==['bad'] and notes()==1   # what it was laid to is as it was
     if kind=='file': monkeypatch.setattr(E, '__version__', 'newer')
     last = run(24. if kind=='patience' else 12.)
     assert (last.done, last.kept, last.aside)==(1, 2, {})
-    tally('faults', 'videos set aside for memory, a kill, a crash, patience', 'tried again when that has changed, and only then')
+    tally('faults', 'videos set aside for memory, a kill, a crash, patience', 'tried again when that changed, only then')
 
 def test_a_damaged_file_is_read_again_when_it_or_its_reader_changes(tmp_path, monkeypatch, tally):
-    "Cut short, a page of text, empty, absent, a pipe: not again as they are; with another version of PyAV; when the file changes, if only in its middle."
+    "Not again as they are; again with another version of PyAV, or when the file changes, if only in its middle."
     import hcms.extract as E
     monkeypatch.setattr(E, '_start_worker', light_start)
     bad = ('cut', 'page', 'empty', 'absent', 'pipe')
     manifest,store = three_videos(tmp_path, *bad),FeatureStore(tmp_path/'s')
     whole = (tmp_path/'cut.mp4').read_bytes()
-    (tmp_path/'cut.mp4').write_bytes(whole[:len(whole)//2]); (tmp_path/'page.mp4').write_text('<html>'); (tmp_path/'empty.mp4').write_bytes(b'')
+    (tmp_path/'cut.mp4').write_bytes(whole[:len(whole)//2])
+    (tmp_path/'page.mp4').write_text('<html>')
+    (tmp_path/'empty.mp4').write_bytes(b'')
     for o in ('absent', 'pipe'): (tmp_path/f'{o}.mp4').unlink()
     os.mkfifo(tmp_path/'pipe.mp4')
     notes = lambda: {o: (tmp_path/'s'/'quarantine.jsonl').read_text().count(f'"{o}"') for o in bad}
@@ -399,17 +439,19 @@ def test_a_damaged_file_is_read_again_when_it_or_its_reader_changes(tmp_path, mo
     assert (run().done, notes())==(2, dict.fromkeys(bad, 1))
     assert {o['kind'] for o in store.set_aside_ids().values()}=={'file'}
     assert (set(run().aside), notes())==(set(bad), dict.fromkeys(bad, 1))
+    newer = lambda patience: dict(reader='hcms 0.1.0, av 999', patience=patience)
     with monkeypatch.context() as m:
-        m.setattr(E, 'circumstances', lambda patience: dict(reader='hcms 0.1.0, av 999', patience=patience))
+        m.setattr(E, 'circumstances', newer)
         assert (set(run().aside), notes())==(set(bad), dict.fromkeys(bad, 2))
     store.set_aside('page', 'is text', source=E.file_mark(tmp_path/'page.mp4'))   # a note of an older version
     assert store.set_aside_ids()['page']==dict(reason='is text', source=E.file_mark(tmp_path/'page.mp4'))
     with open(tmp_path/'cut.mp4', 'r+b') as f: f.seek(40); f.write(b'x')
     (tmp_path/'absent.mp4').write_bytes(whole)
-    monkeypatch.setattr(E, 'circumstances', lambda patience: dict(reader='hcms 0.1.0, av 999', patience=patience))
+    monkeypatch.setattr(E, 'circumstances', newer)
     last = run()
-    assert last.done==1 and set(last.aside)=={'cut', 'page', 'empty', 'pipe'} and notes()==dict(cut=3, page=4, empty=2, absent=2, pipe=2)
-    tally('faults', 'damaged, absent and empty files, pipes', 'read again when the file or its reader changes, and only then', len(bad))
+    assert last.done==1 and set(last.aside)=={'cut', 'page', 'empty', 'pipe'}
+    assert notes()==dict(cut=3, page=4, empty=2, absent=2, pipe=2)
+    tally('faults', 'damaged, absent, empty files, pipes', 'read again when file or reader changed, only then', len(bad))
 
 @pytest.mark.full
 def test_a_video_without_memory_beside_others_is_read_alone(tmp_path, monkeypatch, tally):
@@ -444,38 +486,61 @@ def test_videos_left_out_of_a_decoded_split_are_tried_again(tmp_path, tally):
     (tmp_path/'bad.mp4').write_bytes(whole)
     then = decode()
     assert then['ok'].all() and (then['appearance'][1:]==frames).all() and then['appearance'][0].any()
-    tally('faults', 'a file that was mended between two decodings of a split', 'is read, and the others are kept')
+    tally('faults', 'a file mended between two decodings of a split', 'is read, and the others are kept')
 
-def test_odd_counts_and_durations_are_named(tmp_path, tally):
-    "Before any work, by the name that the parameter has."
+def takers(tmp_path) -> dict:
+    "By the name of a parameter, what takes it: functions of its value."
     from hcms.backbones import spec_for
     from hcms.cluster import extract_on_ray
     from hcms.core import worker_pool
-    from hcms.datasets import SimulatedDataset, finetune_backbones, open_dataset, prepare_demo, train_backbones
+    from hcms.datasets import finetune_backbones, open_dataset, prepare_demo, train_backbones
     from hcms.extract import extract
     from hcms.finetune import FinetuneConfig, decode_split, finetune
+    from hcms.packs import pack
     from hcms.policies import measured
     from hcms.rendered import render_demo
     from hcms.runs import get_runs, train_runs, variants
     from hcms.streaming import StreamConfig, finetune_streaming, read_ahead
-    manifest,store,data = three_videos(tmp_path),FeatureStore(tmp_path/'s'),SimulatedDataset('fcvid', training=4, selection=2, evaluated=2, steps=2)
-    counts = dict(workers=[worker_pool, lambda workers: extract(manifest, store, 'demo', workers=workers), lambda workers: render_demo(tmp_path/'r', workers=workers), lambda workers: decode_split(manifest, spec_for('demo', 2), tmp_path/'m', workers),
-        lambda workers: train_backbones(tmp_path/'m.csv', tmp_path/'o', None, 'demo', {}, workers=workers), lambda workers: finetune_backbones('demo', workers), lambda workers: prepare_demo(workers=workers), lambda workers: open_dataset('activitynet', workers),
-        lambda workers: train_runs(data, [], workers), lambda workers: get_runs(data, [], workers), lambda workers: measured(data, workers=workers), lambda workers: list(read_ahead([], len, {}, workers)), lambda workers: finetune_streaming('audio', 'demo', manifest, tmp_path/'w', workers=workers)],
-        networks=[lambda networks: extract_on_ray(manifest, store, 'demo', networks=networks)], seeds=[lambda seeds: variants(data, [{}], seeds), lambda seeds: measured(data, seeds)], draws=[lambda draws: measured(data, draws=draws)],
-        save_every=[lambda n: finetune_streaming('audio', 'demo', manifest, tmp_path/'w', save_every=n)], videos=[lambda n: finetune('audio', 'demo', np.zeros((3, 2, 96, 64)), np.zeros(3), 1, tmp_path/'w', FinetuneConfig(videos=n)), lambda n: finetune_streaming('audio', 'demo', manifest, tmp_path/'w', StreamConfig(videos=n))])
-    seconds = dict(patience=[lambda patience: extract(manifest, store, 'demo', patience=patience), lambda patience: extract_on_ray(manifest, store, 'demo', patience=patience), lambda patience: finetune_backbones('fcvid', patience=patience),
-        lambda patience: list(read_ahead([], len, {}, 1, patience)), lambda patience: finetune_streaming('audio', 'demo', manifest, tmp_path/'w', patience=patience)])
-    shards = dict(shard=[lambda shard: extract(manifest, store, 'demo', shard=shard), lambda shard: extract_on_ray(manifest, store, 'demo', shard=shard)])
-    n,inf = 0,float('inf')
-    for table,bad in ((counts, (0, -1, 1.5, '2', None, True)), (seconds, (0, -5., '9', None, inf, float('nan'))), (shards, ((2, 2), (-1, 2), (0, 0), (0,), None, '0/1'))):
-        for name,fs in table.items():
-            for f in fs:
-                for value in bad:
-                    e = ends_well(f, value)
-                    assert isinstance(e, InputError) and str(e).startswith(f'{name}: must be'), (name, value, e); n += 1
-    assert [o.name for o in tmp_path.iterdir() if o.suffix!='.mp4']==['s'] and not list((tmp_path/'s').rglob('*.safetensors'))
-    tally('numbers', 'counts, durations and shards that are none, of every function that takes them', 'refused by name, before any work', n)
+    store,data = FeatureStore(tmp_path/'s'),Troubled(tmp_path, 'known')
+    view,out,media = store.extractor('motion', dict(model='x')),tmp_path/'w',np.zeros((3, 2, 96, 64))
+    few = three_videos(tmp_path)
+    made = lambda **kw: extract(few, store, 'demo', **kw)
+    on_ray = lambda **kw: extract_on_ray(few, store, 'demo', **kw)
+    streamed = lambda **kw: finetune_streaming('audio', 'demo', few, out, **kw)
+    tuned = lambda **kw: finetune('audio', 'demo', media, np.zeros(3), 1, out, FinetuneConfig(**kw))
+    read = lambda *a: list(read_ahead([], len, {}, *a))
+    nets = lambda w: train_backbones(tmp_path/'m.csv', out, None, 'demo', {}, workers=w)
+    return dict(
+        workers=[worker_pool, lambda o: made(workers=o), lambda o: render_demo(tmp_path/'r', workers=o), nets, read,
+                 lambda o: decode_split(few, spec_for('demo', 2), out, o), lambda o: finetune_backbones('demo', o),
+                 lambda o: prepare_demo(workers=o), lambda o: open_dataset('activitynet', o),
+                 lambda o: streamed(workers=o), lambda o: train_runs(data, [], o), lambda o: get_runs(data, [], o),
+                 lambda o: measured(data, workers=o)],
+        networks=[lambda o: on_ray(networks=o)], draws=[lambda o: measured(data, draws=o)],
+        seeds=[lambda o: variants(data, [{}], o), lambda o: measured(data, o)],
+        save_every=[lambda o: streamed(save_every=o)],
+        videos=[lambda o: pack(view, o), lambda o: tuned(videos=o),
+                lambda o: streamed(config=StreamConfig(videos=o))],
+        epochs=[lambda o: tuned(epochs=o), lambda o: streamed(config=StreamConfig(epochs=o))],
+        patience=[lambda o: made(patience=o), lambda o: on_ray(patience=o), lambda o: streamed(patience=o),
+                  lambda o: finetune_backbones('fcvid', patience=o), lambda o: read(1, o)],
+        shard=[lambda o: made(shard=o), lambda o: on_ray(shard=o)])
+
+ODD = dict(patience=(0, -5., '9', None, float('inf'), float('nan')),
+    shard=((2, 2), (-1, 2), (0, 0), (0,), None, '0/1'))
+
+def test_odd_counts_and_durations_are_named(tmp_path, tally):
+    "Before any work, by the name that the parameter has."
+    n = 0
+    for name,functions in takers(tmp_path).items():
+        for f in functions:
+            for value in ODD.get(name, (0, -1, 1.5, '2', None, True)):
+                e = ends_well(f, value)
+                assert isinstance(e, InputError) and str(e).startswith(f'{name}: must be'), (name, value, e)
+                n += 1
+    assert [o.name for o in tmp_path.iterdir() if o.suffix!='.mp4']==['s']
+    assert not list((tmp_path/'s').rglob('*.safetensors'))
+    tally('numbers', 'counts, durations and shards that are none', 'refused by name, before any work', n)
 
 def test_what_counts_as_done_is_written_last(tmp_path, monkeypatch, tally):
     "Stopped between a result and its record, the result is not believed."
