@@ -336,20 +336,22 @@ class _Span:
         "May a stamp of this stream be of this clock?"
         low = self.last[kind]-back if kind in self.last else self.low-MAX_PAUSE
         return low<=at<=self.high+MAX_PAUSE
+    def continues(self, kind, at, back) -> bool: return self.gap(kind, at)<=_NEAR and self.takes(kind, at, back)
     def gap(self, kind, at) -> float: return abs(at-self.end.get(kind, self.high))
     def young(self, kind) -> bool: return self.end[kind]-self.began[kind]<=1
     def add(self, kind, at, seconds, ahead, ordered):
         if ordered: self.last[kind] = max(at, self.last.get(kind, at))
-        self.began.setdefault(kind, at)
+        if kind not in self.began: self.began[kind] = at
         self.end[kind] = max(at+seconds, self.end.get(kind, at))
-        self.low,self.high = min(self.low, at),max(self.high, at+ahead+seconds)
+        if at<self.low: self.low = at
+        self.high = max(self.high, at+ahead+seconds)
 
 # %% ../nbs/03_media.ipynb #ebaf291b
 class _Timeline:
     "One clock for the streams of a file or of a live source, whatever their own clocks do; it keeps three of those at most."
     def __init__(self,
         back:float=_NEAR,    # How far a stream's stamps may run backwards, seconds
-        zero:float|None=0.,    # The stamp that is our zero; None: the first one that comes
+        zero:float|None=0.,  # The stamp that is our zero; None: the first one that comes
     ):
         self.back,self.zero,self.spans,self.now = back,zero,[],-math.inf
         self.of,self.before,self.began = {},{},{}   # stream -> its clock, the one it left last, the shift of its first stamp
@@ -361,17 +363,23 @@ class _Timeline:
         ahead:float=0.,      # How much later than the stamp that begins
         ordered:bool=True,   # Do such stamps rise, as those of decoding do?
     ) -> float:              # Seconds on our clock
-        span = self._choose(kind, at, ahead)
-        own = self.of.get(kind)
-        if own in self.spans and span is not own:
-            if self.spans.index(span)<self.spans.index(own): self.spans.remove(own)   # a few stamps that were wrong
-            else: self.before[kind] = own
+        span = self.of.get(kind)
+        if span is None or span is not self.spans[-1] or not span.continues(kind, at, self.back):
+            span = self._move(kind, self._choose(kind, at, ahead))
         seconds = self._lasts(kind, seconds)
-        self.of[kind] = span
-        self.began.setdefault(kind, span.base-span.origin)
         span.add(kind, at, seconds, ahead, ordered)
         self.now = max(self.now, span.ours(at+ahead+seconds))
         return span.ours(at)
+    def _move(self, kind, span) -> _Span:
+        "A stream's stamps are of this clock from now on."
+        own = self.of.get(kind)
+        if own in self.spans and span is not own:
+            older = self.spans.index(span)<self.spans.index(own)
+            if older: self.spans.remove(own)   # a few stamps that were wrong
+            else: self.before[kind] = own
+        self.of[kind] = span
+        self.began.setdefault(kind, span.base-span.origin)
+        return span
     def _lasts(self, kind, seconds) -> float:
         if seconds>MAX_PAUSE: return self.longest.setdefault(kind, MAX_PAUSE)
         self.longest[kind] = max(seconds, self.longest.get(kind, 0.))
@@ -383,7 +391,7 @@ class _Timeline:
         "The clock that a stamp is of: its stream's own, or another that fits better; else a new one."
         own = self.of.get(kind)
         fits = [o for o in self._candidates(kind) if o.takes(kind, at, self.back)]
-        if own in fits and own.gap(kind, at)<=_NEAR: return own
+        if own in fits and own.continues(kind, at, self.back): return own
         if fits: return min(fits, key=lambda o: (o.gap(kind, at), o is not own))
         origin,base = at,self.now-ahead
         if not self.spans: origin,base = at if self.zero is None else self.zero,0.
@@ -461,28 +469,6 @@ def _streams(c, path):
         if s is not None: s.codec_context.thread_count = 1
     return v,a
 
-# %% ../nbs/03_media.ipynb #70a3caf7
-def _on_one_clock(
-    pk,                   # A packet; its stamps are mended
-    timeline:_Timeline,
-    guessed:bool,         # Are its times of display made up?
-):
-    "Put a packet's stamps on the clock of its file, and drop one that is more than a minute from the other."
-    tb,kind = float(pk.time_base),pk.stream.type
-    if guessed: pk.pts = None
-    pts,dts = (None if o is None else o*tb for o in (pk.pts, pk.dts))
-    if pts is None and dts is None: return
-    if pts is not None and dts is not None and abs(pts-dts)>MAX_PAUSE:
-        if timeline.expects(kind, dts) or not timeline.expects(kind, pts): pk.pts = pts = None
-        else: pk.dts = dts = None
-    at = pts if dts is None else dts
-    ahead = max(0., pts-at) if pts is not None else 0.
-    ticks = round((timeline(kind, at, (pk.duration or 0)*tb, ahead, dts is not None)-at)/tb)
-    if (pk.duration or 0)*tb>MAX_PAUSE: pk.duration = round(timeline.longest[kind]/tb)
-    if not ticks: return
-    if pts is not None: pk.pts += ticks
-    if dts is not None: pk.dts += ticks
-
 # %% ../nbs/03_media.ipynb #7f53874f
 def _demux(c, streams, info=None) -> Iterator:
     "The packets of the streams as they are. A read error is counted and reading goes on; ten in a row end it."
@@ -498,30 +484,66 @@ def _demux(c, streams, info=None) -> Iterator:
             bad += 1
             if info: info.packet_errors += 1
 
+# %% ../nbs/03_media.ipynb #3caed2ef
+def _on_one_clock(
+    pk,                   # A packet; its stamps are mended
+    kind:str,             # Of which stream
+    tb:float,             # Seconds a tick
+    timeline:_Timeline,
+) -> bool:                # Was anything wrong?
+    "Put a packet's stamps on the clock of its file, and drop one that is more than a minute from the other."
+    pts,dts,lasts = pk.pts,pk.dts,(pk.duration or 0)*tb
+    if pts is None and dts is None: return False
+    torn = pts is not None and dts is not None and abs(pts-dts)*tb>MAX_PAUSE
+    if torn:
+        if timeline.expects(kind, dts*tb) or not timeline.expects(kind, pts*tb): pk.pts = pts = None
+        else: pk.dts = dts = None
+    ordered = dts is not None
+    at = (dts if ordered else pts)*tb
+    ahead = max(0., pts*tb-at) if pts is not None else 0.
+    ticks = round((timeline(kind, at, lasts, ahead, ordered)-at)/tb)
+    if lasts>MAX_PAUSE: pk.duration = round(timeline.longest[kind]/tb)
+    if ticks:
+        if pts is not None: pk.pts = pts+ticks
+        if dts is not None: pk.dts = dts+ticks
+    return bool(torn or ticks)
+
+def _end(pk, tb) -> float:
+    "Where a packet ends by its own stamps, seconds."
+    pts,dts = pk.pts,pk.dts
+    if pts is None: pts = dts
+    if pts is None: return -math.inf
+    return ((pts if dts is None or pts>dts else dts)+(pk.duration or 0))*tb
+
+# %% ../nbs/03_media.ipynb #b5992c6f
 class _Packets:
     "The packets of the two streams in use, on one clock."
     def __init__(self, c, v, a, info=None, others=()):
-        self.c,self.used,self.info,self.others = c,[o for o in (v, a) if o is not None],info,list(others)
-        self.timeline = _Timeline()
+        self.c,self.info,self.used,self.others = c,info,[o for o in (v, a) if o is not None],list(others)
+        self.timeline,self.wrong = _Timeline(),False
         self.tops = {}           # stream -> where it ends by its own stamps, seconds; 'others' for all that are not in use
         self.still = -math.inf   # where the pictures end, had each lasted for as long as it says
         self.usual = 1/float(v.average_rate) if v.average_rate else 0.   # what a picture lasts that does not say
     def __iter__(self):
-        used,guessed = {o.index for o in self.used},self.c.format.name=='avi'
+        of = {o.index: (o.type, float(o.time_base)) for o in self.used}
+        guessed,tops = self.c.format.name=='avi',self.tops
         for pk in _demux(self.c, [*self.used, *self.others], self.info):
-            kind = pk.stream.type if pk.stream_index in used else 'others'
-            end = _end(pk)+(self.usual if kind=='video' and not pk.duration else 0.)
-            self.tops[kind] = max(end, self.tops.get(kind, -math.inf))
+            kind,tb = of.get(pk.stream_index) or ('others', float(pk.time_base))
+            end = _end(pk, tb)
+            if kind=='video' and not pk.duration: end += self.usual
+            if end>tops.get(kind, -math.inf): tops[kind] = end
             if kind=='others': continue
-            says = pk.duration or 0
-            _on_one_clock(pk, self.timeline, guessed and kind=='video')
-            if kind=='video': self.still = max(self.still, _end(pk)+(says-(pk.duration or 0))*float(pk.time_base))
+            if guessed and kind=='video': pk.pts = None
+            claims = pk.duration or 0
+            self.wrong |= _on_one_clock(pk, kind, tb, self.timeline)
+            if kind=='video': self.still = max(self.still, _end(pk, tb)+(claims-(pk.duration or 0))*tb)
             yield pk
-
-def _end(pk) -> float:
-    "Where a packet ends by its own stamps, seconds."
-    ts = max((o for o in (pk.pts, pk.dts) if o is not None), default=-math.inf)
-    return (ts+(pk.duration or 0))*float(pk.time_base)
+    def of(self, streams) -> Iterator:
+        "Those of some streams only, from a file of which nothing is wrong."
+        guessed = self.c.format.name=='avi'
+        for pk in _demux(self.c, streams, self.info):
+            if guessed and pk.stream.type=='video': pk.pts = None
+            yield pk
 
 # %% ../nbs/03_media.ipynb #5749d1ec
 class _Track:
@@ -576,7 +598,8 @@ def _expected(c, v, track:_Track, packets:_Packets, start:float) -> int:
 
 # %% ../nbs/03_media.ipynb #6bcfcfab
 def _scan(path) -> tuple[MediaInfo, dict, np.ndarray]:
-    "Read all packets: the info, how many packets each kind of stream has, and when each picture appears."
+    """Read all packets: the info; how many packets each kind of stream has, and whether stamps are `wrong`;
+    and when each picture appears, seconds since the start."""
     with _open(path) as c:
         v,a = _streams(c, path)
         errors = MediaInfo(str(path), 0., 0., 0, 0, 0., False, 0, 0)
@@ -598,7 +621,7 @@ def _scan(path) -> tuple[MediaInfo, dict, np.ndarray]:
         info = replace(errors, start=start, duration=end-start, width=size[0], height=size[1], fps=fps, has_audio=has_audio,
                        frames_expected=_expected(c, v, V, packets, start), frames_decoded=V.shown, audio_seconds=A.seconds if has_audio else 0.)
     shown = np.sort(V.times)-start if V.times else np.arange(V.shown)/fps
-    return info,{k:o.n for k,o in tracks.items()},shown
+    return info,{k:o.n for k,o in tracks.items()} | dict(wrong=packets.wrong),shown
 
 # %% ../nbs/03_media.ipynb #c261ce55
 def probe(
@@ -851,7 +874,12 @@ class _Decoders:
         if pictures is not None: self.streams['video'] = v
         if sound is not None and info.has_audio: self.streams['audio'] = a
         self.left = {k: packets[k] for k in self.streams}
-        self.packets = packets
+        self.packets,self.both = packets,(v, a)
+    def packets_of(self, c) -> Iterator:
+        "The packets to decode; the clock is mended by looking at both streams."
+        if not self.streams: return iter(())
+        packets = _Packets(c, *self.both, self.info)
+        return iter(packets) if self.packets['wrong'] else packets.of(list(self.streams.values()))
     def feed(self, pk):
         "Decode the next packet."
         kind = pk.stream.type
@@ -913,7 +941,7 @@ def decoded(
         v,a = _streams(c, path)
         out = _Timed(1. if a is None else float(a.time_base), info.start)
         dec = _Decoders(v, a, out, out, info, packets)
-        for pk in _Packets(c, v, a, info):
+        for pk in dec.packets_of(c):
             dec.feed(pk)
             yield from out.take()
         dec.close()
@@ -960,7 +988,7 @@ class StepReader:
             pictures,sound = self._takers(a, lanes, lazy)
             t,dec = 0,_Decoders(v, a, pictures, sound, self.info, self._packets)
             self._decoders = dec   # for a look inside
-            for pk in _Packets(c, v, a, self.info) if dec.streams else ():
+            for pk in dec.packets_of(c):
                 dec.feed(pk)
                 while t<self.spec.steps and self._complete(t, last, pictures, sound):
                     yield self._take(t, lanes, sound); t += 1
