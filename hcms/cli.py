@@ -41,9 +41,8 @@ def _as_refusal(text:str) -> str:
 
 def main():
     "The console script."
-    for o in (sys.stdout, sys.stderr):
-        o.reconfigure(errors='backslashreplace')   # a file's name need not be text
-        if not o.isatty(): o.reconfigure(encoding='utf-8')   # JSON is, whatever the locale
+    for o in (sys.stdout, sys.stderr):   # JSON is UTF-8, whatever the locale; a file's name need not be text
+        o.reconfigure(encoding=o.encoding if o.isatty() else 'utf-8', errors='backslashreplace')
     try: app()
     except InputError as e:
         print(_as_refusal(e), file=sys.stderr)
@@ -193,29 +192,33 @@ def _write_manifest(name, out, make):
 
 # %% ../nbs/70_cli.ipynb #2c8b42d1
 def _store(root):
-    from hcms.store import FeatureStore
     if not (root/'STORE.json').is_file(): raise InputError(root, 'is no feature store')
+    with _saying(LOADING): from hcms.store import FeatureStore
     return FeatureStore(root)
 
 @store_app.command()
 def verify(root:Path=typer.Argument(help='folder of the store')):
     "Read every feature file and name those that are not what was written."
+    views = _store(root).views()
     from hcms.packs import damaged
-    bad = [f'{at}: {rule}' for v in _store(root).views() for at,rule in ({v.path(id): rule for id,rule in v.verify().items()} | damaged(v)).items()]
+    with _saying('reading every feature file'):
+        bad = [f'{at}: {rule}' for v in views for at,rule in ({v.path(id): rule for id,rule in v.verify().items()} | damaged(v)).items()]
     print('\n'.join(bad) or 'all files are sound')
     if bad: raise typer.Exit(1)
 
 @store_app.command('pack')
 def pack_command(root:Path=typer.Argument(help='folder of the store'), videos:int=typer.Option(256, min=1, help='videos a file')):
     "Copy the features into packs, many videos a file, for fast reading; the loose files stay."
+    views = _store(root).views()
     from hcms.packs import pack
-    for v in _store(root).views(): print(f'{v.modality}/{v.fp}: {len(pack(v, videos))} packs')
+    for v in views: print(f'{v.modality}/{v.fp}: {len(pack(v, videos))} packs')
 
 @store_app.command()
 def repair(root:Path=typer.Argument(help='folder of the store')):
     "Remove the damaged files, and only those; extract and pack make them again."
+    views = _store(root).views()
     from hcms.packs import damaged
-    for v in _store(root).views():
+    for v in views:
         for id in v.repair(): print(f'removed {v.path(id)}')
         for path in damaged(v): path.unlink(); print(f'removed {path}')
 
@@ -308,8 +311,11 @@ def _plot(o, path):
 @app.command('export')
 def export_command(folder:Path=typer.Argument(help='gets a .pt2 file for each part, and program.json'), checkpoint:Path=CHECKPOINT):
     "A recognizer as torch.export programs, for where this package is not installed."
-    from hcms.export import export_recognizer
-    print(export_recognizer(_recognizer(checkpoint), folder))
+    recognizer = _recognizer(checkpoint)
+    with _saying('exporting it'):
+        from hcms.export import export_recognizer
+        out = export_recognizer(recognizer, folder)
+    print(out)
 
 # %% ../nbs/70_cli.ipynb #f6beac51
 #| eval: false

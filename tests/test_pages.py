@@ -1,0 +1,140 @@
+"""Every command line that README, the guide and the page on data sets print, run in a fresh clone, in the order of the page, in one shell.
+
+Stand-ins: the environment takes its packages from the one that runs the tests instead of the internet; the videos and the owners' files are small ones of the real formats. What would take hours, a GPU or the internet is replaced as `INSTEAD` says."""
+import importlib.metadata, json, re, shlex, shutil, subprocess
+import numpy as np, pytest
+from conftest import ROOT, fresh_clone, new_environment, without_home
+
+COMMANDS = 'hcms|make|papermill|pip|source|export|sbatch|accelerate|jupyter|git|python'
+
+def lines_of(text:str) -> list:
+    "The command lines of a page: those of its plain fenced blocks, and those in its sentences."
+    out,fence = [],None
+    for line in text.splitlines():
+        if line.startswith('```'):
+            fence = line[3:] if fence is None else None
+            continue
+        if fence=='': out += [line] if re.match(rf'({COMMANDS}|\.venv/bin/\w+)\b', line) else []
+        if fence is None: out += re.findall(rf'`((?:{COMMANDS}) [^`]*)`', line)
+    return [re.sub(r'\s+#.*', '', o).strip() for o in out]
+
+def markdown(name) -> str: return '\n'.join(''.join(c['source']) for c in json.loads((ROOT/'nbs'/f'{name}.ipynb').read_text(encoding='utf-8'))['cells'] if c['cell_type']=='markdown')
+
+PAGES = dict(README=(ROOT/'README.md').read_text(encoding='utf-8'), full_size=markdown('full_size'), data_manifests=(ROOT/'data_manifests'/'README.md').read_text(encoding='utf-8'))
+ALL = [(page, line) for page,text in PAGES.items() for line in lines_of(text)]
+
+GPU = "is none that torch finds on this machine"   # how a command that was understood ends where there is no GPU
+INSTEAD = [   # (line, page or '', what runs, how it may end, what it must say)
+    (r'make (reports|test)\b.*', '', 'make -n {rest}', (0,), '.venv/bin/'),                       # half an hour; tests/test_pipeline.py runs `hcms report`
+    (r'pip install .*', '', 'true', (0,), ''),                                                    # tests/test_wheel.py installs the package
+    (r'hcms (render|report|extract|weights)', '', '{line} --help', (0,), 'Usage'),                # named in a sentence
+    (r'papermill .* -p dataset demo', '', '{line} -p seeds 1 -p epochs 1', (0,), ''),             # on a corpus of 64 videos
+    (r'papermill nbs/table1.ipynb .*', 'full_size', 'papermill --help-notebook nbs/table1.ipynb', (0,), 'dataset'),   # tests/test_full_size.py runs it on features
+    (r'papermill .* -p dataset activitynet', '', 'HCMS_DATA= {line} -p seeds 1 -p epochs 1', (0,), ''),
+    (r'hcms doctor activitynet', '', '{line}', (0, 1), 'activitynet: manifest'),                  # it names what is missing
+    (r'export HCMS_DATA=.*', '', 'export HCMS_DATA="$STAND_IN"', (0,), ''),
+    (r'hcms weights activitynet', '', '{line} --weights random', (0,), 'pretrained/motion'),                 # the internet
+    (r'hcms (finetune|extract) activitynet', '', '{line} --help', (0,), 'Usage'),                 # a day without a GPU
+    (r'(hcms finetune .*--device cuda|hcms train .*--device cuda).*', '', '{line}', (2,), 'hcms: '),
+    (r'hcms extract .*--device cuda.*', '', '{line}', (2,), 'hcms: '),
+    (r'sbatch --array=0-15 (.*)', '', 'SLURM_ARRAY_TASK_ID=0 SLURM_ARRAY_TASK_COUNT=1 bash {1}', (2,), 'hcms: '),
+    (r'accelerate launch .* -m (hcms.cli .*)', '', 'accelerate launch --help && python -m {1} --help', (0,), '--multi_gpu'),
+]
+
+def what_runs(page, line) -> tuple:   # (command, exit codes, what it must say)
+    for pattern,where,command,codes,says in INSTEAD:
+        m = re.fullmatch(pattern, line)
+        if m and where in ('', page): return command.format(*[line, *m.groups()], line=line, rest=line.partition(' ')[2]),codes,says
+    return line,(0,),''
+
+def test_pages_print_commands():
+    assert {p for p,_ in ALL}==set(PAGES) and len(ALL)>30
+    for pattern,where,*_ in INSTEAD: assert any(re.fullmatch(pattern, line) and where in ('', page) for page,line in ALL), f'{pattern} replaces nothing'
+    assert 'papermill nbs/table2.ipynb out.ipynb -p dataset activitynet' in [line for _,line in ALL]
+
+@pytest.mark.parametrize('page', PAGES)
+def test_the_environment_is_activated_before_its_commands(page):
+    "Nothing of .venv is found before a line says how."
+    first = re.search(r'^(hcms|papermill|accelerate) ', PAGES[page], re.M).start()
+    assert 0<PAGES[page].find('source .venv/bin/activate')<first
+
+@pytest.mark.parametrize('page,line', ALL)
+def test_each_line_names_what_there_is(page, line):
+    "Commands and options of hcms, notebooks and their parameters, targets of the Makefile, files."
+    words = shlex.split(line)
+    if '-m' in words and words[0]=='accelerate': words = ['hcms', *words[words.index('hcms.cli')+1:]]
+    if words[0]=='make':
+        targets = re.findall(r'^([a-z -]+):', (ROOT/'Makefile').read_text(encoding='utf-8'), re.M)
+        assert words[1] in ' '.join(targets).split()
+    if words[0]=='papermill':
+        cells = json.loads((ROOT/words[1]).read_text(encoding='utf-8'))['cells']
+        known = next(''.join(c['source']) for c in cells if c['metadata'].get('tags')==['parameters'])
+        for name in words[words.index('-p')+1::3]: assert re.search(rf'^{name}\b', known, re.M), name
+    if words[0]=='sbatch': assert (ROOT/words[2]).is_file()
+    if words[0]=='hcms':
+        from typer.main import get_command
+        from hcms.cli import app
+        command,rest = get_command(app),words[1:]
+        while hasattr(command, 'commands'): command = command.commands[rest.pop(0)]
+        known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
+        assert {w for w in rest if w.startswith('--')}<=known
+
+# in a fresh clone
+
+@pytest.fixture
+def clone(tmp_path):
+    "A clone as `make install` leaves it, and a video."
+    from hcms.media import write_video
+    root = fresh_clone(tmp_path/'clone')
+    bin = new_environment(root/'.venv')/'bin'
+    site = next((root/'.venv'/'lib').glob('python*/site-packages'))
+    (site/'clone.pth').write_text(f'{root}\n', encoding='utf-8')
+    scripts = {o.name: o.value for o in importlib.metadata.entry_points(group='console_scripts')} | dict(hcms='hcms.cli:main')
+    for name in ('hcms', 'papermill', 'accelerate', 'jupyter'):
+        module,call = scripts[name].split(':')
+        (bin/name).write_text(f'#!{bin}/python\nimport sys\nfrom {module} import {call}\nsys.exit({call}())\n', encoding='utf-8')
+        (bin/name).chmod(0o755)
+    (root/'.venv'/'ready').touch()
+    rng = np.random.default_rng(0)
+    write_video(root/'my_video.mp4', rng.integers(0, 255, (20, 64, 64, 3), dtype=np.uint8), 10, rng.normal(0, .1, 32_000).astype(np.float32), 16_000)
+    return root
+
+def run_page(page, root, **env):
+    "All lines in one shell, started by somebody who has set nothing; (line, exit code, what was said) of each."
+    marked = [(line, *what_runs(page, line)) for line in lines_of(PAGES[page])]
+    script = '\n'.join(f'echo "<<<{n}"\n{command}\necho ">>>$? $SECONDS"' for n,(_,command,_,_) in enumerate(marked))
+    env = without_home(PATH='/usr/local/bin:/usr/bin:/bin', CUDA_VISIBLE_DEVICES='', **env)
+    said = subprocess.run(['bash'], input=script, cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding='utf-8').stdout
+    parts = re.findall(r'<<<(\d+)\n(.*?)>>>(\d+) (\d+)', said, re.S)
+    assert len(parts)==len(marked), said[-3000:]
+    for (line,command,codes,says),(_,text,code,seconds) in zip(marked, parts):
+        print(f'{seconds} s: {command}')
+        assert int(code) in codes and says in text and 'Traceback' not in text, f'{page}: {line}\n(as {command}) ended with {code}:\n{text[-3000:]}'
+
+@pytest.mark.full
+def test_lines_of_the_readme(clone, tiny_home):
+    shutil.copytree(tiny_home/'data', clone/'data', ignore=shutil.ignore_patterns('runs'))
+    run_page('README', clone)
+    assert (clone/'timeline.png').is_file() and (clone/'out.ipynb').is_file() and (clone/'reports'/'activitynet-simulated').is_dir()
+
+def owners_files(data, clone):
+    "A miniature of ActivityNet, FCVID's two lists and a file of YAMNet's weights, as their owners publish them."
+    from test_full_size import write_miniature
+    from test_weights import random_yamnet, write_keras
+    write_miniature(data)
+    shutil.copy(data/'activity_net.v1-3.min.json', clone)
+    (clone/'FCVID_VideoName_TrainTestSplit.txt').write_text('a/v1.mp4\ttrain\nb/v2.flv\ttest\n', encoding='utf-8')
+    (clone/'FCVID_Label.txt').write_text('0 1 0\n1 0 1\n', encoding='utf-8')
+    write_keras(random_yamnet(1.), clone/'yamnet.h5')
+
+@pytest.mark.full
+def test_lines_of_the_guide(clone, tmp_path):
+    owners_files(tmp_path/'data', clone)
+    subprocess.run([clone/'.venv'/'bin'/'hcms', 'manifest', 'activitynet', '--annotations', tmp_path/'data'/'activity_net.v1-3.min.json'], cwd=clone, env=without_home(HCMS_DATA=str(tmp_path/'data')), check=True)
+    run_page('full_size', clone, STAND_IN=str(tmp_path/'data'))
+
+@pytest.mark.full
+def test_lines_of_the_page_on_data_sets(clone, tmp_path):
+    owners_files(tmp_path/'data', clone)
+    run_page('data_manifests', clone, STAND_IN=str(tmp_path/'data'))
+    assert (tmp_path/'data'/'fcvid'/'manifest.csv').is_file()

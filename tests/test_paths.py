@@ -1,0 +1,211 @@
+"Where things lie and how they are called: paths from any folder, links, text in every locale, and messages in a pipe."
+import json, os, pty, shutil, subprocess, sys
+from pathlib import Path
+import numpy as np, pandas as pd, pytest
+from conftest import ROOT, without_home
+
+HERE = str(ROOT)   # of the package under test
+
+def video(path, seed=0):
+    from hcms.media import write_video
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    write_video(path, rng.integers(0, 255, (10, 64, 64, 3), dtype=np.uint8), 10, rng.normal(0, .1, 16_000).astype(np.float32), 16_000)
+
+def call(*words, cwd, code=0, **env):
+    r = subprocess.run([sys.executable, '-m', 'hcms.cli', *map(str, words)], cwd=cwd, env=without_home(PYTHONPATH=HERE, **env), capture_output=True, encoding='utf-8')
+    assert r.returncode==code, r.stdout[-2000:]+r.stderr[-2000:]
+    return r
+
+def make_manifest(linked, monkeypatch, *words):
+    "`hcms manifest activitynet` in this process, with a relative HCMS_DATA; what it says."
+    from typer.testing import CliRunner
+    from hcms.cli import app
+    monkeypatch.chdir(linked)
+    monkeypatch.setenv('HCMS_DATA', 'data')
+    r = CliRunner().invoke(app, ['manifest', 'activitynet', '--annotations', 'a.json', *words], catch_exceptions=False)
+    assert r.exit_code==0
+    return r.output
+
+# links
+
+@pytest.fixture
+def linked(tmp_path):
+    "A data set whose videos lie on two other disks, behind a linked folder, a linked subfolder, a linked file and a link to a link; with circles and broken links among them."
+    for n,o in enumerate(('disk2/v_folder.mp4', 'disk2/deep/v_deep.mp4', 'disk3/elsewhere.mp4', 'disk3/deep2/v_twice.mp4')): video(tmp_path/o, n)
+    (tmp_path/'data'/'activitynet'/'videos'/'part').mkdir(parents=True)
+    videos = tmp_path/'data'/'activitynet'/'videos'
+    links = {'disk2': tmp_path/'disk2', 'part/v_file.mp4': tmp_path/'disk3'/'elsewhere.mp4', 'one': tmp_path/'two', 'circle': '.', 'part/up': '..', 'v_lost.mp4': 'nowhere.mp4', 'v_self.mp4': 'v_self.mp4'}
+    for o,to in links.items(): (videos/o).symlink_to(to)
+    (tmp_path/'two').symlink_to(tmp_path/'disk3'/'deep2')
+    ids = ('folder', 'deep', 'file', 'twice', 'lost', 'self')
+    database = {id: dict(subset='training' if id in ids[:3] else 'validation', annotations=[dict(label='x')]) for id in ids}
+    (tmp_path/'a.json').write_text(json.dumps(dict(database=database)), encoding='utf-8')
+    return tmp_path
+
+def test_linked_videos_are_found_and_read_everywhere(linked, monkeypatch):
+    "By manifest, doctor, extraction, finetuning and predict FOLDER."
+    from hcms.annotations import videos_in
+    from hcms.backbones import spec_for
+    from hcms.extract import extract
+    from hcms.finetune import decode_split
+    from hcms.manifests import read_manifest
+    from hcms.store import FeatureStore
+    data = linked/'data'
+    assert 'manifest.links.json notes it' in make_manifest(linked, monkeypatch)
+    m = read_manifest(data/'activitynet'/'manifest.csv')
+    assert m.df.set_index('id').status.to_dict()=={o: 'absent' if o in ('lost', 'self') else '' for o in m.ids}
+    present = m.select(['folder', 'deep', 'file', 'twice'])
+    r = extract(present, FeatureStore(linked/'features'), 'demo', 'random', 1)
+    assert (r.done, r.aside)==(4, {})
+    assert decode_split(present, spec_for('demo', 2), linked/'scratch', 1)['ok'].all()
+    assert len(videos_in(data))==4
+    from hcms.cli import _files
+    assert {o.name for o in _files([data/'activitynet'/'videos'])}=={'v_folder.mp4', 'v_deep.mp4', 'v_file.mp4', 'v_twice.mp4'}
+
+def test_links_of_somebody_else_wait_for_a_word(linked, monkeypatch):
+    "A data set that was sent: its links are refused with a remedy that works, in the command too; '..' and absolute paths have none."
+    from hcms.core import InputError
+    from hcms.doctor import examine
+    from hcms.manifests import read_manifest
+    make_manifest(linked, monkeypatch)
+    shutil.copytree(linked/'data', linked/'sent', symlinks=True)
+    m = read_manifest(linked/'sent'/'activitynet'/'manifest.csv')
+    for id in ('folder', 'deep', 'file', 'twice'):
+        with pytest.raises(InputError, match='HCMS_LINKS_OUT=1'): m.path_of(id)
+    split = m.df.assign(split=['selection' if o=='deep' else s for o,s in zip(m.ids, m.df.split)])
+    (linked/'sent'/'activitynet'/'manifest.sha256').unlink()
+    split.to_csv(linked/'sent'/'activitynet'/'manifest.csv', index=False)
+    monkeypatch.setenv('HCMS_DATA', str(linked/'sent'))
+    said = {f.what: f.text for f in examine(('activitynet',))}
+    assert '0 with a file' in said['activitynet: manifest'] and '4 videos are not read' in said['activitynet: links']
+    monkeypatch.setenv('HCMS_LINKS_OUT', '1')
+    said = {f.what: f.text for f in examine(('activitynet',))}
+    assert '4 with a file' in said['activitynet: manifest'] and 'activitynet: links' not in said
+    for path in ('../../disk3/elsewhere.mp4', str(linked/'disk3'/'elsewhere.mp4'), '~/x.mp4'):
+        split.assign(path=path).to_csv(linked/'bad.csv', index=False)
+        with pytest.raises(InputError, match='must be relative and stay inside the root'): read_manifest(linked/'bad.csv')
+
+def test_left_out_links(linked, monkeypatch):
+    "--no-links-out: what lies behind them is absent, and nothing is noted."
+    make_manifest(linked, monkeypatch, '--no-links-out')
+    folder = linked/'data'/'activitynet'
+    assert pd.read_csv(folder/'manifest.csv').status.eq('absent').all() and not (folder/'manifest.links.json').exists()
+
+# folders
+
+ASK = "import os, hcms.core, hcms.datasets as d\nprint('|'.join(map(str, (hcms.core.home(), d.data_folder('activitynet'), d.data_folder('demo')))), file=open(os.environ['SAID'], 'a', encoding='utf-8'))"
+
+@pytest.mark.parametrize('data,home', [('mydata', None), pytest.param('./my/../mydata', 'h', marks=pytest.mark.full), pytest.param('~/mydata', '~/h', marks=pytest.mark.full)])
+def test_folders_are_the_same_in_a_process_and_all_that_it_starts(tmp_path, data, home):
+    "In the process, after it changed directory, in its workers, and in a notebook that runs in another folder."
+    import nbformat
+    (tmp_path/'nbs').mkdir(); (tmp_path/'start').mkdir()
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(ASK)]), tmp_path/'nbs'/'ask.ipynb')
+    (tmp_path/'start'/'go.py').write_text(f"""
+import os, sys
+from hcms.core import home, worker_pool
+from hcms.driver import run_notebook
+ask = {ASK!r}
+if __name__=='__main__':
+    exec(ask)
+    os.chdir('/')
+    exec(ask)
+    with worker_pool(1) as pool: pool.submit(exec, ask).result()
+    error = run_notebook({str(tmp_path/'nbs'/'ask.ipynb')!r}, {str(tmp_path/'out.ipynb')!r}, {{}})
+    sys.exit(error)
+""", encoding='utf-8')
+    env = without_home(PYTHONPATH=HERE, HOME=str(tmp_path), XDG_DATA_HOME=str(tmp_path/'share'), SAID=str(tmp_path/'said'), HCMS_DATA=data, JUPYTER_PATH=f'{sys.prefix}/share/jupyter', **(dict(HCMS_HOME=home) if home else {}))
+    r = subprocess.run([sys.executable, 'go.py'], cwd=tmp_path/'start', env=env, capture_output=True, encoding='utf-8')
+    assert r.returncode==0, r.stderr[-3000:]
+    where = tmp_path if data[0]=='~' else tmp_path/'start'
+    there = where/'h' if home else tmp_path/'share'/'hcms'
+    said = (tmp_path/'said').read_text(encoding='utf-8').splitlines()
+    assert said==['|'.join(map(str, (there, where/'mydata'/'activitynet', there/'data'/'demo')))]*4
+
+def test_commands_answer_in_any_folder(tmp_path):
+    "Not a word of a clone where none is needed; what is missing is named instead."
+    asked = {('doctor',): 'demo: manifest', ('extract', 'demo'): 'manifest.csv: no such file; make it with: hcms render', ('store', 'verify', 'x'): 'x: is no feature store',
+             ('train', 'fcvid', '--device', 'cpu'): 'go with --together', ('manifest', 'fcvid', '--split', 's', '--labels', 'l'): 'set HCMS_DATA to a folder'}
+    code = f"""
+from typer.testing import CliRunner
+from hcms.cli import app
+for words in {list(asked)!r}:
+    r = CliRunner().invoke(app, words)
+    print(f'{{r.output}} {{r.exception}}'.replace(chr(10), ' '))
+"""
+    r = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=without_home(PYTHONPATH=HERE, HOME=str(tmp_path), XDG_DATA_HOME=str(tmp_path/'share')), capture_output=True, encoding='utf-8')
+    lines = r.stdout.splitlines()
+    assert len(lines)==len(asked), r.stderr[-3000:]
+    for says,line in zip(asked.values(), lines): assert says in line
+    assert list(tmp_path.iterdir())==[]
+
+# text
+
+READERS = r"""
+import json, os, sys
+from pathlib import Path
+from hcms.annotations import activitynet_manifest, fcvid_manifest
+from hcms.datasets import Dataset
+from hcms.manifests import read_manifest, write_manifest
+from hcms.rendered import read_recipe
+umlaut,tai = 'B\xf6ller','\u592a'
+def check(d, mark, end):
+    def put(name, text):
+        (d/name).write_bytes((mark+text.replace('\n', end)).encode('utf-8'))
+        return d/name
+    m = fcvid_manifest(put('s.txt', 'a.mp4\ttrain\nb.mp4\ttest\n'), put('l.txt', '1 0\n0 1\n'), d, put('c.txt', f'{umlaut}\n{tai}\n'))
+    assert (m.ids, m.classes)==(['a', 'b'], (umlaut, tai)), (m.ids, m.classes)
+    tree = dict(database=dict(v=dict(subset='training', annotations=[dict(label=umlaut)])))
+    assert activitynet_manifest(put('a.json', json.dumps(tree, ensure_ascii=False, indent=1)), d).classes==(umlaut,)
+    (d/'activitynet').mkdir()
+    os.environ['HCMS_DATA'] = str(d)
+    put('activitynet/manifest.csv', 'id,path,split,labels\n'+''.join(f'v{i},v{i}.mp4,{"selection" if i<2 else "training"},{tai}\n' for i in range(8)))
+    put('activitynet/manifest.classes.csv', f'class\n{umlaut}\n{tai}\n')
+    put('activitynet/dataset.json', '{\n"steps": 4\n}')
+    data = Dataset('activitynet')
+    assert data.classes==(umlaut, tai) and data.chosen==dict(steps=4), (data.classes, data.chosen)
+    assert read_manifest(write_manifest(data.manifest, d/'again.csv')).classes==data.classes
+    written = (d/'again.csv').read_bytes()
+    assert written.startswith(b'id,') and b'\r' not in written and tai.encode('utf-8') in written
+    assert read_recipe(put('recipe.json', '{\n"per_class": 4,\n"training": 2,\n"selection": 1}')).per_class==4
+for n,(mark,end) in enumerate([(m, e) for m in ('', '\ufeff') for e in ('\n', '\r\n', '\r')]):
+    folder = Path(sys.argv[1])/str(n)
+    folder.mkdir()
+    check(folder, mark, end)
+print('well')
+"""
+
+def test_text_is_read_alike_in_every_locale(tmp_path):
+    "Class lists, annotations, manifests, notes and recipes, in a locale of ASCII alone, as editors on every system leave them."
+    r = subprocess.run([sys.executable, '-c', READERS, tmp_path], cwd=tmp_path, env=without_home(PYTHONPATH=HERE, PYTHONUTF8='0', LC_ALL='C'), capture_output=True, encoding='utf-8')
+    assert r.stdout.strip()=='well', r.stderr[-3000:]
+
+def test_output_for_programs_is_utf8_in_every_locale(tmp_path):
+    "The JSON of a file whose name is not ASCII."
+    video(tmp_path/'Müsli 太.mp4')
+    r = subprocess.run([sys.executable, '-m', 'hcms.cli', 'predict', '.', '--json'], cwd=tmp_path, env=without_home(PYTHONPATH=HERE, PYTHONUTF8='0', LC_ALL='en_US.ISO-8859-1', PYTHONIOENCODING='ascii'), capture_output=True)
+    assert r.returncode==0, r.stderr[-2000:]
+    assert json.loads(r.stdout.decode('utf-8'))['path'].endswith('.mp4')
+
+# messages
+
+def at_terminal(*words, cwd, **env) -> str:
+    "What a command says at a terminal."
+    main,other = pty.openpty()
+    p = subprocess.Popen([sys.executable, '-m', 'hcms.cli', *words], cwd=cwd, env=without_home(PYTHONPATH=HERE, TERM='xterm', **env), stdin=other, stdout=other, stderr=other)
+    os.close(other)
+    p.wait()
+    said = os.read(main, 1<<16).decode('utf-8')
+    os.close(main)
+    return said
+
+def test_refusals_are_plain_in_a_pipe(tmp_path):
+    "Colour codes are for people at a terminal who did not ask for none."
+    (tmp_path/'page.mp4').write_text('<html>404</html>', encoding='utf-8'); (tmp_path/'empty').mkdir()
+    for words,code in ((('predict', 'empty'), 2), (('predict', 'page.mp4'), 1), (('predict', 'page.mp4', '--plot', 't.xyz'), 2), (('predict', '.', '--plot', 't.png'), 2)):
+        r = call(*words, cwd=tmp_path, code=code)
+        assert '\x1b' not in r.stderr+r.stdout and r.stderr.splitlines()[-1].startswith('hcms: '), r.stderr
+    assert '\x1b[31mhcms: empty: holds no video' in at_terminal('predict', 'empty', cwd=tmp_path)
+    assert '\x1b' not in at_terminal('predict', 'empty', cwd=tmp_path, NO_COLOR='1')
+    assert sorted(o.name for o in tmp_path.iterdir())==['empty', 'page.mp4']
