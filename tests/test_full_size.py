@@ -155,7 +155,7 @@ def test_table_1_of_a_miniature_activitynet(miniature, tmp_path):
     configs = [json.loads(o.read_text()) for o in sorted((data/'activitynet'/'features').glob('*/*/extractor.json'))]
     assert [(o['modality'], o['media']['steps']) for o in configs]==[('appearance', 2), ('audio', 2), ('motion', 2)] and configs[2]['media']['clip_size']==256
     run(BIN/'papermill', 'nbs/table1.ipynb', tmp_path/'out.ipynb', '-p', 'dataset', 'activitynet', '-p', 'seeds', 1, '-p', 'epochs', 1, '-p', 'views', 1, data=data, home=home)
-    out = home/'reports'/'activitynet'
+    out = home/'reports'/'activitynet'/'views=1,seeds=1,epochs=1'
     assert not (home/'reports'/'activitynet-simulated').exists()
     text,side = (out/'table1.md').read_text(),json.loads((out/'table1.json').read_text())
     assert 'SIMULATED' not in text and 'RANDOM' not in text and side['stamp']=='' and side['simulated'] is False

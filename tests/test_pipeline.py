@@ -4,6 +4,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import BIN, ROOT, copy_home, count_videos, hcms
+from test_notebooks import OTHER
 
 def papermill(*args, home, **env):
     return subprocess.run([BIN/'papermill', *map(str, args)], cwd=ROOT, env=dict(os.environ, HCMS_HOME=str(home), HCMS_DATA='', **env), capture_output=True, text=True)
@@ -21,8 +22,9 @@ def kill_when(args, home, ready):
             time.sleep(.02)
     finally: os.killpg(p.pid, signal.SIGKILL); p.wait()
 
-def test_everything_from_the_driver(tiny_reports):
-    out = tiny_reports/'reports'/'demo'
+def test_everything_from_the_driver(tiny_reports, tmp_path):
+    from hcms.report import write_top_index
+    out = tiny_reports/'reports'/'demo'/OTHER
     tables = ('claims', 'ablations', 'table1', 'table1_families', 'table1_gates', *(f'table{n}' for n in (2, 3, 4, 5, 6)), 'table3_quoted')
     for name in tables:
         for suffix in ('csv', 'md', 'tex', 'json'): assert (out/f'{name}.{suffix}').stat().st_size
@@ -35,12 +37,31 @@ def test_everything_from_the_driver(tiny_reports):
     assert t2[t2.budget==float('inf')].map_mean.item()==pytest.approx(hcms_row.map_mean)
     claims = pd.read_csv(out/'claims.csv')
     assert len(claims)>=12 and claims.verdict.isin(['holds', 'does not hold', 'does not hold: undecided', 'not testable on this data']).all() and claims.numbers.notna().all()
-    front = (tiny_reports/'reports'/'README.md').read_text()
-    assert 'demo/fig5.png' in front and claims.claim[0] in front and '(#table6)' in (out/'README.md').read_text()
+    index = (out/'README.md').read_text()
+    assert f'# Results on demo with {OTHER}' in index and '(#table6)' in index
+    shutil.copytree(out, tmp_path/'demo'); shutil.copytree(out, tmp_path/'demo'/OTHER)
+    front = write_top_index(tmp_path).read_text()
+    assert 'demo/fig5.png' in front and claims.claim[0] in front and OTHER not in front
+
+def test_other_parameters_leave_the_results_as_they_were(tiny_reports, tmp_path):
+    "A copy of the committed results, then a notebook and the driver with other parameters: not a byte of them changes, and each set has its folder."
+    home = tmp_path/'home'
+    shutil.copytree(tiny_reports/'data', home/'data'); shutil.copytree(ROOT/'reports', home/'reports')
+    before = snapshot(home/'reports')
+    for more in (('-y', '{budgets: [35, 70, .inf]}'), ('-y', '{budgets: [35.5, 70]}')):
+        r = papermill('nbs/table2.ipynb', tmp_path/'out.ipynb', '-p', 'seeds', 1, '-p', 'epochs', 1, *more, home=home)
+        assert r.returncode==0, r.stderr[-3000:]
+    hcms('report', 'demo', '--seeds', 1, '--epochs', 1, '--only', 'fig4', home=home)
+    after = snapshot(home/'reports')
+    assert {k: after[k] for k in before}==before
+    assert {Path(k).parts[1] for k in after if k not in before}=={OTHER, f'budgets=35-70-inf,{OTHER}', f'budgets=35.5-70,{OTHER}'}
+    assert not (home/'checkpoints'/'demo').exists() and (home/'checkpoints'/'demo,epochs=1').exists()
+    said = ''.join(''.join(o.get('text', '')) for c in json.loads((tmp_path/'out.ipynb').read_text())['cells'] for o in c.get('outputs', ()))
+    assert f'written to reports/demo/budgets=35.5-70,{OTHER}: table2.csv, table2.json, table2.md, table2.tex' in said
 
 def test_figures_show_what_their_numbers_say(tiny_reports):
     "What Figs. 3 to 7 plot agrees with the tables, and with each other."
-    out = tiny_reports/'reports'/'demo'
+    out = tiny_reports/'reports'/'demo'/OTHER
     read = lambda name: pd.read_csv(out/f'{name}.csv')
     t1,f3,f4,f6,t6 = map(read, ('table1', 'fig3', 'fig4', 'fig6', 'table6'))
     ours = t1[t1.method=='HCMS'].iloc[0]
@@ -54,7 +75,7 @@ def test_same_run_same_bytes(tiny_reports, tmp_path, tally):
     "What the driver wrote and what papermill writes alone agree to the byte, from stored runs."
     r = papermill('nbs/table2.ipynb', tmp_path/'out.ipynb', '-p', 'dataset', 'demo', '-p', 'seeds', 1, '-p', 'epochs', 1, '-p', 'out_dir', tmp_path/'r', home=tiny_reports)
     assert r.returncode==0, r.stderr[-3000:]
-    assert (tmp_path/'r'/'table2.csv').read_bytes()==(tiny_reports/'reports'/'demo'/'table2.csv').read_bytes()
+    assert (tmp_path/'r'/'table2.csv').read_bytes()==(tiny_reports/'reports'/'demo'/OTHER/'table2.csv').read_bytes()
     tally('determinism', 'report notebooks, by the driver and by papermill alone', 'the same bytes', 2)
 
 @pytest.mark.parametrize('given, says', [
@@ -74,14 +95,17 @@ def test_a_failing_notebook_does_not_stop_the_others(tiny_reports, tmp_path):
     (home/'go.py').write_text(code)
     r = subprocess.run([sys.executable, home/'go.py'], cwd=ROOT, env=dict(os.environ, HCMS_HOME=str(home), HCMS_DATA=''), capture_output=True, text=True)
     assert "failed: ['nosuch']" in r.stdout and 'nosuch failed' in r.stdout+r.stderr
-    assert (home/'reports'/'demo'/'table6.csv').exists()
+    assert (home/'reports'/'demo'/OTHER/'table6.csv').exists()
 
 def test_simulated_says_so_everywhere(tmp_path):
     "The literal command on a machine that has only the clone; nothing it writes can be mistaken."
     for n in ('table2', 'fig4'):
         r = papermill(f'nbs/{n}.ipynb', tmp_path/'out.ipynb', '-p', 'dataset', 'activitynet', '-p', 'seeds', 1, '-p', 'epochs', 1, home=tmp_path)
         assert r.returncode==0, r.stderr[-3000:]
-    out = tmp_path/'reports'/'activitynet-simulated'
+        cells = json.loads((tmp_path/'out.ipynb').read_text())['cells']   # what the user opens
+        shown = [json.dumps(c['outputs']) for c in cells if c.get('outputs')]
+        assert len(shown)>=4 and all('SIMULATED FEATURES' in o for o in shown) and any('#B2182B' in o for o in shown)
+    out = tmp_path/'reports'/'activitynet-simulated'/OTHER
     assert not (tmp_path/'reports'/'activitynet').exists()
     assert (out/'table2.md').read_text().startswith('**SIMULATED FEATURES') and (out/'table2.tex').read_text().startswith('% SIMULATED FEATURES')
     assert 'activitynet-simulated' in (out/'table2.md').read_text().splitlines()[2]

@@ -1,0 +1,115 @@
+"Ctrl-C, as a terminal sends it: to every process at once. Once lets what is in work be finished, twice ends everything."
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+import pandas as pd, psutil, pytest
+from conftest import BIN, ROOT, copy_home
+from test_notebooks import OTHER
+
+TINY = """
+import sys
+from hcms import datasets
+from hcms.cli import main
+datasets.PRETRAINING['recipe'] |= dict(per_class=4, training=2, seconds=2)
+datasets.PRETRAINING['config'] = datasets.FINETUNING['demo'] = dict(epochs=1)
+if __name__=='__main__': main()
+"""
+
+class Running:
+    "`hcms report`, in a process group of its own as in a terminal; its words go to a file."
+    def __init__(self, args, home, program=(BIN/'hcms',)):
+        self.said = home/'said.txt'
+        env = dict(os.environ, HCMS_HOME=str(home), HCMS_DATA='')
+        with open(self.said, 'w') as f: self.p = subprocess.Popen([*program, 'report', 'demo', *args], cwd=ROOT, env=env, stdout=f, stderr=f, start_new_session=True)
+    def wait_for(self, ready, seconds=400):
+        end = time.time()+seconds
+        while not ready():
+            assert self.p.poll() is None, f'ended before Ctrl-C: {self.said.read_text()[-2000:]}'
+            assert time.time()<end, 'the moment never came'
+            time.sleep(.02)
+    def family(self) -> list: return psutil.Process(self.p.pid).children(recursive=True)
+    def press(self): os.killpg(self.p.pid, signal.SIGINT)
+    def interrupt(self, times, at_most) -> float:   # seconds from the last press to the end
+        "Press Ctrl-C so often; the first is answered at once, and nobody is left in the end."
+        family = self.family()
+        self.press()
+        end = time.time()+1
+        while 'hcms: stop' not in self.said.read_text(): assert time.time()<end, 'no answer within a second'; time.sleep(.02)
+        if times>1:
+            family = [*family, *self.family()]
+            self.press()
+        since = time.time()
+        self.p.wait(at_most)
+        took = time.time()-since
+        text = self.said.read_text()
+        assert self.p.returncode==130 and 'Traceback' not in text, text[-3000:]
+        left = psutil.wait_procs(family, timeout=.5)[1]
+        assert not left, f'still there: {[o.cmdline() for o in left]}'
+        return took
+
+def is_kernel(p):
+    try: return 'ipykernel_launcher' in ' '.join(p.cmdline())
+    except psutil.Error: return False
+
+def test_ctrl_c_in_training(tiny_home, tmp_path):
+    "Once: the runs in work are finished, none is begun. Twice: it ends at once, and the next run goes on where it was."
+    home = copy_home(tiny_home, tmp_path)
+    runs = home/'data'/'demo'/'runs'
+    count = lambda name: len(list(runs.glob(f'*/{name}')))
+    r = Running(['--only', 'table6', '--seeds', '2', '--epochs', '8'], home)
+    r.wait_for(lambda: count('state.pt'))
+    before = count('run.json')
+    r.interrupt(1, 100)
+    assert 'the runs in training, at most 2, will be finished. Press Ctrl-C again to stop at once' in r.said.read_text()
+    assert before+1<=count('run.json')<=before+2 and not count('state.pt')
+    r = Running(['--only', 'table6', '--seeds', '2', '--epochs', '400'], home)
+    r.wait_for(lambda: count('state.pt'))
+    r.interrupt(2, 3)
+    assert count('state.pt')   # what the next run goes on from
+
+def test_ctrl_c_ends_the_kernels_of_notebooks(tiny_reports, tmp_path):
+    import shutil
+    shutil.copytree(tiny_reports/'data', tmp_path/'data')
+    r = Running(['--only', 'fig5', '--only', 'fig4', '--seeds', '1', '--epochs', '1'], tmp_path)
+    r.wait_for(lambda: any(map(is_kernel, r.family())))
+    r.interrupt(2, 3)
+    assert not list((tmp_path/'reports').rglob('*.png'))
+
+def sound(home):
+    "Nothing that is there is half written."
+    from hcms.core import check_seal
+    from hcms.hlstm import SEAL
+    for o in (home/'data').rglob(SEAL): check_seal(o)
+    for o in (home/'reports').rglob('*.json'): json.loads(o.read_text())
+    for o in (home/'reports').rglob('*.csv'): assert len(pd.read_csv(o))
+    features = home/'data'/'demo'/'features'
+    if (features/'STORE.json').exists():
+        r = subprocess.run([BIN/'hcms', 'store', 'verify', features], capture_output=True, text=True)
+        assert r.returncode==0, r.stdout
+
+@pytest.mark.full
+@pytest.mark.parametrize('times', [1, 2])
+def test_ctrl_c_at_five_moments(tiny_reports, tmp_path, times, tally):
+    "One report from nothing, stopped in each of its parts; in the end it has the bytes of an undisturbed one."
+    from dataclasses import asdict
+    from hcms.rendered import Recipe
+    demo = tmp_path/'data'/'demo'
+    demo.mkdir(parents=True)
+    (demo/'recipe.json').write_text(json.dumps(asdict(Recipe(per_class=4, training=2, selection=1))))
+    (tmp_path/'go.py').write_text(TINY)
+    start = lambda: Running(['--seeds', '1', '--epochs', '1'], tmp_path, (sys.executable, tmp_path/'go.py'))
+    out = tmp_path/'reports'/'demo'/OTHER
+    many = lambda folder, pattern, n: len(list(folder.glob(pattern)))>=n
+    moments = dict(rendering=lambda: many(demo/'videos', '*.mp4', 5), extraction=lambda: many(demo/'features', '**/*.safetensors', 9), training=lambda: many(demo/'runs', '*/run.json', 3),
+                   policies=lambda: many(demo/'policies', '*', 1), notebooks=lambda: many(out, '*.json', 1))
+    for name,ready in moments.items():
+        r = start()
+        r.wait_for(ready, 900)
+        took = r.interrupt(times, 3 if times==2 else 300)
+        print(f'{name}: pressed {times} times, ended after {took:.1f} s')
+        sound(tmp_path)
+    r = start()
+    assert r.p.wait(1200)==0, r.said.read_text()[-3000:]
+    undisturbed = tiny_reports/'reports'/'demo'/OTHER
+    assert {p.name for p in out.iterdir() if p.name[0]!='.'}=={p.name for p in undisturbed.iterdir()}
+    for p in undisturbed.iterdir(): assert p.read_bytes()==(out/p.name).read_bytes(), p.name
+    tally('faults', f'Ctrl-C, pressed {times} times, in each of five parts of a report', 'what is in work is finished, or all ends within 3 s; the next run ends with the same bytes', 5)
