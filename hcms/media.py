@@ -563,7 +563,7 @@ class _Track:
         self.first,self.end = min(self.first, ts*self.tb),max(self.end, (ts+(pk.duration or 0))*self.tb)
 
 # %% ../nbs/03_media.ipynb #631247ef
-_LAST_PIECE = .15   # Seconds by which the last piece of audio may be shorter than a header says: an AAC frame at 16 kHz is .064 s
+_LAST_PIECE = .15   # Seconds by which the last piece of audio may be shorter than a header says
 _UNSTATED = (Format.no_timestamps|Format.ts_discont).value   # formats that hold no length
 
 def _noted_length(stream) -> float|None:
@@ -578,9 +578,10 @@ def _unread(c, packets:_Packets, start:float) -> float:
     "Seconds that the header promises beyond the last packets of the streams in use."
     whole = (c.duration or 0)/1e6
     if not whole or c.format.flags & _UNSTATED: return 0.
-    ends = {o.type: packets.tops.get(o.type, -math.inf)-min(start, 0.) for o in packets.used}
-    noted = {o.type: _noted_length(o) for o in packets.used}
-    if noted['video'] is None:
+    ends = {k: o-min(start, 0.) for k,o in packets.tops.items() if k!='others' and math.isfinite(o)}
+    if not ends: return 0.   # no time stamps
+    noted = {o.type: _noted_length(o) for o in packets.used if o.type in ends}
+    if noted.get('video') is None:
         if packets.tops.get('others', -math.inf)>=whole-.1: return 0.
         noted = {max(ends, key=ends.get): whole}
     beyond = {k: max(0., min(o, whole)-ends[k]) for k,o in noted.items() if o is not None}

@@ -407,8 +407,8 @@ def test_other_streams_may_be_longer(tmp_path, ends, suffix, vcodec, acodec, rat
     s = ends('another stream ends later', both, SPEC)
     n = 30 if s.info.width==64 else 80     # FFmpeg's choice of two videos
     assert (s.info.frames_decoded, s.info.frames_expected, s.info.status) == (n, n, 'ok')
-    with av.open(str(both)) as c: chosen = c.streams.best('audio')
-    longer = n==80 or (more=='audio' and chosen.index==2)
+    with av.open(str(both)) as c: audio = c.streams.best('audio').index
+    longer = n==80 or (more=='audio' and audio==2)
     assert s.info.duration == pytest.approx(8 if longer else alone.duration, abs=.15) and s.info.fps == pytest.approx(10, rel=.05)
     if suffix in ('.mkv', '.webm', '.flv') and more!='video':
         half = ends('another stream ends later, cut short', cut(both, .4), SPEC)
@@ -424,6 +424,18 @@ def test_matroska_without_notes_of_each_streams_length(tmp_path, suffix):
     for p,whole in ((v, True), (both, True), (cut(v, .5), False), (cut(both, .4), False)):
         p.write_bytes(p.read_bytes().replace(b'DURATION', b'DURATIOX'))
         assert (probe(p).status=='ok')==whole, p
+
+def test_an_audio_track_without_packets(tmp_path, ends):
+    for suffix in ('.mkv', '.mp4', '.avi', '.ts', '.flv'):
+        v = write_video(tmp_path/f'v{suffix}', noise(20), 10, click(1, 2), crf=None, preset=None, vcodec='libx264', acodec='aac')
+        with av.open(str(v)) as i, av.open(str(tmp_path/f'w{suffix}'), 'w') as o:
+            out = [o.add_stream_from_template(s) for s in i.streams][0]
+            for pk in i.demux(video=0):
+                if not pk.size: continue
+                pk.stream = out
+                o.mux(pk)
+        s = ends('an audio track without a packet', tmp_path/f'w{suffix}', SPEC)
+        assert (s.info.frames_expected, s.info.has_audio, s.info.status) == (20, False, 'ok'), suffix
 
 def test_chapters_play_no_part(tmp_path):
     for suffix in ('.mkv', '.mp4', '.mov'):
