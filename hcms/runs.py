@@ -182,7 +182,6 @@ def train_runs(
     todo = list({f: c for f,c in zip(folders, configs) if not (f/SEAL).exists()}.values())
     todo.sort(key=lambda c: (c.model!='hcms', c.views is not None, -len(c.modalities)))
     if todo:
-        dataset.check()
         doing = f'train, {dataset.label}'
         with worker_pool(min(workers, len(todo)), _start_worker, (dataset,), doing=doing) as pool:
             for _ in tqdm(pool.map(_work, todo, chunksize=1), total=len(todo), desc=f'train, {dataset.bar_label}', unit='run'): pass

@@ -21,7 +21,7 @@ def noted(dataset, configs, check=hcms.runs.check_configs, folder=hcms.runs.run_
 hcms.runs.check_configs = noted
 class Here:
     "A pool without processes: small runs are trained sooner than a process starts."
-    def __init__(self, workers, start=None, args=()): start and start(*args)
+    def __init__(self, workers, start=None, args=(), doing=None): start and start(*args)
     def __enter__(self): return self
     def __exit__(self, *error): pass
     def map(self, f, jobs, chunksize=1): return map(f, jobs)
