@@ -191,7 +191,7 @@ if __name__=='__main__':
     r = Dataset('demo').extract(2, **{options})
     print(r.done, *sorted(r.aside), *r.aside.values(), sep='|')
 """)
-    r = subprocess.run([sys.executable, tmp_path/'go.py', tmp_path], cwd=ROOT, env=dict(os.environ, HCMS_HOME=str(home), PYTHONPATH=str(tmp_path)), capture_output=True, text=True, timeout=240)
+    r = subprocess.run([sys.executable, tmp_path/'go.py', tmp_path], cwd=ROOT, env=dict(os.environ, HCMS_HOME=str(home), PYTHONPATH=f'{tmp_path}{os.pathsep}{ROOT}'), capture_output=True, text=True, timeout=240)
     return (r.stdout.strip().splitlines() or [''])[-1],r.stdout+r.stderr[-3000:]
 
 def test_a_hung_and_a_crashing_decoder_cost_only_their_videos(some_home, tmp_path, tally):
@@ -236,7 +236,7 @@ data = Dataset('demo')
 r = extract_on_ray(data.manifest, data.store, data.preset, data.weights, networks=2, decoders=2, on_start=kill_one)
 print(r.done, len(r.aside))
 """)
-    r = subprocess.run([sys.executable, tmp_path/'go.py'], cwd=ROOT, env=dict(os.environ, HCMS_HOME=str(home), HCMS_DATA='', RAY_DEDUP_LOGS='0', PYTHONPATH=str(tmp_path)), capture_output=True, text=True, timeout=400)
+    r = subprocess.run([sys.executable, tmp_path/'go.py'], cwd=ROOT, env=dict(os.environ, HCMS_HOME=str(home), HCMS_DATA='', RAY_DEDUP_LOGS='0', PYTHONPATH=f'{tmp_path}{os.pathsep}{ROOT}'), capture_output=True, text=True, timeout=400)
     said = r.stdout.splitlines()   # Ray's own words about the killed worker stand between
     assert said[0]=='killed' and said[-1]==f'{count_videos(home)-1} 1', r.stdout+r.stderr[-3000:]
     features = home/'data'/'demo'/'features'
