@@ -86,19 +86,26 @@ def full_path(path) -> Path:
     return Path(os.path.expanduser(path)).absolute()
 
 # %% ../nbs/00_core.ipynb #c8d33924
+def _as_typed(given:str) -> str:
+    "The absolute path that was meant: in a kernel, which JupyterLab starts in the notebook's folder, the shell's folder counts where the other has no such thing."
+    path = full_path(given)
+    typed = full_path(os.environ.get('PWD', '.'))/os.path.expanduser(given)
+    if 'JPY_PARENT_PID' in os.environ and not path.exists() and typed.is_dir(): path = typed
+    return os.path.realpath(path)
+
 def folder_from(
     variable:str,   # 'HCMS_HOME' or 'HCMS_DATA'
 ) -> Path|None:     # None where it is not set, or empty
     "The folder that an environment variable names; from then on the variable holds its absolute path."
     given = os.environ.get(variable)
     if not given: return None
-    path = Path(os.path.realpath(full_path(given)))
+    path = Path(_as_typed(given))
     if path.exists() and not path.is_dir(): raise InputError(f'{variable}={given}', 'is a file, not a folder')
     os.environ[variable] = str(path)
     return path
 
 for _variable in ('HCMS_HOME', 'HCMS_DATA'):   # while the process still is where it was started
-    if os.environ.get(_variable): os.environ[_variable] = os.path.realpath(full_path(os.environ[_variable]))
+    if os.environ.get(_variable): os.environ[_variable] = _as_typed(os.environ[_variable])
 
 # %% ../nbs/00_core.ipynb #41f1478d
 def _is_clone(folder) -> bool:
