@@ -311,10 +311,10 @@ class Answer:
     note:str=''
 
 class Stream:
-    """HCMS on a video that is still going on. `see` and `hear` take what comes; `answer()` says what is known.
+    """HCMS on a video that is still going on: `see` and `hear` take what comes, `answer()` says what is known.
 
-    Stamps are seconds on the clock of the source, whichever it is: the first one is time zero, and a jump of more than
-    60 s ahead or 10 s back is a clock that was set anew; time then goes on from the last stamp. As of `LiveSteps`."""
+    Stamps are seconds on the clock of the source, whichever it is: the first one is time zero. A jump of more
+    than 60 s ahead or 10 s back is a clock that was set anew; time then goes on from the last stamp."""
     def __init__(self,
         model,                   # HCMS
         backbones:Backbones,
@@ -331,7 +331,8 @@ class Stream:
         check_fit(model, backbones, classes)
         self.gates = gates
         self.run,self.media = Conditional(model, prices or backbone_prices(backbones)),_Media(backbones, model.modalities)
-        self.live = LiveSteps(backbones.spec, steps_every(every) if duration is None else step_times(backbones.spec, duration), wait, zero)
+        times = steps_every(every) if duration is None else step_times(backbones.spec, duration)
+        self.live = LiveSteps(backbones.spec, times, wait, zero)
         self.classes,self.per_second = list(classes or map(str, range(model.num_classes))),per_second
         if per_second is not None: budget_macs(per_second)   # refuses what is no budget
         self.walk,self.state,self.time,self.passed = Walk(Meter(self.run.costs, budget)),model.init_state(1),None,0

@@ -13,8 +13,8 @@ from itertools import count
 import av
 import numpy as np
 from .core import InputError, method_of
-from .media import (PATCH_SAMPLES, RATE, MediaSpec, Step, _Lane, _Pictures, _Sound, _Timeline, _log_mel, _sound_frame, _stack,
-                        check_rate, clip_times, mono_samples)
+from .media import (PATCH_SAMPLES, RATE, MediaSpec, Step, _Lane, _Pictures, _Sound, _Timeline, _log_mel,
+                        _sound_frame, _stack, check_rate, clip_times, mono_samples)
 
 # %% ../nbs/08_live.ipynb #366133d7
 def steps_every(seconds:float) -> Iterator[float]:
@@ -23,7 +23,7 @@ def steps_every(seconds:float) -> Iterator[float]:
     return ((t+.5)*seconds for t in count())
 
 # %% ../nbs/08_live.ipynb #8ff36c61
-MAX_LATE = 10.   # Seconds: what is stamped further back than this is not late, but of a clock that was set anew
+MAX_LATE = 10.   # Seconds: what is stamped further back is not late, but of a clock that was set anew
 
 class _ClipLane:
     "The clips under way and the pictures that appear in each: only at its end is it known which of them it takes."
@@ -102,14 +102,15 @@ def __since_start(self,
 @method_of(LiveSteps)
 def _see(self,
     picture,      # (H, W, 3) uint8 RGB, or an av.VideoFrame
-    time:float,   # When it appeared, seconds on the clock of the source; the stream's first stamp is its time zero
+    time:float,   # When it appeared, seconds on the clock of the source; the first stamp is time zero
 ):
     """Take a picture; one that comes after a later one is dropped.
 
-    Where the clock jumps by more than `MAX_PAUSE` ahead or `MAX_LATE` back, time goes on from the last stamp."""
+    Where the clock jumps by more than 60 s ahead or 10 s back, time goes on from the last stamp."""
     if not isinstance(picture, av.VideoFrame):
         picture = np.ascontiguousarray(picture)
-        if picture.dtype!=np.uint8 or picture.ndim!=3 or picture.shape[2]!=3 or not picture.size: raise InputError('picture', f'must be (H, W, 3) uint8, not {picture.dtype} {picture.shape}')
+        if picture.dtype!=np.uint8 or picture.ndim!=3 or picture.shape[2]!=3 or not picture.size:
+            raise InputError('picture', f'must be (H, W, 3) uint8, not {picture.dtype} {picture.shape}')
         picture = av.VideoFrame.from_ndarray(picture, format='rgb24')
     time = self._since_start('video', time)
     if time<self.shown:
@@ -127,8 +128,9 @@ def _hear(self,
     rate:int=RATE,   # Samples a second, where they are an array
 ):
     "Take a piece of audio; its time as of `see`."
-    if not isinstance(samples, av.AudioFrame): samples = _sound_frame(mono_samples(samples)[:,None], check_rate(rate), 0)
-    if not samples.samples or not samples.sample_rate: raise InputError('samples', 'must hold at least one sample')
+    if not isinstance(samples, av.AudioFrame):
+        samples = _sound_frame(mono_samples(samples)[:,None], check_rate(rate), 0)
+    if not samples.samples or not samples.sample_rate: raise InputError('samples', 'must hold at least one')
     seconds = samples.samples/samples.sample_rate
     time = self._since_start('audio', time, seconds)
     end = time+seconds

@@ -148,11 +148,12 @@ def _float_samples(
 ) -> np.ndarray:          # float32
     "Audio samples as they are; an `InputError` if they cannot be audio."
     x = _as_array(samples, name)
-    if x.dtype.kind in 'iu': raise InputError(name, f'must be floats in [-1, 1], not {x.dtype}; hcms.media.audio_samples scales integers by their type')
-    if x.dtype.kind!='f': raise InputError(name, f'must be floats in [-1, 1], not {x.dtype}')
+    how = '; hcms.media.audio_samples scales integers by their type' if x.dtype.kind in 'iu' else ''
+    if x.dtype.kind!='f': raise InputError(name, f'must be floats in [-1, 1], not {x.dtype}{how}')
     if not np.isfinite(x).all(): raise InputError(name, 'must be finite, and some are NaN or infinite')
     peak = np.abs(x).max(initial=0.)
-    if peak>LOUDEST: raise InputError(name, f'must be in [-1, 1], and one is {peak:g}; divide what were integers by the range of their type')
+    if peak>LOUDEST:
+        raise InputError(name, f'must be in [-1, 1], and one is {peak:g}; divide integers by the range of their type')
     return x.astype(np.float32, copy=False)
 
 # %% ../nbs/03_media.ipynb #87cd8a3e
@@ -163,7 +164,7 @@ def audio_samples(
     x = _as_array(samples, 'samples')
     if x.dtype.kind not in 'iu': return _float_samples(x)
     bits = 8*x.dtype.itemsize
-    if bits>32: raise InputError('samples', f'are {x.dtype}, which no recording is; give them the type in which they were recorded')
+    if bits>32: raise InputError('samples', f'are {x.dtype}; give them the type in which they were recorded')
     middle = 0 if x.dtype.kind=='i' else 2.**(bits-1)
     return ((x.astype(np.float64)-middle)/2.**(bits-1)).astype(np.float32)
 
@@ -181,9 +182,9 @@ RATES = 1_000,768_000   # Samples a second of the slowest and the fastest record
 def check_rate(rate) -> int:
     "A sampling rate, if it can be one."
     low,high = RATES
-    fits = isinstance(rate, numbers.Real) and not isinstance(rate, bool) and low<=rate<=high
-    if not fits or rate!=int(rate): raise InputError('rate', f'must be a whole number from {low} to {high} samples a second, not {rate!r}')
-    return int(rate)
+    is_number = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
+    if is_number and low<=rate<=high and rate==int(rate): return int(rate)
+    raise InputError('rate', f'must be a whole number from {low} to {high} samples a second, not {rate!r}')
 
 # %% ../nbs/03_media.ipynb #7fdd412d
 def log_mel_patches(
@@ -215,7 +216,8 @@ def _channels(sound) -> np.ndarray:   # (n, channels) float32
     "Samples to encode; what no layout of channels is known for is refused."
     x = _float_samples(sound, 'sound')
     x = x[:,None] if x.ndim==1 else x
-    if x.ndim!=2 or x.shape[1] not in _LAYOUTS: raise InputError('sound', f'must be (n,) or (n, channels) with 1, 2 or 6 channels, not of shape {x.shape}')
+    if x.ndim!=2 or x.shape[1] not in _LAYOUTS:
+        raise InputError('sound', f'must be (n,) or (n, channels) with 1, 2 or 6 channels, not of shape {x.shape}')
     if not len(x): raise InputError('sound', 'must hold at least one sample; None means no audio')
     return x
 
@@ -330,13 +332,16 @@ class _Span:
     def __init__(self, at, origin, base):
         self.origin,self.base = origin,base
         self.low = self.high = at                   # all that was seen and heard, seconds on its own clock
-        self.last,self.began,self.end = {},{},{}    # stream -> its latest stamp in order, its first one, its end
+        self.last = {}    # stream -> its latest stamp in order
+        self.began = {}   # stream -> its first stamp
+        self.end = {}     # stream -> where it ends
     def ours(self, at) -> float: return self.base+(at-self.origin)
     def takes(self, kind, at, back) -> bool:
         "May a stamp of this stream be of this clock?"
         low = self.last[kind]-back if kind in self.last else self.low-MAX_PAUSE
         return low<=at<=self.high+MAX_PAUSE
-    def continues(self, kind, at, back) -> bool: return self.gap(kind, at)<=_NEAR and self.takes(kind, at, back)
+    def continues(self, kind, at, back) -> bool:
+        return self.gap(kind, at)<=_NEAR and self.takes(kind, at, back)
     def gap(self, kind, at) -> float: return abs(at-self.end.get(kind, self.high))
     def young(self, kind) -> bool: return self.end[kind]-self.began[kind]<=1
     def add(self, kind, at, seconds, ahead, ordered):
@@ -348,13 +353,15 @@ class _Span:
 
 # %% ../nbs/03_media.ipynb #ebaf291b
 class _Timeline:
-    "One clock for the streams of a file or of a live source, whatever their own clocks do; it keeps three of those at most."
+    "One clock for the streams of a file or of a live source; of their own clocks it keeps the last three."
     def __init__(self,
         back:float=_NEAR,    # How far a stream's stamps may run backwards, seconds
         zero:float|None=0.,  # The stamp that is our zero; None: the first one that comes
     ):
         self.back,self.zero,self.spans,self.now = back,zero,[],-math.inf
-        self.of,self.before,self.began = {},{},{}   # stream -> its clock, the one it left last, the shift of its first stamp
+        self.of = {}        # stream -> its clock
+        self.before = {}    # stream -> the clock that it left last
+        self.began = {}     # stream -> by how much its first stamp was moved
         self.longest = {}   # stream -> the longest that one piece of it lasted
     def __call__(self,
         kind:str,            # Which stream
@@ -471,7 +478,7 @@ def _streams(c, path):
 
 # %% ../nbs/03_media.ipynb #7f53874f
 def _demux(c, streams, info=None) -> Iterator:
-    "The packets of the streams as they are. A read error is counted and reading goes on; ten in a row end it."
+    "The packets as they are. A read error is counted and reading goes on; ten in a row end it."
     bad = 0
     while streams and bad<10:
         try:
@@ -521,9 +528,9 @@ class _Packets:
     def __init__(self, c, v, a, info=None, others=()):
         self.c,self.info,self.used,self.others = c,info,[o for o in (v, a) if o is not None],list(others)
         self.timeline,self.wrong = _Timeline(),False
-        self.tops = {}           # stream -> where it ends by its own stamps, seconds; 'others' for all that are not in use
+        self.tops = {}           # stream -> where it ends by its own stamps, seconds; 'others': all not in use
         self.still = -math.inf   # where the pictures end, had each lasted for as long as it says
-        self.usual = 1/float(v.average_rate) if v.average_rate else 0.   # what a picture lasts that does not say
+        self.usual = 1/float(v.average_rate) if v.average_rate else 0.   # how long a picture lasts
     def __iter__(self):
         of = {o.index: (o.type, float(o.time_base)) for o in self.used}
         guessed,tops = self.c.format.name=='avi',self.tops
@@ -614,13 +621,15 @@ def _scan(path) -> tuple[MediaInfo, dict, np.ndarray]:
         if V.end<=V.first: V.end = V.first+V.n/float(v.average_rate or 25)
         start,end,has_audio = V.first,V.end,bool(A and A.n and A.end>A.first)
         if has_audio:
-            if a.start_time is not None: A.first = max(A.first, a.start_time*A.tb+packets.timeline.began['audio'])   # what the decoder leaves out at the start is before it
+            if a.start_time is not None:   # what the decoder leaves out at the start is before it
+                A.first = max(A.first, a.start_time*A.tb+packets.timeline.began['audio'])
             V.end = max(V.end, min(packets.still, A.end))
             start,end = min(start, A.first),max(end, A.end, V.end)
         fps = V.shown/(V.end-V.first)
         size = v.codec_context.width,v.codec_context.height
         info = replace(errors, start=start, duration=end-start, width=size[0], height=size[1], fps=fps, has_audio=has_audio,
-                       frames_expected=_expected(c, v, V, packets, start), frames_decoded=V.shown, audio_seconds=A.seconds if has_audio else 0.)
+                       frames_expected=_expected(c, v, V, packets, start), frames_decoded=V.shown,
+                       audio_seconds=A.seconds if has_audio else 0.)
     shown = np.sort(V.times)-start if V.times else np.arange(V.shown)/fps
     return info,{k:o.n for k,o in tracks.items()} | dict(wrong=packets.wrong),shown
 
@@ -824,7 +833,8 @@ class _Sound:
         self.sampler = self.key = None
     def _keep(self, frames):
         for o in frames:
-            while self.chunks and self.at<=self.chunks[-1][0] and self.chunks[-1][0]+len(self.chunks[-1][1])<=self.at+o.samples:
+            end = self.at+o.samples
+            while self.chunks and self.at<=self.chunks[-1][0] and self.chunks[-1][0]+len(self.chunks[-1][1])<=end:
                 self.chunks.pop()   # all of it is heard anew, as from a clock that stands still
             self.chunks.append((self.at, np.frombuffer(o.planes[0], np.float32, o.samples).copy()))
             self.at,self.n = self.at+o.samples,self.n+o.samples
@@ -866,7 +876,7 @@ class Steps:
 _PLACE_BYTES = 19   # What a packet that only holds a place takes at most
 
 class _Decoders:
-    "Packets in; `pictures` gets frames with their time, `sound` pieces of audio. None for what is not decoded."
+    "Packets in; `pictures` gets frames and their time, `sound` pieces of audio; None: not decoded."
     def __init__(self, v, a, pictures, sound, info, packets):
         self.info,self.pictures,self.sound,self.places = info,pictures,sound,0
         info.packet_errors = 0
@@ -903,12 +913,14 @@ class _Decoders:
         first = self.left['video']==self.packets['video']   # it waits for the second one
         self.clock.fed(pk)
         well = self._decode('video', pk, self._show)
-        if well and (first or self.pictures.n>before or pk.size>_PLACE_BYTES or stream.codec_context.name!='mpeg4'): return
+        small = pk.size<=_PLACE_BYTES and stream.codec_context.name=='mpeg4'
+        if well and (first or self.pictures.n>before or not small): return
         self.clock.void(pk)
         self.places += well
     def _finish(self, kind):
         self.left[kind] = 0
-        self._decode(kind, None, self._show if kind=='video' else self.sound.push)   # what the decoder still holds
+        take = self._show if kind=='video' else self.sound.push
+        self._decode(kind, None, take)   # what the decoder still holds
         (self.pictures if kind=='video' else self.sound).end()
     def close(self):
         "Finish what is unfinished."
@@ -1009,7 +1021,9 @@ class StepReader:
         return sound is None or (self._first[t]+PATCH_SAMPLES)/RATE<=sound.until
     def _conclude(self, dec):
         "Say what came of the pass."
-        if 'audio' in dec.streams: self.info.audio_seconds,self.info.has_audio = dec.sound.n/RATE,dec.sound.n>0
+        if 'audio' in dec.streams:
+            self.info.audio_seconds = dec.sound.n/RATE
+            self.info.has_audio = dec.sound.n>0
         if 'video' not in dec.streams: return
         n = dec.pictures.n
         if not n: raise MediaError(self.path, 'has a video stream, but not one frame of it can be decoded')

@@ -9,8 +9,8 @@ import av, numpy as np, pytest
 from hypothesis import given, settings, strategies as st
 from hcms.core import MODALITIES, InputError
 from hcms.live import LiveSteps, steps_every
-from hcms.media import (MAX_PAUSE, PATCH_SAMPLES, RATE, MediaError, MediaSpec, StepReader, audio_samples, clip_times, decoded, iter_steps,
-                        log_mel_patches, probe, read_steps, write_video)
+from hcms.media import (MAX_PAUSE, PATCH_SAMPLES, RATE, MediaError, MediaSpec, StepReader, audio_samples,
+                        clip_times, decoded, iter_steps, log_mel_patches, probe, read_steps, write_video)
 
 SPEC = MediaSpec(steps=6, frame_size=32, clip_size=32, clip_frames=4, clip_seconds=.6)
 HALF = PATCH_SAMPLES/2/RATE
@@ -361,11 +361,12 @@ def test_every_codec_and_container_that_can_be_written(tmp_path, ends, full):
 
 # lengths: only the streams in use count
 
-LENGTHS = [('.mkv', 'libx264', 'aac', RATE), ('.webm', 'libvpx', 'libopus', 48_000), ('.mp4', 'libx264', 'aac', RATE), ('.mov', 'libx264', 'aac', RATE),
-           ('.avi', 'mpeg4', 'pcm_s16le', RATE), ('.ts', 'libx264', 'aac', RATE), ('.ogv', 'libvpx', 'libopus', 48_000), ('.flv', 'libx264', 'aac', RATE)]
+LENGTHS = [*((o, 'libx264', 'aac', RATE) for o in ('.mkv', '.mp4', '.mov', '.ts', '.flv')),
+           *((o, 'libvpx', 'libopus', 48_000) for o in ('.webm', '.ogv')),
+           ('.avi', 'mpeg4', 'pcm_s16le', RATE)]
 
 def side_by_side(dst, first, *others):
-    "All streams of `first`, and one stream each of `others` (file, kind), in one file; packets in the order of time."
+    "All streams of `first` and one each of `others` (file, kind) in one file, in the order of time."
     sources = [(first, s) for s in ('video', 'audio')]+list(others)
     with av.open(str(dst), 'w') as o:
         packets = []
@@ -409,7 +410,8 @@ def test_other_streams_may_be_longer(tmp_path, ends, suffix, vcodec, acodec, rat
     assert (s.info.frames_decoded, s.info.frames_expected, s.info.status) == (n, n, 'ok')
     with av.open(str(both)) as c: audio = c.streams.best('audio').index
     longer = n==80 or (more=='audio' and audio==2)
-    assert s.info.duration == pytest.approx(8 if longer else alone.duration, abs=.15) and s.info.fps == pytest.approx(10, rel=.05)
+    assert s.info.duration == pytest.approx(8 if longer else alone.duration, abs=.15)
+    assert s.info.fps == pytest.approx(10, rel=.05)
     if suffix in ('.mkv', '.webm', '.flv') and more!='video':
         half = ends('another stream ends later, cut short', cut(both, .4), SPEC)
         assert half.info.status=='partial' and half.info.frames_decoded<25
@@ -427,7 +429,7 @@ def test_matroska_without_notes_of_each_streams_length(tmp_path, suffix):
 
 def test_an_audio_track_without_packets(tmp_path, ends):
     for suffix in ('.mkv', '.mp4', '.avi', '.ts', '.flv'):
-        v = write_video(tmp_path/f'v{suffix}', noise(20), 10, click(1, 2), crf=None, preset=None, vcodec='libx264', acodec='aac')
+        v = write_video(tmp_path/f'v{suffix}', noise(20), 10, click(1, 2), crf=None, preset=None)
         with av.open(str(v)) as i, av.open(str(tmp_path/f'w{suffix}'), 'w') as o:
             out = [o.add_stream_from_template(s) for s in i.streams][0]
             for pk in i.demux(video=0):
@@ -442,17 +444,22 @@ def test_chapters_play_no_part(tmp_path):
         v = write_video(tmp_path/f'v{suffix}', noise(30), 10, click(1, 3))
         with av.open(str(v)) as i, av.open(str(tmp_path/f'c{suffix}'), 'w') as o:
             streams = {s.index: o.add_stream_from_template(s) for s in i.streams}
-            o.set_chapters([dict(id=n, start=2000*n, end=2000*n+[2000, 58_000][n], time_base=Fraction(1, 1000), metadata={}) for n in (0, 1)])
+            ms = Fraction(1, 1000)
+            o.set_chapters([dict(id=0, start=0, end=2000, time_base=ms, metadata={}),
+                            dict(id=1, start=2000, end=60_000, time_base=ms, metadata={})])
             for pk in i.demux():
                 if not pk.size: continue
                 pk.stream = streams[pk.stream.index]
                 o.mux(pk)
         got = probe(tmp_path/f'c{suffix}')
-        assert (got.frames_expected, got.status, round(got.duration, 1)) == (30, 'ok', round(probe(v).duration, 1))
+        assert (got.frames_expected, got.status) == (30, 'ok')
+        assert got.duration == pytest.approx(probe(v).duration, abs=.05)
 
 def test_a_short_file_with_longer_audio_is_whole(tmp_path):
     for suffix in ('.mkv', '.mp4', '.ts', '.avi'):
-        i = read_steps(write_video(tmp_path/f'v{suffix}', coded(6), 20, click(.1, .5), vcodec='mpeg4', crf=None, preset=None), SPEC).info
+        kw = dict(vcodec='mpeg4', crf=None, preset=None)
+        v = write_video(tmp_path/f'v{suffix}', coded(6), 20, click(.1, .5), **kw)
+        i = read_steps(v, SPEC).info
         assert (i.frames_expected, i.status) == (6, 'ok'), suffix
 
 # clocks that jump
@@ -480,21 +487,24 @@ DENSE = MediaSpec(steps=40, frame_size=32)
 
 @pytest.mark.parametrize('bf', [0, 2])
 @pytest.mark.parametrize('wrong', [
-    lambda k,n: 3600*(k=='video' and n==20), lambda k,n: 80_000*(k=='video' and n==20), lambda k,n: -1.5*(k=='video' and n==40),
-    lambda k,n: 3600*(k=='audio' and n==3), lambda k,n: 3600*(k=='video' and 20<=n<23), lambda k,n: 7200*(k=='video' and n==1),
+    lambda k,n: 3600*(k=='video' and n==20), lambda k,n: 80_000*(k=='video' and n==20),
+    lambda k,n: -1.5*(k=='video' and n==40), lambda k,n: 3600*(k=='audio' and n==3),
+    lambda k,n: 3600*(k=='video' and 20<=n<23), lambda k,n: 7200*(k=='video' and n==1),
     lambda k,n: 2**33/90_000-1.2])
 def test_a_few_stamps_that_are_wrong_change_little(tmp_path, ends, bf, wrong):
     src = write_video(tmp_path/'src.ts', coded(60), 20, click(2, 3), options=dict(bf=str(bf)))
     (tmp_path/'v.ts').write_bytes(restamp(src.read_bytes(), wrong))
     want,s = read_steps(src, DENSE),ends('a few stamps hours ahead or behind', tmp_path/'v.ts', DENSE)
-    assert (s.info.frames_decoded, s.info.status) == (60, 'ok') and s.info.duration == pytest.approx(want.info.duration, abs=.01)
+    assert (s.info.frames_decoded, s.info.status) == (60, 'ok')
+    assert s.info.duration == pytest.approx(want.info.duration, abs=.01)
     off = np.abs(number(s.frames).astype(int)-number(want.frames))
-    assert (off>0).mean()<=.15 and off.max()<=5 and heard_at(tmp_path/'v.ts') == pytest.approx(heard_at(src), abs=.02)
+    assert (off>0).mean()<=.15 and off.max()<=5
+    assert heard_at(tmp_path/'v.ts') == pytest.approx(heard_at(src), abs=.02)
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.floats(-90_000, 90_000), st.floats(0, .5))
 def test_whatever_the_stamps_say_a_file_is_read_and_bounded(tmp_path_factory, seed, far, share):
-    "Random stamps of a share of the packets: all pictures come, in the order of their clock; a second a packet and a minute a pause at most."
+    "Random stamps of a share of the packets: all pictures come, in the order of their clock; bounded."
     d = tmp_path_factory.getbasetemp()/'restamped'; d.mkdir(exist_ok=True)
     src = d/'src.ts'
     if not src.exists(): write_video(src, coded(30), 20, click(1, 1.5))
@@ -505,19 +515,25 @@ def test_whatever_the_stamps_say_a_file_is_read_and_bounded(tmp_path_factory, se
     times = [t for o,t in decoded(d/'v.ts') if isinstance(o, av.VideoFrame)]
     assert len(times)==30 and times==sorted(times) and np.isfinite(times).all()
 
-@pytest.mark.parametrize('suffix,lengths', [(s, n) for s in ('.ts', '.mkv', '.mpg') for n in ((40, 40), (20, 60), (60, 20), (20, 20, 20)) if s!='.mkv' or len(n)==2])
+JOINED = [(s, n) for s in ('.ts', '.mkv', '.mpg') for n in ((40, 40), (20, 60), (60, 20), (20, 20, 20))]
+
+JOINED.remove(('.mkv', (20, 20, 20)))     # FFmpeg reads two of them
+
+@pytest.mark.parametrize('suffix,lengths', JOINED)
 def test_recordings_that_were_joined_follow_each_other(tmp_path, ends, lengths, suffix):
     "Pictures and audio of each keep their places beside each other."
-    kw = dict(vcodec='libx264', acodec='aac', rate=RATE) if suffix!='.mpg' else dict(vcodec='mpeg2video', acodec='mp2', rate=48_000, crf=None, preset=None)
+    kw = dict(vcodec='libx264', acodec='aac', rate=RATE)
+    if suffix=='.mpg': kw = dict(vcodec='mpeg2video', acodec='mp2', rate=48_000, crf=None, preset=None)
     at,parts,frames = 0,[],coded(80)
     for n in lengths:
-        parts.append(write_video(tmp_path/f'part{suffix}', frames[at:at+n], 20, click(.5, n/20, kw['rate']), **kw).read_bytes())
+        part = write_video(tmp_path/f'part{suffix}', frames[at:at+n], 20, click(.5, n/20, kw['rate']), **kw)
+        parts.append(part.read_bytes())
         at += n
     p = tmp_path/f'v{suffix}'
     p.write_bytes(b''.join(parts))
     s = ends('recordings joined with cat', p, DENSE)
     assert (s.info.frames_decoded, s.info.status) == (at, 'ok')
-    assert s.info.duration == pytest.approx(at/20, abs=.1*len(lengths))     # AAC begins with 1,024 samples of silence
+    assert s.info.duration == pytest.approx(at/20, abs=.1*len(lengths))     # AAC begins with silence
     assert np.abs(number(s.frames)-s.times*20).max()<=2+len(lengths) and s.audio_mask.all()
     clicks = np.cumsum([0, *lengths[:-1]])/20+.5
     loud = s.patches.max((1, 2))>-1
@@ -529,11 +545,12 @@ def test_a_recording_that_goes_on_hours_later(tmp_path):
     for shift in (100, 7200, 2**33/90_000-3):
         later = restamp(src, lambda k,n: shift)
         for parts in ([src, later], [later, src]):
-            if parts[0] is later and shift>80_000: continue   # FFmpeg sees the overflow of 33 bits and a pause of a second
+            if parts[0] is later and shift>80_000: continue   # FFmpeg sees an overflow of 33 bits and a pause
             (tmp_path/'v.ts').write_bytes(b''.join(parts))
             s = read_steps(tmp_path/'v.ts', DENSE)
             shown_at = number(s.frames)+40*(s.times>=s.info.duration/2)
-            assert s.info.duration == pytest.approx(4, abs=.2) and np.abs(shown_at-s.times*80/s.info.duration).max()<=3
+            assert s.info.duration == pytest.approx(4, abs=.2)
+            assert np.abs(shown_at-s.times*80/s.info.duration).max()<=3
 
 @pytest.mark.parametrize('suffix', ['.mp4', '.mkv', '.mov'])
 def test_a_last_picture_hours_later(tmp_path, suffix):
@@ -550,21 +567,25 @@ def test_a_last_picture_hours_later(tmp_path, suffix):
             pk.stream = streams[pk.stream.index]
             o.mux(pk)
     s = read_steps(tmp_path/f'v{suffix}', DENSE)
-    assert (s.info.frames_decoded, s.info.status) == (40, 'ok') and s.info.duration == pytest.approx(2, abs=.15)
+    assert (s.info.frames_decoded, s.info.status) == (40, 'ok')
+    assert s.info.duration == pytest.approx(2, abs=.15)
     assert np.abs(number(s.frames)-s.times*20).max()<=3
 
 def test_long_stills_are_believed_while_audio_goes_on(tmp_path):
-    "Two slides of 100 s each with speech; three of 200 s without it, where the first lasts for a minute and the others no longer."
+    "Two slides of 100 s each with speech; three of 200 s without it, which last for a minute at most."
     talk = np.random.default_rng(0).standard_normal(200*8000).astype('f4')/10
     slides = [np.full((64, 64, 3), o, np.uint8) for o in (10, 240)]
     for suffix in ('.mp4', '.mkv'):
-        i = probe(write_video(tmp_path/f'talk{suffix}', slides, [0, 100, 200], talk, 8000, options=dict(bf='0')))
+        v = write_video(tmp_path/f'talk{suffix}', slides, [0, 100, 200], talk, 8000, options=dict(bf='0'))
+        i = probe(v)
         assert i.duration == pytest.approx(200, abs=.3) and i.start==0
     s = read_steps(tmp_path/'talk.mp4', DENSE, ['appearance'])
     assert (s.frames.mean((1, 2, 3))>128).tolist()==(s.times>=100).tolist()
-    mute = read_steps(write_video(tmp_path/'mute.mp4', [*slides, slides[0]], [0, 200, 400, 600], options=dict(bf='0')), DENSE, ['appearance'])
+    v = write_video(tmp_path/'mute.mp4', [*slides, slides[0]], [0, 200, 400, 600], options=dict(bf='0'))
+    mute = read_steps(v, DENSE, ['appearance'])
     assert 2*MAX_PAUSE<=mute.info.duration<=3*MAX_PAUSE and mute.info.frames_decoded==3
-    assert (mute.frames.mean((1, 2, 3))>128).tolist()==((mute.times>=MAX_PAUSE) & (mute.times<2*MAX_PAUSE)).tolist()
+    second = (mute.times>=MAX_PAUSE) & (mute.times<2*MAX_PAUSE)
+    assert (mute.frames.mean((1, 2, 3))>128).tolist()==second.tolist()
 
 # AVI keeps no time of display
 
@@ -573,7 +594,8 @@ def test_long_stills_are_believed_while_audio_goes_on(tmp_path):
 @pytest.mark.parametrize('acodec', [None, 'pcm_s16le', 'mp2'])
 def test_avi_shows_pictures_when_mp4_does(tmp_path, vcodec, bf, acodec):
     rate = 48_000
-    kw = dict(vcodec=vcodec, acodec=acodec or 'aac', rate=rate, crf=None, preset=None, options=dict(bf=str(bf)))
+    kw = dict(vcodec=vcodec, acodec=acodec or 'aac', rate=rate, crf=None, preset=None)
+    kw['options'] = dict(bf=str(bf))
     sound = None if acodec is None else click(1.2, 2, rate)
     avi,mp4 = (write_video(tmp_path/f'v{o}', coded(40), 20, sound, **kw) for o in ('.avi', '.mp4'))
     for p in (avi, mp4):
@@ -588,8 +610,12 @@ def place(bits):
     return b'\0\0\1\xb6'+int(b+'1'*(-len(b)%8), 2).to_bytes(-(-len(b)//8), 'big')
 
 def divx(path, pictures, how):
-    "An AVI as DivX and Xvid write it: 'packed' puts a B-frame into the packet before; 'lag' and 'dropped' hold places with one byte, 'uncoded' with seven."
-    src = write_video(path.with_name('src.avi'), pictures, 20, vcodec='mpeg4', crf=None, preset=None, options=dict(bf=str(int(how in ('packed', 'lag'))), g='300'))
+    """An AVI as DivX and Xvid write it.
+
+    'packed' puts a B-frame into the packet before; 'lag', 'dropped' and 'uncoded' hold places."""
+    options = dict(bf=str(int(how in ('packed', 'lag'))), g='300')
+    kw = dict(vcodec='mpeg4', crf=None, preset=None, options=options)
+    src = write_video(path.with_name('src.avi'), pictures, 20, **kw)
     with av.open(str(src)) as i, av.open(str(path), 'w') as o:
         out = o.add_stream_from_template(i.streams.video[0])
         packets = [bytes(pk) for pk in i.demux(video=0) if pk.size]
@@ -601,7 +627,9 @@ def divx(path, pictures, how):
             made += [packets[k]+packets[k+1], place(5)] if twice else [packets[k]]
             k += 1+twice
             if how=='lag' and k==2: made.insert(1, b'\x7f')
-            if how in ('dropped', 'uncoded') and k%3==0 and k<len(packets): made.append(b'\x7f' if how=='dropped' else place(5))
+            if k%3 or k>=len(packets): continue
+            if how=='dropped': made.append(b'\x7f')
+            if how=='uncoded': made.append(place(5))
         for t,b in enumerate(made):
             pk = av.Packet(b)
             pk.pts = pk.dts = t
@@ -612,10 +640,12 @@ def divx(path, pictures, how):
 @pytest.mark.parametrize('n', [5, 10, 30])
 @pytest.mark.parametrize('how', ['packed', 'lag', 'dropped', 'uncoded'])
 def test_packets_that_hold_a_place_are_not_missing_pictures(tmp_path, ends, n, how):
-    reader = StepReader(divx(tmp_path/'v.avi', coded(n), how), MediaSpec(steps=n, frame_size=32), ['appearance'])
+    v = divx(tmp_path/'v.avi', coded(n), how)
+    reader = StepReader(v, MediaSpec(steps=n, frame_size=32), ['appearance'])
     for _ in range(2):     # counted once, however often it is read
         got = number(np.stack([o.frame for o in reader]))
-        assert (reader.info.frames_decoded, reader.info.frames_expected, reader.info.status, reader.info.packet_errors) == (n, n, 'ok', 0)
+        i = reader.info
+        assert (i.frames_decoded, i.frames_expected, i.status, i.packet_errors) == (n, n, 'ok', 0)
     assert (np.diff(got.astype(int))>=0).all() and (how!='packed' or got.tolist()==list(range(n)))
 
 def test_places_hide_no_loss(tmp_path):
@@ -627,7 +657,8 @@ def test_places_hide_no_loss(tmp_path):
 def test_fps_counts_what_is_shown(tmp_path):
     src = write_video(tmp_path/'src.mp4', coded(40), 20, options=dict(g='10', bf='0'))
     for hidden in (.3, .7, 1.2):
-        with av.open(str(src)) as i, av.open(str(tmp_path/'v.mp4'), 'w', options=dict(avoid_negative_ts='disabled')) as o:
+        options = dict(avoid_negative_ts='disabled')
+        with av.open(str(src)) as i, av.open(str(tmp_path/'v.mp4'), 'w', options=options) as o:
             v = o.add_stream_from_template(i.streams.video[0])
             for pk in i.demux(video=0):
                 if not pk.size: continue
@@ -645,7 +676,7 @@ def of_type(x, kind):
     return np.clip(np.round(x.astype('f8')*half), -half, half-1).astype('i8').__add__(middle).astype(kind)
 
 def through_a_stream(x):
-    live = LiveSteps(MediaSpec(steps=1, frame_size=16, clip_size=16, clip_frames=2, clip_seconds=.2), steps_every(1.))
+    live = LiveSteps(SPEC, steps_every(1.))
     live.hear(x, 0.)
     live.end()
     return next(live.ready()).patch
@@ -653,7 +684,7 @@ def through_a_stream(x):
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from(sorted(SCALES)), st.floats(.05, .9), st.sampled_from('<>'))
 def test_the_same_audio_in_all_types_is_the_same_patch(seed, kind, loud, order):
-    "Integers are refused where floats are asked for, with the way to scale them; scaled they differ by quantisation alone."
+    "Integers are refused, with the way to scale them; scaled they differ by quantisation alone."
     x = np.random.default_rng(seed).uniform(-loud, loud, 2*RATE).astype('f4')
     pcm = of_type(x, kind).astype(np.dtype(kind).newbyteorder(order))
     half,_ = SCALES[kind]
@@ -664,8 +695,9 @@ def test_the_same_audio_in_all_types_is_the_same_patch(seed, kind, loud, order):
     assert np.abs(audio_samples(pcm)-x).max()<=1.01/half
     assert (audio_samples(x)==audio_samples(x.astype('f8'))).all()
 
-BAD_SOUND = [[], np.zeros((0,), 'f4'), np.zeros((9, 2)), np.zeros((2, 9, 2)), np.zeros(9, 'c8'), np.array([.1, np.nan]), np.array([np.inf]), np.full(9, 3e4),
-             np.arange(9), np.zeros(9, 'i2'), np.zeros(9, '?'), ['a'], None, [[.1], [.1, .2]], np.float32(.5)]
+BAD_SOUND = [[], np.zeros((0,), 'f4'), np.zeros((9, 2)), np.zeros((2, 9, 2)), np.zeros(9, 'c8'),
+             np.array([.1, np.nan]), np.array([np.inf]), np.full(9, 3e4), np.arange(9), np.zeros(9, 'i2'),
+             np.zeros(9, '?'), ['a'], None, [[.1], [.1, .2]], np.float32(.5)]
 
 def test_every_function_that_takes_audio_refuses_what_is_none(tmp_path):
     live = LiveSteps(SPEC, steps_every(1.))
@@ -678,7 +710,8 @@ def test_every_function_that_takes_audio_refuses_what_is_none(tmp_path):
         with pytest.raises(InputError, match='sound'): write_video(tmp_path/'v.mp4', coded(2), sound=bad)
     for rate in (0, -1, np.nan, np.inf, 16_000.5, '16000', None, True, 10**12):
         with pytest.raises(InputError, match='rate'): live.hear(np.zeros(9, 'f4'), 0., rate)
-        with pytest.raises(InputError, match='rate'): write_video(tmp_path/'v.mp4', coded(2), sound=np.zeros(99, 'f4'), rate=rate)
+        with pytest.raises(InputError, match='rate'):
+            write_video(tmp_path/'v.mp4', coded(2), sound=np.zeros(99, 'f4'), rate=rate)
     assert not any(tmp_path.iterdir()) and not live.heard.chunks
 
 # one opener
