@@ -42,7 +42,8 @@ def linked(tmp_path):
     for n,o in enumerate(there): video(tmp_path/o, n)
     (tmp_path/'data'/'activitynet'/'videos'/'part').mkdir(parents=True)
     videos = tmp_path/'data'/'activitynet'/'videos'
-    links = {'disk2': '../../../disk2', 'part/v_file.mp4': tmp_path/'disk3'/'elsewhere.mp4', 'one': tmp_path/'two'}
+    links = {'disk2': '../../../disk2', 'one': tmp_path/'two'}
+    links['part/v_file.mp4'] = tmp_path/'disk3'/'elsewhere.mp4'
     links |= {'circle': '.', 'part/up': '..', 'v_lost.mp4': 'nowhere.mp4', 'v_self.mp4': 'v_self.mp4'}
     for o,to in links.items(): (videos/o).symlink_to(to)
     (tmp_path/'two').symlink_to(tmp_path/'disk3'/'deep2')
@@ -206,7 +207,7 @@ print('well')
 """
 
 def test_text_is_read_alike_in_every_locale(tmp_path):
-    "Class lists, annotations, manifests, notes and recipes, as editors leave them; the locale knows ASCII alone."
+    "Class lists, annotations, manifests, notes and recipes, as editors leave them, in a locale of ASCII."
     r = start(['-c', READERS, tmp_path], tmp_path, PYTHONUTF8='0', LC_ALL='C')
     assert r.stdout.strip()=='well', r.stderr[-3000:]
 
