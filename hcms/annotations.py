@@ -18,9 +18,10 @@ from .manifests import BAR, Manifest, is_outside
 from .paper import PAPER_DATASETS
 
 # %% ../nbs/07_annotations.ipynb #d95b5c07
-MEDIA = ('.mp4', '.m4v', '.mov', '.qt', '.3gp', '.3g2', '.f4v', '.mkv', '.webm', '.avi', '.divx', '.flv', '.wmv', '.asf',
-         '.mpg', '.mpeg', '.mpe', '.m1v', '.m2v', '.vob', '.ts', '.m2ts', '.mts', '.m2t', '.ogv', '.ogm', '.rm', '.rmvb', '.mxf', '.dv')
-UNFINISHED = ('.part', '.ytdl', '.aria2', '.crdownload', '.tmp', '.temp')   # what downloaders call a file that is not whole
+MEDIA = ('.mp4', '.m4v', '.mov', '.qt', '.3gp', '.3g2', '.f4v', '.mkv', '.webm', '.avi', '.divx', '.flv', '.wmv',
+         '.asf', '.mpg', '.mpeg', '.mpe', '.m1v', '.m2v', '.vob', '.ts', '.m2ts', '.mts', '.m2t', '.ogv', '.ogm',
+         '.rm', '.rmvb', '.mxf', '.dv')
+UNFINISHED = ('.part', '.ytdl', '.aria2', '.crdownload', '.tmp', '.temp')   # as downloaders name what is not whole
 
 def is_video(name:str) -> bool:
     "Is `name` that of a video, neither hidden nor half downloaded?"
@@ -45,15 +46,16 @@ def _kind(o:os.DirEntry) -> str:
 def _listed(folder) -> list:
     "What a folder holds, in order, without what is hidden; nothing where it cannot be read."
     try:
-        with os.scandir(folder) as entries: return sorted((o for o in entries if o.name[0]!='.'), key=lambda o: o.name)
+        with os.scandir(folder) as entries: shown = [o for o in entries if o.name[0]!='.']
+        return sorted(shown, key=lambda o: o.name)
     except OSError: return []
 
 def videos_in(
     folder,   # Links below it are followed
 ) -> list:    # of Path
     "All video files under a folder, in order."
-    top = Path(os.path.realpath(folder))
-    entered,found = {str(o) for o in top.parents},[]   # a link to a folder around this one would be a circle
+    found = []
+    entered = {str(o) for o in Path(os.path.realpath(folder)).parents}   # a link to one of them would be a circle
     real,linked = [Path(folder)],[]
     while real or linked:
         here = real.pop() if real else linked.pop(0)
@@ -65,7 +67,7 @@ def videos_in(
         for o in entries:
             kind = _kind(o)
             if kind=='folder': (linked if o.is_symlink() else real).append(here/o.name)
-            whole = names.isdisjoint((f'{o.name}.aria2', f'{o.name}.ytdl'))   # a downloader's notes on a file that it still writes
+            whole = names.isdisjoint((f'{o.name}.aria2', f'{o.name}.ytdl'))   # notes on a file that is still written
             if kind=='file' and is_video(o.name) and whole: found.append(here/o.name)
     return sorted(found)
 
@@ -75,7 +77,9 @@ def find_files(
     folder,    # Below it, where the videos are
 ) -> dict:     # Name without ending -> paths relative to root
     "All video files under a folder, by name."
-    if Path(folder).is_absolute() or '..' in Path(folder).parts: raise InputError('videos', f'must be a folder below that of the manifest, {root}, not {folder}; a link there to another folder will do')
+    if Path(folder).is_absolute() or '..' in Path(folder).parts:
+        rule = f'must be a folder below that of the manifest, {root}, not {folder}; a link there to another will do'
+        raise InputError('videos', rule)
     out = {}
     for p in videos_in(Path(root)/folder): out.setdefault(video_name(p), []).append(p.relative_to(root).as_posix())
     return out
@@ -86,22 +90,29 @@ def _files_of(id, ids, found) -> list:
     return [p for n in names for p in found.get(n, ())]
 
 def _with_files(rows, root, found, default) -> list:
-    "Rows with the path of each id's file, or the usual path and the status `absent`; of several files the largest."
-    ids,several = {r['id'] for r in rows},[]
+    "Rows with the path of each id's file, of several the largest; or with the usual path and the status `absent`."
+    root = Path(root)
+    ids = {r['id'] for r in rows}
+    several = []
     for r in rows:
         files = _files_of(r['id'], ids, found)
-        path = max(files, key=lambda o: (Path(root)/o).stat().st_size) if len(files)>1 else ''.join(files)
-        if len({os.path.realpath(Path(root)/o) for o in files})>1: several.append((path, [o for o in files if o!=path]))
+        path = max(files, key=lambda o: (root/o).stat().st_size) if len(files)>1 else ''.join(files)
+        if len({os.path.realpath(root/o) for o in files})>1: several.append((path, [o for o in files if o!=path]))
         r |= dict(path=path or default(r['id']), status='' if path else 'absent')
-    if several: warnings.warn(f'{len(several)} of {len(rows)} videos have more than one file; the largest is taken, such as {several[0][0]} and not {", ".join(several[0][1])}', stacklevel=3)
+    if several: warnings.warn(_twice(several, len(rows)), stacklevel=4)
     return rows
+
+def _twice(several, n:int) -> str:
+    taken,others = several[0]
+    said = f'{len(several)} of {n} videos have more than one file; the largest is taken'
+    return f'{said}, such as {taken} and not {", ".join(others)}'
 
 # %% ../nbs/07_annotations.ipynb #636e0c4a
 def _outside(root, paths) -> set:
     "Those of the paths that links lead out of the root."
-    folders = {f for f in {(Path(root)/p).parent for p in paths} if is_outside(f, root)}
-    links = {p for p in paths if os.path.islink(Path(root)/p)}
-    return {p for p in paths if (Path(root)/p).parent in folders} | {p for p in links if is_outside(Path(root)/p, root)}
+    full = {p: Path(root)/p for p in paths}
+    folders = {f: is_outside(f, root) for f in {o.parent for o in full.values()}}   # looked at once each
+    return {p for p,o in full.items() if folders[o.parent] or (o.is_symlink() and is_outside(o, root))}
 
 def _manifest(rows, classes, root, name, videos, default, links_out, **lines) -> Manifest:
     "A manifest of rows that have no path yet."
@@ -153,7 +164,8 @@ def activitynet_manifest(
         if not labels and v.subset!='testing': raise InputError(f'{annotations}, video {id!r}', f'is in {v.subset} and has no annotation')
         rows.append(dict(id=id, split=v.subset, labels=BAR.join(labels), seconds=f'{v.duration or 0:g}'))
     if not rows: raise InputError(annotations, 'lists no video')
-    return _manifest(rows, tree.leaves() or None, root, str(annotations), videos, lambda id: f'{videos}/v_{id}.mp4', links_out)
+    usual = lambda id: f'{videos}/v_{id}.mp4'
+    return _manifest(rows, tree.leaves() or None, root, str(annotations), videos, usual, links_out)
 
 # %% ../nbs/07_annotations.ipynb #47a7889b
 def _split_line(where, text) -> dict:
@@ -180,11 +192,13 @@ def fcvid_manifest(
     except ValueError as e: raise InputError(labels, f'must hold as many columns of 0 and 1 on every line: {e}') from None
     if len(hot)!=len(lines): raise InputError(labels, f'has {len(hot)} lines where {split} has {len(lines)}')
     if not np.isin(hot, (0, 1)).all(): raise InputError(f'{labels}, line {np.flatnonzero((hot*(hot-1)).any(1))[0]+1}', 'holds something other than 0 and 1')
-    names = [o.strip() for o in read_lines(classes) if o.strip()] if classes else [f'fcvid_{k:03d}' for k in range(hot.shape[1])]
+    names = [f'fcvid_{k:03d}' for k in range(hot.shape[1])]
+    if classes: names = [o.strip() for o in read_lines(classes) if o.strip()]
     if len(names)!=hot.shape[1]: raise InputError(classes, f'names {len(names)} classes where {labels} has {hot.shape[1]} columns')
     rows = [_split_line(f'{split}, line {n}', o) for n,o in enumerate(lines, 1)]
     for r,h in zip(rows, hot): r['labels'] = BAR.join(names[k] for k in np.flatnonzero(h))
-    return _manifest(rows, names, root, str(split), videos, lambda id: f'{videos}/{id}.mp4', links_out, index=range(1, len(rows)+1))
+    usual = lambda id: f'{videos}/{id}.mp4'
+    return _manifest(rows, names, root, str(split), videos, usual, links_out, index=range(1, len(rows)+1))
 
 # %% ../nbs/07_annotations.ipynb #d2f04ccd
 def completeness(

@@ -24,7 +24,8 @@ manifest_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Bu
 app.add_typer(manifest_app, name='manifest')
 OUT = typer.Option(None, help='the manifest; by default $HCMS_DATA/NAME/manifest.csv. Its folder is the root of the videos')
 VIDEOS = typer.Option('videos', help='folder of the videos, below the manifest')
-LINKS = typer.Option(True, '--links-out/--no-links-out', help="take videos behind links that lead out of the manifest's folder; the manifest notes it")
+LINKS = typer.Option(True, '--links-out/--no-links-out',
+                     help="take videos behind links that lead out of the manifest's folder; the manifest notes it")
 DATASET = typer.Argument(help='demo, activitynet or fcvid')
 WORKERS = typer.Option(2, min=1, help='processes')
 SEEDS = typer.Option(3, min=1, help='runs of every configuration')
@@ -49,7 +50,8 @@ def main():
         sys.exit(2)
     except OSError as e:
         if e.errno not in NO_ROOM: raise
-        print(_as_refusal(f'{e.filename}: {e.strerror}; what was written before is whole. Mend that, and run the same command again'), file=sys.stderr)
+        said = f'{e.filename}: {e.strerror}; what was written before is whole. Mend that, and run the same command again'
+        print(_as_refusal(said), file=sys.stderr)
         sys.exit(3)
 
 # %% ../nbs/70_cli.ipynb #6772294c
@@ -74,7 +76,8 @@ def _needs(
 ):
     "An `InputError` where an extra of the package is not installed."
     lost = [o for o in modules if importlib.util.find_spec(o) is None]
-    if lost: raise InputError(what, f"needs {', '.join(lost)}, not installed here; run: pip install 'hcms[{extra}]'")
+    rule = f"needs {', '.join(lost)}, not installed here; run: pip install 'hcms[{extra}]'"
+    if lost: raise InputError(what, rule)
 
 # %% ../nbs/70_cli.ipynb #5b6e8155
 @app.command()
@@ -164,13 +167,25 @@ def doctor(datasets:list[str]=typer.Argument(None, help='by default all three'))
 
 # %% ../nbs/70_cli.ipynb #8eb91402
 @manifest_app.command('activitynet')
-def manifest_activitynet(annotations:Path=typer.Option(help='activity_net.v1-3.min.json'), out:Path=OUT, videos:str=VIDEOS, links_out:bool=LINKS):
+def manifest_activitynet(
+    annotations:Path=typer.Option(help='activity_net.v1-3.min.json'),
+    out:Path=OUT,
+    videos:str=VIDEOS,
+    links_out:bool=LINKS,
+):
     "From ActivityNet's annotation file; videos that are not there keep their row, as absent."
     from hcms.annotations import activitynet_manifest
     _write_manifest('activitynet', out, lambda root: activitynet_manifest(annotations, root, videos, links_out))
 
 @manifest_app.command('fcvid')
-def manifest_fcvid(split:Path=typer.Option(help='FCVID_VideoName_TrainTestSplit.txt'), labels:Path=typer.Option(help='FCVID_Label.txt'), classes:Path=typer.Option(None, help='names of the classes, one a line'), out:Path=OUT, videos:str=VIDEOS, links_out:bool=LINKS):
+def manifest_fcvid(
+    split:Path=typer.Option(help='FCVID_VideoName_TrainTestSplit.txt'),
+    labels:Path=typer.Option(help='FCVID_Label.txt'),
+    classes:Path=typer.Option(None, help='names of the classes, one a line'),
+    out:Path=OUT,
+    videos:str=VIDEOS,
+    links_out:bool=LINKS,
+):
     "From FCVID's two lists; videos that are not there keep their row, as absent."
     from hcms.annotations import fcvid_manifest
     _write_manifest('fcvid', out, lambda root: fcvid_manifest(split, labels, root, classes, videos, links_out))
@@ -186,7 +201,9 @@ def _write_manifest(name, out, make):
     out.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings(record=True) as said: m = make(out.parent)
     for o in said: print(f'hcms: {o.message}', file=sys.stderr)
-    if m.links_out: print(f'hcms: some videos lie behind links that lead out of {out.parent}; they are followed, and {out.stem}.links.json notes it', file=sys.stderr)
+    if m.links_out:
+        noted = f'they are followed, and {out.stem}.links.json notes it'
+        print(f'hcms: some videos lie behind links that lead out of {out.parent}; {noted}', file=sys.stderr)
     print(f'{write_manifest(m, out)}: {len(m)} videos, {len(m.classes)} classes')
     print(completeness(m, name).to_string(index=False))
 
@@ -202,7 +219,9 @@ def verify(root:Path=typer.Argument(help='folder of the store')):
     views = _store(root).views()
     from hcms.packs import damaged
     with _saying('reading every feature file'):
-        bad = [f'{at}: {rule}' for v in views for at,rule in ({v.path(id): rule for id,rule in v.verify().items()} | damaged(v)).items()]
+        found = {}
+        for v in views: found |= {v.path(id): rule for id,rule in v.verify().items()} | damaged(v)
+        bad = [f'{at}: {rule}' for at,rule in found.items()]
     print('\n'.join(bad) or 'all files are sound')
     if bad: raise typer.Exit(1)
 
@@ -252,9 +271,12 @@ def _is_folder(
     path = Path(out)
     if path.is_dir() or out.endswith(('/', os.sep)): return True
     ending = path.suffix.lower()
-    if ending and ending not in PICTURES: raise InputError('--plot', f"{out} has the ending {ending}, which is no picture's ({', '.join(PICTURES)}); for a folder of that name write {out}/")
-    if ending and many: raise InputError('--plot', f'{out} is one picture, and several videos or a folder of them are given; name a folder')
-    if not ending and not many: raise InputError('--plot', f'{out} is neither a picture nor a folder that exists; write {out}.png or {out}/')
+    rule = ''
+    if ending and ending not in PICTURES:
+        rule = f"has an ending that is no picture's ({', '.join(PICTURES)}); for a folder of that name write {out}/"
+    elif ending and many: rule = 'is one picture, and several videos or a folder of them are given; name a folder'
+    elif not ending and not many: rule = f'is neither a picture nor a folder that exists; write {out}.png or {out}/'
+    if rule: raise InputError(f'--plot {out}', rule)
     return many
 
 def _pictures(out:str, paths, files) -> list:   # of Path, one a file
@@ -265,9 +287,12 @@ def _pictures(out:str, paths, files) -> list:   # of Path, one a file
     pictures = [Path(out)/f'{video_name(p)}.png' for p in files] if folder else [Path(out)]
     names = [o.name.casefold() for o in pictures]
     twice = next((o for o in pictures if names.count(o.name.casefold())>1), None)
-    if twice: raise InputError('--plot', f'would write {twice.name} for several videos; give them one after the other, or other names')
+    if twice:
+        rule = f'would write {twice.name} for several videos; give them one after the other, or other names'
+        raise InputError('--plot', rule)
     try: pictures[0].parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError): raise InputError('--plot', f'{out} lies in a file, not in a folder') from None
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f'--plot {out}', 'lies in a file, not in a folder') from None
     return pictures
 
 # %% ../nbs/70_cli.ipynb #2d800221
@@ -279,7 +304,15 @@ def _recognizer(checkpoint):
         return Recognizer.from_pretrained(checkpoint or demo_checkpoint())
 
 @app.command('predict')
-def predict_command(paths:list[Path]=typer.Argument(help='video files, or folders of them'), checkpoint:Path=CHECKPOINT, budget:float=typer.Option(None, help='GFLOPs a video, in the prices of its own networks'), top:int=typer.Option(5, min=1, help='classes shown'), as_json:bool=typer.Option(False, '--json', help='a line of JSON a video'), plot:str=typer.Option(None, help='timeline: a picture such as t.png for one video, a folder of them for several or for a folder'), batch:int=typer.Option(8, min=1, help='videos in flight')):
+def predict_command(
+    paths:list[Path]=typer.Argument(help='video files, or folders of them'),
+    checkpoint:Path=CHECKPOINT,
+    budget:float=typer.Option(None, help='GFLOPs a video, in the prices of its own networks'),
+    top:int=typer.Option(5, min=1, help='classes shown'),
+    as_json:bool=typer.Option(False, '--json', help='a line of JSON a video'),
+    plot:str=typer.Option(None, help='timeline: a picture such as t.png, or for several videos or a folder a folder'),
+    batch:int=typer.Option(8, min=1, help='videos in flight'),
+):
     "What is in a video, for no more than its gates ask."
     from tqdm.auto import tqdm
     files,failed = _files(paths),0
@@ -287,7 +320,8 @@ def predict_command(paths:list[Path]=typer.Argument(help='video files, or folder
     r = _recognizer(checkpoint)
     said = r.predict_many(files, budget, batch=min(batch, len(files)))
     if len(files)==1: said = _first(said, files[0])
-    for path,picture,o in zip(files, pictures, tqdm(said, total=len(files), desc='predict', unit='video', disable=len(files)==1)):
+    bar = tqdm(said, total=len(files), desc='predict', unit='video', disable=len(files)==1)
+    for path,picture,o in zip(files, pictures, bar):
         if isinstance(o, InputError):
             failed += 1
             tqdm.write(_as_refusal(o), file=sys.stderr)

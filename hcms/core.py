@@ -87,8 +87,8 @@ def full_path(path) -> Path:
 
 # %% ../nbs/00_core.ipynb #c8d33924
 def _as_typed(given:str) -> str:
-    "The absolute path that was meant: in a kernel, which JupyterLab starts in the notebook's folder, the shell's folder counts where the other has no such thing."
-    path = full_path(given)
+    "The absolute path that was meant."
+    path = full_path(given)   # JupyterLab starts a kernel in the notebook's folder: there it may be the shell's that was meant
     typed = full_path(os.environ.get('PWD', '.'))/os.path.expanduser(given)
     if 'JPY_PARENT_PID' in os.environ and not path.exists() and typed.is_dir(): path = typed
     return os.path.realpath(path)
@@ -111,8 +111,9 @@ for _variable in ('HCMS_HOME', 'HCMS_DATA'):   # while the process still is wher
 def _is_clone(folder) -> bool:
     "Does `folder` hold this project's settings.ini and its notebooks?"
     ini = Path(folder)/'settings.ini'
-    try: return (ini.parent/'nbs').is_dir() and bool(re.search(rb'(?m)^lib_name *= *hcms\s*$', ini.read_bytes()))
+    try: named = re.search(rb'(?m)^lib_name *= *hcms\s*$', ini.read_bytes())
     except OSError: return False
+    return bool(named) and (ini.parent/'nbs').is_dir()
 
 def _clone_above(start) -> Path|None:
     "The nearest clone upward from a folder."
@@ -136,14 +137,16 @@ def _address() -> str:
     except PackageNotFoundError: return 'ADDRESS'
 
 def repo_root(
-    start=None,   # Where to look from; by default the working directory, then `$HCMS_HOME`, then the package itself
+    start=None,   # Where to look from; by default the working directory, then `$HCMS_HOME`, then the package
 ) -> Path:
     "The clone of the project, which has the report notebooks."
-    places = [start] if start else [_here(), os.environ.get('HCMS_HOME'), _package_folder() if _is_clone(_package_folder()) else None]
-    for p in places:
+    for p in [start] if start else [_here(), folder_from('HCMS_HOME')]:
         found = p and _clone_above(p)
         if found: return found
-    raise InputError(start or _here() or 'the working directory', f'is not inside a clone of hcms, which has the report notebooks. Get one (git clone {_address()}), then call this inside it, or set HCMS_HOME to its folder')
+    if not start and _is_clone(_package_folder()): return _package_folder()
+    raise InputError(start or _here() or 'the working directory',
+        f'is not inside a clone of hcms, which has the report notebooks. Get one (git clone {_address()}), '
+        'then call this inside it, or set HCMS_HOME to its folder')
 
 # %% ../nbs/00_core.ipynb #b2c8f84b
 _CHOSEN = {}   # home -> why it is that, where this process chose
@@ -163,7 +166,7 @@ def home_and_why() -> tuple:   # (folder, reason)
     return folder,why
 
 def home() -> Path:
-    "Where `data/`, `checkpoints/` and `reports/` live: `$HCMS_HOME`, else a clone around the working directory, else the platform's folder for data."
+    "The folder of `data/`, `checkpoints/` and `reports/`: `$HCMS_HOME`, a clone, or the platform's for data."
     return home_and_why()[0]
 
 # %% ../nbs/00_core.ipynb #148f678e
@@ -171,12 +174,14 @@ def read_text(
     path,
     at_most:int=1<<30,   # Bytes
 ) -> str:                # With '\n' between lines
-    "A text file, in UTF-8 with or without a byte order mark; an `InputError` names one that is missing, too large or in another encoding."
+    "A text file in UTF-8, with or without a byte order mark; what cannot be read so is an `InputError`."
     path = Path(path)
     if not path.is_file(): raise InputError(path, 'no such file')
-    if path.stat().st_size>at_most: raise InputError(path, f'has {path.stat().st_size} bytes; at most {at_most} are read')
+    size = path.stat().st_size
+    if size>at_most: raise InputError(path, f'has {size} bytes; at most {at_most} are read')
     raw = path.read_bytes()
-    if raw[:2] in (b'\xff\xfe', b'\xfe\xff'): raise InputError(path, 'is not UTF-8 but UTF-16, which some editors call Unicode; save it as UTF-8')
+    if raw[:2] in (b'\xff\xfe', b'\xfe\xff'):
+        raise InputError(path, 'is not UTF-8 but UTF-16, which some editors call Unicode; save it as UTF-8')
     try: text = raw.decode('utf-8-sig')
     except UnicodeDecodeError as e:
         line = len(re.findall(rb'\r\n|\r|\n', raw[:e.start]))+1
@@ -228,7 +233,7 @@ def write_whole(
     path,         # Where
     data,         # bytes or str
 ) -> Path:
-    "Write `data` to `path` so that a reader sees all of it or nothing; text as UTF-8, its line ends as they are."
+    "Write `data` to `path`, text as UTF-8, so that a reader sees all of it or nothing."
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
     fd,tmp = tempfile.mkstemp(dir=path.parent, prefix='.tmp-')
     try:
@@ -509,7 +514,9 @@ def versions() -> dict:   # package -> version
 def commit() -> str:
     "The commit this copy of the code is at, with '+' when files differ from it; 'unknown' outside a clone."
     import subprocess
-    if not _is_clone(_package_folder()): return 'unknown'   # installed inside another project, its commit would be that one's
-    def git(*a): return subprocess.run(['git', *a], cwd=_package_folder()/'hcms', capture_output=True, encoding='utf-8', check=True).stdout.strip()
+    if not _is_clone(_package_folder()): return 'unknown'   # the commit would be that of a project around the package
+    def git(*a):
+        where = _package_folder()/'hcms'
+        return subprocess.run(['git', *a], cwd=where, capture_output=True, encoding='utf-8', check=True).stdout.strip()
     try: return git('rev-parse', '--short=12', 'HEAD') + ('+' if git('status', '--porcelain', '--', '*.py', '*.ipynb') else '')
     except (OSError, subprocess.CalledProcessError): return 'unknown'

@@ -28,7 +28,7 @@ def machine() -> list:   # of Finding
     have = [c for c in _CODECS if c in av.codecs_available]
     lost = sorted(set(_CODECS)-set(have))
     folder,why = home_and_why()
-    there = next(p for p in (folder, *folder.parents) if p.is_dir())   # it is made when there is something to keep
+    there = next(p for p in (folder, *folder.parents) if p.is_dir())   # the folder may not be there yet
     free = shutil.disk_usage(there).free/2**30
     gpu = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return [Finding('packages', None, ', '.join(f'{k} {v}' for k,v in versions().items())),
@@ -39,7 +39,7 @@ def machine() -> list:   # of Finding
 
 # %% ../nbs/68_doctor.ipynb #f0fc21b7
 def _files_of(manifest) -> tuple:   # (how many, refusals)
-    "How many videos of a manifest have a file, and what it says of those behind links that may not be followed."
+    "How many videos of a manifest have a file, and what is said of those that may not be read."
     here,refused = 0,[]
     for id,path in zip(manifest.df.id, manifest.df.path):
         try: here += bool(path) and manifest.path_of(id).is_file()
@@ -50,12 +50,16 @@ def _steps(name, folder) -> list:
     "Findings along the path of a data set, up to the first that stops it."
     out,preset = [],'demo' if name=='demo' else 'paper'
     manifest = folder/'manifest.csv'
-    if not manifest.is_file(): return [Finding(f'{name}: manifest', False, 'hcms train demo makes it, and so does make reports' if name=='demo' else f'none at {manifest}; run: hcms manifest {name} ... (data_manifests/README.md)')]
+    if not manifest.is_file():
+        said = f'none at {manifest}; run: hcms manifest {name} ... (data_manifests/README.md)'
+        if name=='demo': said = 'hcms train demo makes it, and so does make reports'
+        return [Finding(f'{name}: manifest', False, said)]
     try: data = Dataset(name)
     except InputError as e: return [Finding(f'{name}: manifest', False, str(e))]
     here,refused = _files_of(data.manifest)
     out.append(Finding(f'{name}: manifest', here>0, f'{len(data.manifest)} videos in {len(data.classes)} classes, {here} with a file'))
-    if refused: out.append(Finding(f'{name}: links', False, f'{len(refused)} videos are not read: {refused[0]}'))
+    links = f'{len(refused)} videos are not read: {"".join(refused[:1])}'
+    if refused: out.append(Finding(f'{name}: links', False, links))
     for kind,do in (('pretrained', f'hcms weights {name}'), ('finetuned', f'hcms finetune {name}')):
         lost = [m for m in MODALITIES if not weights_path(folder/'backbones'/kind, m).is_file()]
         out.append(Finding(f'{name}: {kind} weights', not lost, f'none for {", ".join(lost)}; run: {do}' if lost else data.stamp or 'all three'))
@@ -70,8 +74,10 @@ def examine(names=DATASETS) -> list:   # of Finding
     "What the machine has, and what each data set lacks."
     out = machine()
     for name in names:
-        if name!='demo' and not folder_from('HCMS_DATA'): out.append(Finding(f'{name}: manifest', None, 'HCMS_DATA is not set: reports would be of simulated features, and marked so')); continue
-        out += _steps(name, data_folder(name))
+        if name!='demo' and not folder_from('HCMS_DATA'):
+            said = 'HCMS_DATA is not set: reports would be of simulated features, and marked so'
+            out.append(Finding(f'{name}: manifest', None, said))
+        else: out += _steps(name, data_folder(name))
     return out
 
 def show(findings) -> str:

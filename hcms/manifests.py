@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .core import ID_RULE, InputError, check_choice, check_seal, fingerprint, full_path, method_of, read_json, read_text, sealing, write_whole
+from .core import (ID_RULE, InputError, check_choice, check_seal, fingerprint, full_path, method_of, read_json,
+                       read_text, sealing, write_whole)
 
 # %% ../nbs/02_manifests.ipynb #ac57e6d2
 SPLITS = ('training', 'validation', 'testing', 'selection')
@@ -176,7 +177,7 @@ def is_outside(path, root) -> bool:
 @_method
 def _path_of(self,
     id:str,              # Video id
-    links_out:bool=None, # May a link lead out of the root? By default as the manifest says, or `$HCMS_LINKS_OUT`
+    links_out:bool=None, # May a link lead out of the root? By default what manifest or `$HCMS_LINKS_OUT` says
 ) -> Path:
     "The file of a video, inside the root; it need not exist yet."
     row = self.df.path[self.df.id.searchsorted(id):][:1]
@@ -185,7 +186,9 @@ def _path_of(self,
     path = self.root/row.item()
     if links_out is None: links_out = self.links_out or os.environ.get('HCMS_LINKS_OUT', '0') not in ('', '0')
     if not links_out and is_outside(path, self.root):
-        raise InputError(f'{self.name}, video {id}', f'{path} is a link out of {self.root}, to {os.path.realpath(path)}. If you made that link, set HCMS_LINKS_OUT=1; hcms manifest notes it where it makes the manifest')
+        raise InputError(f'{self.name}, video {id}',
+            f'{path} is a link out of {self.root}, to {os.path.realpath(path)}. If you made that link, '
+            'set HCMS_LINKS_OUT=1; hcms manifest notes it where it makes the manifest')
     return path
 
 # %% ../nbs/02_manifests.ipynb #92181aff
@@ -208,7 +211,9 @@ def write_manifest(
     text = _csv_text(m.df.columns, m.df.to_numpy()).encode()
     classes = _csv_text(['class'], [[c] for c in m.classes]).encode()
     _links_path(path).unlink(missing_ok=True)
-    if m.links_out: write_whole(_links_path(path), json.dumps(dict(links_out_of=os.path.realpath(m.root)))+'\n')
+    if m.links_out:
+        note = dict(links_out_of=os.path.realpath(m.root))
+        write_whole(_links_path(path), json.dumps(note)+'\n')
     with sealing(path.with_suffix('.sha256'), path.name, _classes_path(path).name):
         write_whole(_classes_path(path), classes)
         return write_whole(path, text)
@@ -264,11 +269,11 @@ def _too_few(n:int, largest:int, share:float, stratified:bool) -> str:
     "What to do where a share of so few videos is none or all of them."
     said = f'holding out {share:g} of {n} training videos for selection leaves one part empty. '
     if stratified:
-        needed = int(.5/min(share, 1-share))+1   # the smallest class of which the rounded share is neither none nor all
-        said += f'For that share a class needs {needed} training videos, and the largest has {largest}: add videos, '
+        needed = int(.5/min(share, 1-share))+1   # the smallest class whose share rounds to neither none nor all
+        said += f'For that share a class needs {needed} training videos, and the largest has {largest}: add some, '
         if largest>1: said += f'or take share={1/largest:.3g}, '
     else: said += 'Take another share, '
-    return said+"or write 'selection' into the split column of some rows (and delete the manifest's .sha256 file)"
+    return said+"or write 'selection' as the split of some rows (and delete the manifest's .sha256 file)"
 
 def hold_out(
     m:Manifest,            # With training videos and no selection yet
@@ -284,6 +289,8 @@ def hold_out(
     rank = draw.groupby(train.targets()).rank(method='first')
     size = draw.groupby(train.targets()).transform('size')
     out = rank<=(share*size).round() if stratified else draw<share
-    if not out.any() or out.all(): raise InputError(f'{m.name}, training split', _too_few(len(train), int(size.max()), share, stratified))
+    if not out.any() or out.all():
+        rule = _too_few(len(train), int(size.max()), share, stratified)
+        raise InputError(f'{m.name}, training split', rule)
     chosen = {id for id,o in zip(train.ids, out) if o}
     return m._of(m.df.assign(split=['selection' if o in chosen else s for o,s in zip(m.ids, m.df.split)]))

@@ -48,8 +48,10 @@ if __name__ == '__main__': datasets.prepare_demo(Recipe(per_class=4, training=2,
 
 def fresh_clone(to) -> Path:
     "What `git clone` would give of the working tree as it stands."
-    listed = subprocess.run(['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard'], cwd=ROOT, capture_output=True)
-    if listed.returncode: return Path(shutil.copytree(ROOT, to, ignore=shutil.ignore_patterns('.git', '.venv', '__pycache__', '*.egg-info', 'build', 'checkpoints')))   # no repository here
+    listed = subprocess.run(['git', 'ls-files', '-z', '-c', '-o', '--exclude-standard'], cwd=ROOT, capture_output=True)
+    if listed.returncode:   # no repository here
+        made = shutil.ignore_patterns('.git', '.venv', '__pycache__', '*.egg-info', 'build', 'checkpoints')
+        return Path(shutil.copytree(ROOT, to, ignore=made))
     for o in map(os.fsdecode, filter(None, listed.stdout.split(b'\0'))):
         if not (ROOT/o).is_file(): continue
         (to/o).parent.mkdir(parents=True, exist_ok=True)
@@ -59,15 +61,18 @@ def fresh_clone(to) -> Path:
 PACKAGES = Path(sysconfig.get_paths()['purelib'])   # of the environment that runs the tests
 
 def new_environment(folder, packages=PACKAGES) -> Path:
-    "An environment that takes all but hcms from `packages`: nothing is downloaded. An editable hcms there has no part in it, for the .pth files of such a folder are not read."
+    "An environment that takes its packages from a folder: nothing is downloaded. An editable hcms there is not seen."
     subprocess.run([sys.executable, '-m', 'venv', '--without-pip', folder], check=True)
-    where = subprocess.run([folder/'bin'/'python', '-c', "import sysconfig; print(sysconfig.get_paths()['purelib'])"], check=True, capture_output=True, encoding='utf-8').stdout.strip()
-    (Path(where)/'others.pth').write_text(f'{packages}\n', encoding='utf-8')
+    ask = [folder/'bin'/'python', '-c', "import sysconfig; print(sysconfig.get_paths()['purelib'])"]
+    where = subprocess.run(ask, check=True, capture_output=True, encoding='utf-8').stdout.strip()
+    (Path(where)/'others.pth').write_text(f'{packages}\n', encoding='utf-8')   # its own .pth files are not read
     return folder
+
+OURS = ('HCMS_HOME', 'HCMS_DATA', 'HCMS_LINKS_OUT', 'PYTHONPATH', 'PYTHONHOME', 'VIRTUAL_ENV')
 
 def without_home(**env) -> dict:
     "The environment variables of somebody who set none of ours."
-    return {k: v for k,v in os.environ.items() if k not in ('HCMS_HOME', 'HCMS_DATA', 'HCMS_LINKS_OUT', 'PYTHONPATH', 'PYTHONHOME', 'VIRTUAL_ENV')} | env
+    return {k: v for k,v in os.environ.items() if k not in OURS} | env
 
 SOME = ('audio_rising', 'appearance_checkered', 'motion_upward', 'pair_bell_shaking')
 

@@ -1,6 +1,7 @@
-"""Every command line that README, the guide and the page on data sets print, run in a fresh clone, in the order of the page, in one shell.
+"""Every command line that README, the guide and the page on data sets print, run in a fresh clone, in order.
 
-Stand-ins: the environment takes its packages from the one that runs the tests instead of the internet; the videos and the owners' files are small ones of the real formats. What would take hours, a GPU or the internet is replaced as `INSTEAD` says."""
+The environment takes its packages from the one that runs the tests instead of the internet; videos and the
+owners' files are small ones of the real formats. What takes hours, a GPU or the internet is replaced: `INSTEAD`."""
 import importlib.metadata, json, re, shlex, shutil, subprocess
 import numpy as np, pytest
 from conftest import ROOT, fresh_clone, new_environment, without_home
@@ -18,38 +19,61 @@ def lines_of(text:str) -> list:
         if fence is None: out += re.findall(rf'`((?:{COMMANDS}) [^`]*)`', line)
     return [re.sub(r'\s+#.*', '', o).strip() for o in out]
 
-def markdown(name) -> str: return '\n'.join(''.join(c['source']) for c in json.loads((ROOT/'nbs'/f'{name}.ipynb').read_text(encoding='utf-8'))['cells'] if c['cell_type']=='markdown')
+def page(*path) -> str: return ROOT.joinpath(*path).read_text(encoding='utf-8')
 
-PAGES = dict(README=(ROOT/'README.md').read_text(encoding='utf-8'), full_size=markdown('full_size'), data_manifests=(ROOT/'data_manifests'/'README.md').read_text(encoding='utf-8'))
+def markdown(name) -> str:
+    cells = json.loads(page('nbs', f'{name}.ipynb'))['cells']
+    return '\n'.join(''.join(c['source']) for c in cells if c['cell_type']=='markdown')
+
+PAGES = dict(README=page('README.md'), full_size=markdown('full_size'))
+PAGES['data_manifests'] = page('data_manifests', 'README.md')
 ALL = [(page, line) for page,text in PAGES.items() for line in lines_of(text)]
 
-NO_GPU = r"\nhcms: .*(is none that torch finds on this machine|it should hold the weights of the \w+ network)"   # how a command that was understood ends, without a GPU or before finetuning
-INSTEAD = [   # (line, page or '', what runs, how it may end, a pattern of what it must say)
-    (r'make (reports|test)\b.*', '', 'make -n {rest}', (0,), '.venv/bin/'),                       # half an hour; tests/test_pipeline.py runs `hcms report`
-    (r'pip install .*', '', 'true', (0,), ''),                                                    # tests/test_wheel.py installs the package
-    (r'hcms (render|report|extract|weights)', '', '{line} --help', (0,), 'Usage'),                # named in a sentence
-    (r'papermill .* -p dataset demo', '', '{line} -p seeds 1 -p epochs 1', (0,), ''),             # on a corpus of 64 videos
-    (r'papermill nbs/table1.ipynb .*', 'full_size', 'papermill --help-notebook nbs/table1.ipynb', (0,), 'dataset'),   # tests/test_full_size.py runs it on features
+# How a command that was understood ends without a GPU, or before finetuning:
+NO_GPU = r"\nhcms: .*(is none that torch finds on this machine|it should hold the weights of the \w+ network)"
+# (line, page or '', what runs, how it may end, a pattern of what it must say)
+TABLE = 'papermill --help-notebook nbs/table1.ipynb'
+ARRAY = 'SLURM_ARRAY_TASK_ID=0 SLURM_ARRAY_TASK_COUNT=1 bash'
+TOGETHER = 'accelerate launch --help && python -m'
+INSTEAD = [
+    # half an hour; tests/test_pipeline.py runs `hcms report`
+    (r'make (reports|test)\b.*', '', 'make -n {rest}', (0,), '.venv/bin/'),
+    # tests/test_wheel.py installs the package
+    (r'pip install .*', '', 'true', (0,), ''),
+    # named in a sentence, without its arguments
+    (r'hcms (render|report|extract|weights)', '', '{line} --help', (0,), 'Usage'),
+    # on a corpus of 64 videos
+    (r'papermill .* -p dataset demo', '', '{line} -p seeds 1 -p epochs 1', (0,), ''),
+    # tests/test_full_size.py runs it on features
+    (r'papermill nbs/table1.ipynb .*', 'full_size', TABLE, (0,), 'dataset'),
+    # on simulated features
     (r'papermill .* -p dataset activitynet', '', 'HCMS_DATA= {line} -p seeds 1 -p epochs 1', (0,), ''),
-    (r'hcms doctor activitynet', '', '{line}', (0, 1), 'activitynet: manifest'),                  # it names what is missing
+    # it names what is missing, and ends with 1 for that
+    (r'hcms doctor activitynet', '', '{line}', (0, 1), 'activitynet: manifest'),
     (r'export HCMS_DATA=.*', '', 'export HCMS_DATA="$STAND_IN"', (0,), ''),
-    (r'hcms weights activitynet', '', '{line} --weights random', (0,), 'pretrained/motion'),                 # the internet
-    (r'hcms (finetune|extract) activitynet', '', '{line} --help', (0,), 'Usage'),                 # a day without a GPU
-    (r'(hcms finetune .*--device cuda|hcms train .*--device cuda).*', '', '{line}', (2,), NO_GPU),
-    (r'hcms extract .*--device cuda.*', '', '{line}', (2,), NO_GPU),
-    (r'sbatch --array=0-15 (.*)', '', 'SLURM_ARRAY_TASK_ID=0 SLURM_ARRAY_TASK_COUNT=1 bash {1}', (2,), NO_GPU),
-    (r'accelerate launch .* -m (hcms.cli .*)', '', 'accelerate launch --help && python -m {1} --help', (0,), '--multi_gpu'),
+    # the internet
+    (r'hcms weights activitynet', '', '{line} --weights random', (0,), 'pretrained/motion'),
+    # a day without a GPU
+    (r'hcms (finetune|extract) activitynet', '', '{line} --help', (0,), 'Usage'),
+    (r'hcms (finetune|train|extract) .*--device cuda.*', '', '{line}', (2,), NO_GPU),
+    # a Slurm cluster
+    (r'sbatch --array=0-15 (.*)', '', ARRAY+' {1}', (2,), NO_GPU),
+    # several GPUs; tests/test_pipeline.py trains in two processes
+    (r'accelerate launch .* -m (hcms.cli .*)', '', TOGETHER+' {1} --help', (0,), '--multi_gpu'),
 ]
 
 def what_runs(page, line) -> tuple:   # (command, exit codes, what it must say)
     for pattern,where,command,codes,says in INSTEAD:
         m = re.fullmatch(pattern, line)
-        if m and where in ('', page): return command.format(*[line, *m.groups()], line=line, rest=line.partition(' ')[2]),codes,says
+        if m and where in ('', page):
+            return command.format(line, *m.groups(), line=line, rest=line.partition(' ')[2]),codes,says
     return line,(0,),''
 
 def test_pages_print_commands():
     assert {p for p,_ in ALL}==set(PAGES) and len(ALL)>30
-    for pattern,where,*_ in INSTEAD: assert any(re.fullmatch(pattern, line) and where in ('', page) for page,line in ALL), f'{pattern} replaces nothing'
+    for pattern,where,*_ in INSTEAD:
+        replaced = [line for page,line in ALL if re.fullmatch(pattern, line) and where in ('', page)]
+        assert replaced, f'{pattern} replaces nothing'
     assert 'papermill nbs/table2.ipynb out.ipynb -p dataset activitynet' in [line for _,line in ALL]
 
 @pytest.mark.parametrize('page', PAGES)
@@ -89,48 +113,58 @@ def clone(tmp_path):
     bin = new_environment(root/'.venv')/'bin'
     site = next((root/'.venv'/'lib').glob('python*/site-packages'))
     (site/'clone.pth').write_text(f'{root}\n', encoding='utf-8')
-    scripts = {o.name: o.value for o in importlib.metadata.entry_points(group='console_scripts')} | dict(hcms='hcms.cli:main')
+    scripts = {o.name: o.value for o in importlib.metadata.entry_points(group='console_scripts')}
+    scripts['hcms'] = 'hcms.cli:main'
     for name in ('hcms', 'papermill', 'accelerate', 'jupyter'):
         module,call = scripts[name].split(':')
-        (bin/name).write_text(f'#!{bin}/python\nimport sys\nfrom {module} import {call}\nsys.exit({call}())\n', encoding='utf-8')
+        code = f'#!{bin}/python\nimport sys\nfrom {module} import {call}\nsys.exit({call}())\n'
+        (bin/name).write_text(code, encoding='utf-8')
         (bin/name).chmod(0o755)
     (root/'.venv'/'ready').touch()
     rng = np.random.default_rng(0)
-    write_video(root/'my_video.mp4', rng.integers(0, 255, (20, 64, 64, 3), dtype=np.uint8), 10, rng.normal(0, .1, 32_000).astype(np.float32), 16_000)
+    frames = rng.integers(0, 255, (20, 64, 64, 3), dtype=np.uint8)
+    write_video(root/'my_video.mp4', frames, 10, rng.normal(0, .1, 32_000).astype(np.float32), 16_000)
     return root
 
 def run_page(page, root, **env):
-    "All lines in one shell, started by somebody who has set nothing; (line, exit code, what was said) of each."
+    "All lines of a page in one shell, started by somebody who has set nothing."
     marked = [(line, *what_runs(page, line)) for line in lines_of(PAGES[page])]
-    script = '\n'.join(f'echo "<<<{n}"\n{command}\necho ">>>$? $SECONDS"' for n,(_,command,_,_) in enumerate(marked))
+    commands = [command for _,command,*_ in marked]
+    script = '\n'.join(f'echo "<<<{n}"\n{o}\necho ">>>$? $SECONDS"' for n,o in enumerate(commands))
     env = without_home(PATH='/usr/local/bin:/usr/bin:/bin', CUDA_VISIBLE_DEVICES='', **env)
-    said = subprocess.run(['bash'], input=script, cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding='utf-8').stdout
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding='utf-8')
+    said = subprocess.run(['bash'], input=script, cwd=root, env=env, **pipes).stdout
     parts = re.findall(r'<<<(\d+)\n(.*?)>>>(\d+) (\d+)', said, re.S)
     assert len(parts)==len(marked), said[-3000:]
     for (line,command,codes,says),(_,text,code,seconds) in zip(marked, parts):
         print(f'{seconds} s: {command}')
-        assert int(code) in codes and re.search(says, '\n'+text) and 'Traceback' not in text, f'{page}: {line}\n(as {command}) ended with {code}:\n{text[-3000:]}'
+        well = int(code) in codes and re.search(says, '\n'+text) and 'Traceback' not in text
+        assert well, f'{page}: {line}\n(as {command}) ended with {code}:\n{text[-3000:]}'
 
 @pytest.mark.full
 def test_lines_of_the_readme(clone, tiny_home):
     shutil.copytree(tiny_home/'data', clone/'data', ignore=shutil.ignore_patterns('runs'))
     run_page('README', clone)
-    assert (clone/'timeline.png').is_file() and (clone/'out.ipynb').is_file() and (clone/'reports'/'activitynet-simulated').is_dir()
+    assert (clone/'timeline.png').is_file() and (clone/'out.ipynb').is_file()
+    assert (clone/'reports'/'activitynet-simulated').is_dir()
 
 def owners_files(data, clone):
-    "A miniature of ActivityNet, FCVID's two lists and a file of YAMNet's weights, as their owners publish them."
+    "A miniature of ActivityNet, FCVID's two lists and YAMNet's weights, as their owners publish them."
     from test_full_size import write_miniature
     from test_weights import random_yamnet, write_keras
     write_miniature(data)
     shutil.copy(data/'activity_net.v1-3.min.json', clone)
-    (clone/'FCVID_VideoName_TrainTestSplit.txt').write_text('a/v1.mp4\ttrain\nb/v2.flv\ttest\n', encoding='utf-8')
+    split = 'a/v1.mp4\ttrain\nb/v2.flv\ttest\n'
+    (clone/'FCVID_VideoName_TrainTestSplit.txt').write_text(split, encoding='utf-8')
     (clone/'FCVID_Label.txt').write_text('0 1 0\n1 0 1\n', encoding='utf-8')
     write_keras(random_yamnet(1.), clone/'yamnet.h5')
 
 @pytest.mark.full
 def test_lines_of_the_guide(clone, tmp_path):
     owners_files(tmp_path/'data', clone)
-    subprocess.run([clone/'.venv'/'bin'/'hcms', 'manifest', 'activitynet', '--annotations', tmp_path/'data'/'activity_net.v1-3.min.json'], cwd=clone, env=without_home(HCMS_DATA=str(tmp_path/'data')), check=True)
+    words = ['manifest', 'activitynet', '--annotations', 'activity_net.v1-3.min.json']
+    words.insert(0, clone/'.venv'/'bin'/'hcms')
+    subprocess.run(words, cwd=clone, env=without_home(HCMS_DATA=str(tmp_path/'data')), check=True)
     run_page('full_size', clone, STAND_IN=str(tmp_path/'data'))
 
 @pytest.mark.full
