@@ -452,27 +452,30 @@ def end_processes():
     except ImportError:   # it comes with ipykernel; without that there are workers alone
         for p in multiprocessing.active_children(): p.kill()
         return
-    all_of_them = [p for p in psutil.Process().children(recursive=True) if p.pid!=_resource_tracker._pid]   # which tidies up, and ends by itself
-    for p in all_of_them:
+    def over(p):
+        try: return p.status()==psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess: return True
+    started = [p for p in psutil.Process().children(recursive=True) if p.pid!=_resource_tracker._pid]   # which tidies up, and ends by itself
+    for p in started:
         try: p.kill()
         except psutil.NoSuchProcess: pass
-    psutil.wait_procs(all_of_them, timeout=2)
+    end = time.monotonic()+1
+    while not all(map(over, started)) and time.monotonic()<end: time.sleep(.01)
 
 class _Interrupts:
     "What Ctrl-C does: first stop, then end."
     def __init__(self): self.count,self.doing = 0,'the jobs in work'
     def __call__(self, signum, frame):
         self.count += 1
-        if self.count>1: self._end()
-        elif busy := [p for p in WorkerPool.alive if p._processes]:
+        if self.count>1:
+            self._say('stopped at once; the same command goes on from there')
+            end_processes()
+            os._exit(130)
+        if busy := [p for p in WorkerPool.alive if p._processes]:
             for p in busy: p.stop()
             self._say(f'stopping: {self.doing} will be finished. Press Ctrl-C again to stop at once; nothing that is done will be lost')
         else: self._say('stopped; what is done is kept')
         raise KeyboardInterrupt
-    def _end(self):
-        threading.Thread(target=lambda: (time.sleep(2), os._exit(130)), daemon=True).start()
-        self._say('stopped at once; the same command goes on from there')
-        end_processes()
     def _say(self, what): os.write(2, f'\nhcms: {what}\n'.encode())   # a signal may come in the middle of a print
 
 @contextmanager
@@ -484,7 +487,9 @@ def stoppable():   # Its attribute `doing` says what the first Ctrl-C waits for
     was = signal.getsignal(signal.SIGINT)
     inner = isinstance(was, _Interrupts)
     interrupts = was if inner else _Interrupts()
-    if not inner: signal.signal(signal.SIGINT, interrupts)
+    if not inner:
+        signal.signal(signal.SIGINT, interrupts)
+        sys.warnoptions.append('ignore:resource_tracker')   # the process that tidies up after a sudden end need not say so
     try: yield interrupts
     finally:
         if not inner: signal.signal(signal.SIGINT, was)

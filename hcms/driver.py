@@ -87,7 +87,7 @@ def _keep(data, run, other=''):
     if data.simulated: run.model.save_pretrained(out); return
     notes,_ = describe(data, [run], {})
     results = {f'mAP, {data.evaluated} split': f"{h['map']:.1%}", 'steps that skip appearance, motion': f"{h['skip_appearance']:.1%}, {h['skip_motion']:.1%}", 'seed': run.config.seed}
-    Recognizer(run.model, data.backbones, list(data.classes)).save_pretrained(out, [*([data.stamp] if data.stamp else []), *notes], results)
+    Recognizer(run.model, data.backbones, list(data.classes), data.stamp).save_pretrained(out, [*([data.stamp] if data.stamp else []), *notes], results)
 
 def _run_one(name, executed, parameters): return name,run_notebook(repo_root()/'nbs'/f'{name}.ipynb', Path(executed)/f'{name}.ipynb', parameters)
 

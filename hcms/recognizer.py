@@ -24,15 +24,19 @@ class Recognizer:
     model:HCMS
     backbones:Backbones
     classes:list    # C names
+    stamp:str = ''  # What every prediction must say of its networks, if anything, such as that they were never pretrained
     def __post_init__(self): check_fit(self.model, self.backbones, self.classes)
     @property
     def prices(self) -> dict: return backbone_prices(self.backbones)   # modality -> GFLOPs of one feature, counted
     def predict(self, path, budget:float=None, **kw) -> Prediction:
         "What is in a video file, for at most `budget` GFLOPs; see `hcms.infer.predict`."
-        return predict(path, self.model, self.backbones, budget, self.classes, **kw)
+        return self._marked(predict(path, self.model, self.backbones, budget, self.classes, **kw))
     def predict_many(self, paths, budget:float=None, **kw):
         "Predictions of many files, in their order; see `hcms.infer.predict_many`."
-        return predict_many(paths, self.model, self.backbones, budget, self.classes, **kw)
+        return (self._marked(o) for o in predict_many(paths, self.model, self.backbones, budget, self.classes, **kw))
+    def _marked(self, said):
+        if self.stamp and isinstance(said, Prediction): said.notes.insert(0, self.stamp)
+        return said
     def stream(self, **kw) -> Stream:
         "A video that is still going on; see `hcms.infer.Stream`."
         return Stream(self.model, self.backbones, classes=self.classes, **kw)
@@ -67,7 +71,7 @@ def _save_pretrained(self,
         sums[m] = dict(origin=self.backbones.weights[m], sha256=sha256(path) if path else self.backbones.weights[m].removeprefix('sha256:'), size=net.size)
     write_whole(folder/'README.md', _card(self, about, results or {}))
     note = dict(format='hcms-recognizer', version=1, classes=list(self.classes), preset=self.backbones.preset, precision=self.backbones.precision,
-                media=asdict(self.backbones.spec), backbones=sums, prices_gflops=self.prices, versions=versions())
+                media=asdict(self.backbones.spec), backbones=sums, prices_gflops=self.prices, versions=versions()) | (dict(stamp=self.stamp) if self.stamp else {})
     with sealing(folder/SEAL, *SEALED, 'recognizer.json'): write_whole(folder/'recognizer.json', json.dumps(note, indent=1, sort_keys=True, ensure_ascii=False))
     return folder
 
@@ -106,7 +110,7 @@ def _from_pretrained(cls,
         if backbones.weights[m]!=f"sha256:{o.get('sha256')}": raise InputError(weights_path(weights, m), f'is not the {m} network that the recognizer was saved with: its SHA-256 differs')
     spec = asdict(backbones.spec)
     if {k: spec.get(k) for k in note['media']}!=note['media']: raise InputError(folder/'recognizer.json', f"was made for {note['media']}, and preset {note['preset']!r} now has {spec}")
-    return cls(HCMS.from_pretrained(folder), backbones, note['classes'])
+    return cls(HCMS.from_pretrained(folder), backbones, note['classes'], str(note.get('stamp', '')))
 
 Recognizer.from_pretrained = classmethod(_from_pretrained)
 
