@@ -12,7 +12,7 @@ __all__ = ['app', 'store_app', 'manifest_app', 'OUT', 'VIDEOS', 'DATASET', 'WORK
 import json, sys
 from pathlib import Path
 import typer
-from .core import NO_ROOM, InputError
+from .core import NO_ROOM, InputError, stoppable
 
 # %% ../nbs/70_cli.ipynb #9d963662
 app = typer.Typer(name='hcms', no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,   # rich would take longer than the help itself
@@ -35,7 +35,8 @@ PATIENCE = typer.Option(600., min=.1, max=1e6, help='seconds a video may take')
 def main():
     "The console script."
     for o in (sys.stdout, sys.stderr): o.reconfigure(errors='backslashreplace')   # a file's name need not be text
-    try: app()
+    try:
+        with stoppable(): app()   # Ctrl-C, see `hcms.core`
     except InputError as e:
         typer.secho(f'hcms: {e}', fg='red', err=True)
         sys.exit(2)
