@@ -13,7 +13,7 @@ import importlib.util, json, os, sys, threading, warnings
 from contextlib import contextmanager
 from pathlib import Path
 import typer
-from .core import NO_ROOM, InputError
+from .core import NO_ROOM, InputError, stoppable
 
 # %% ../nbs/70_cli.ipynb #9d963662
 app = typer.Typer(name='hcms', no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,   # rich would take longer than the help itself
@@ -44,7 +44,8 @@ def main():
     "The console script."
     for o in (sys.stdout, sys.stderr):   # JSON is UTF-8, whatever the locale; a file's name need not be text
         o.reconfigure(encoding=o.encoding if o.isatty() else 'utf-8', errors='backslashreplace')
-    try: app()
+    try:
+        with stoppable(): app()   # Ctrl-C, see `hcms.core`
     except InputError as e:
         print(_as_refusal(e), file=sys.stderr)
         sys.exit(2)

@@ -58,21 +58,30 @@ def check_parameters(
     **types,        # Parameter -> its type
 ) -> dict:          # The parameters
     "The checked parameters of a report notebook; an unknown name, a wrong type or value is an `InputError`."
+    _warn_of_another_python()
     for k in sorted(injected(scope.get('In', ()), types)-set(types)): check_choice(k, types, 'parameter')
     for k,kind in types.items():
         if k not in scope: raise InputError(k, 'has no value; run the cell of the parameters first')
         _check_value(k, scope[k], kind)
     if 'dataset' in types: check_choice(scope['dataset'], DATASETS, 'data set')
     if 'out_dir' in types: check_writable(scope['out_dir'] or home()/'reports')
-    _warn_of_another_python()
     return {k: scope[k] for k in types}
 
+# %% ../nbs/61_report.ipynb #59157d01
+def _expected_pythons() -> list:
+    "Environments that a report is expected to run in: the one that make installed in the clone, and papermill's own."
+    out = []
+    try: out.append(repo_root(Path(sys.modules[InputError.__module__].__file__).parent)/'.venv')
+    except InputError: pass
+    if 'ipykernel' in sys.modules:
+        import psutil
+        started_by = psutil.Process().parent().cmdline()
+        if 'papermill' in [Path(o).name for o in started_by[1:3]] and Path(started_by[0]).is_absolute(): out.append(Path(started_by[0]).parents[1])
+    return [o for o in out if o.is_dir()]
+
 def _warn_of_another_python():
-    "The kernel may be any Python that calls itself python3; where `make` made one for this clone, it should be that one."
-    try: own = repo_root(Path(sys.modules[InputError.__module__].__file__).parent)/'.venv'
-    except InputError: return
-    if own.is_dir() and own.resolve()!=Path(sys.prefix).resolve():
-        print(f'note: this is the Python in {sys.prefix}, not the one that make installed in {own}', file=sys.stderr)
+    for o in _expected_pythons():
+        if o.resolve()!=Path(sys.prefix).resolve(): print(f'note: this is the Python in {sys.prefix}, not the one in {o}', file=sys.stderr)
 
 # %% ../nbs/61_report.ipynb #9b479926
 DEFAULTS = dict(views=10, budgets=[], seeds=3, epochs=0, paper=True, repeats=3)   # Of every report notebook that has the parameter; a test holds them to it

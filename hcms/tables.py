@@ -10,6 +10,7 @@ __all__ = ['BUDGETS', 'letters', 'over_seeds', 'hcms_configs', 'table1_configs',
 from itertools import combinations
 import numpy as np
 import pandas as pd
+from tqdm.auto import tqdm
 from .core import LETTERS, MODALITIES, InputError
 from .costs import gflops_per_video
 from .datasets import stamped
@@ -124,7 +125,7 @@ def family_table(data, runs, parameters, out) -> pd.DataFrame|str:
 def _control_rows(data, learned, control, draws=5):
     test,truth = data.split(data.evaluated),data.evidence(data.evaluated)
     rows = []
-    for r,c in zip(learned, control):
+    for r,c in zip(tqdm(learned, desc=f'gates against chance, {data.bar_label}', unit='seed'), control):
         usage = r.predictions.gates.mean((0, 1)).tolist()
         said = [('learned', 0, r.predictions.logits[:,None], r.predictions.gates)]
         said += [(name, k, *(o.numpy() for o in predict_split(m.model, m.config, test, usage, k))) for name,m in (('random, in the same model', r), ('random, in a model trained so', c)) for k in range(draws)]
@@ -158,7 +159,12 @@ def table2(
 ) -> pd.DataFrame:   # Shares from 0 to 1; paper_* columns quoted, where the paper has that budget
     "The numbers of Table 2."
     runs = with_steps(data, runs)
-    rows = [dict(budget=float(b)) | {k: v for k,v in budget_row(r.predictions, r.model, float(b)).items() if k in ('map', 'accuracy', 'gflops', 'most', 'steps', 'stopped')} for b in budgets for r in runs]
+    shown = ('map', 'accuracy', 'gflops', 'most', 'steps', 'stopped')
+    rows = []
+    for b in tqdm(budgets, desc=f'budgets, {data.bar_label}', unit='budget'):
+        for r in runs:
+            row = budget_row(r.predictions, r.model, float(b))
+            rows.append(dict(budget=float(b)) | {k: v for k,v in row.items() if k in shown})
     df = over_seeds(rows, ['budget'])
     paper = paper_table(2).query('dataset==@data.name').set_index('budget_gflops')
     for k in ('map', 'acc'): df[f'paper_{k}'] = [paper[f'{k}_pct'].get(b, np.nan)/100 for b in df.budget]

@@ -15,11 +15,11 @@ if __name__=='__main__': main()
 """
 
 class Running:
-    "`hcms report`, in a process group of its own as in a terminal; its words go to a file."
-    def __init__(self, args, home, program=(BIN/'hcms',)):
+    "A command, in a process group of its own as in a terminal; its words go to a file."
+    def __init__(self, args, home, program=(BIN/'hcms', 'report', 'demo')):
         self.said = home/'said.txt'
         env = dict(os.environ, HCMS_HOME=str(home), HCMS_DATA='')
-        with open(self.said, 'w') as f: self.p = subprocess.Popen([*program, 'report', 'demo', *args], cwd=ROOT, env=env, stdout=f, stderr=f, start_new_session=True)
+        with open(self.said, 'w') as f: self.p = subprocess.Popen([*program, *args], cwd=ROOT, env=env, stdout=f, stderr=f, start_new_session=True)
     def wait_for(self, ready, seconds=400):
         end = time.time()+seconds
         while not ready():
@@ -65,7 +65,7 @@ def test_ctrl_c_in_training(tiny_home, tmp_path):
     r.interrupt(1, 100)
     assert 'the runs in training, at most 2, will be finished. Press Ctrl-C again to stop at once' in r.said.read_text()
     assert before+1<=count('run.json')<=before+2 and not count('state.pt')
-    r = Running(['--only', 'table6', '--seeds', '2', '--epochs', '400'], home)
+    r = Running(['--seeds', '2', '--epochs', '400'], home, (BIN/'hcms', 'train', 'demo'))   # as every command
     r.wait_for(lambda: count('state.pt'))
     r.interrupt(2, 3)
     assert count('state.pt')   # what the next run goes on from
@@ -100,7 +100,7 @@ def test_ctrl_c_at_five_moments(tiny_reports, tmp_path, times, tally):
     demo.mkdir(parents=True)
     (demo/'recipe.json').write_text(json.dumps(asdict(Recipe(per_class=4, training=2, selection=1))))
     (tmp_path/'go.py').write_text(TINY)
-    start = lambda: Running(['--seeds', '1', '--epochs', '1'], tmp_path, (sys.executable, tmp_path/'go.py'))
+    start = lambda: Running(['--seeds', '1', '--epochs', '1'], tmp_path, (sys.executable, tmp_path/'go.py', 'report', 'demo'))
     out = tmp_path/'reports'/'demo'/OTHER
     many = lambda folder, pattern, n: len(list(folder.glob(pattern)))>=n
     moments = dict(rendering=lambda: many(demo/'videos', '*.mp4', 5), extraction=lambda: many(demo/'features', '**/*.safetensors', 9), training=lambda: many(demo/'runs', '*/run.json', 3),

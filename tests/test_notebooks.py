@@ -213,3 +213,16 @@ def test_a_data_set_that_lacks_something_is_refused_before_training(tmp_path, mo
     monkeypatch.setenv('HCMS_DATA', str(tmp_path)); monkeypatch.setenv('HCMS_HOME', str(tmp_path))
     with pytest.raises(InputError) as e: make_reports('activitynet', 1, 1, only=['claims'])
     assert says in str(e.value) and not list(tmp_path.rglob('run.json'))
+
+# the kernel
+
+def test_a_kernel_of_another_python_says_so(tmp_path):
+    "papermill by hand takes what calls itself python3; `66_driver` does not, as its own tests show."
+    spec = tmp_path/'jupyter'/'kernels'/'python3'
+    spec.mkdir(parents=True)
+    elsewhere = "import sys; sys.prefix = '/elsewhere'; from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
+    (spec/'kernel.json').write_text(json.dumps(dict(argv=[sys.executable, '-c', elsewhere, '-f', '{connection_file}'], display_name='Python 3', language='python')))
+    for env,says in ((dict(JUPYTER_PATH=str(tmp_path/'jupyter')), True), (dict(JUPYTER_PATH=''), False)):
+        r = subprocess.run([BIN/'papermill', 'nbs/table2.ipynb', tmp_path/'out.ipynb', '-p', 'seeds', '0'], cwd=ROOT, env=os.environ | dict(HCMS_HOME=str(tmp_path), HCMS_DATA='') | env, capture_output=True, text=True)
+        assert r.returncode!=0 and 'seeds: must be above 0' in r.stderr
+        assert ('note: this is the Python in /elsewhere' in (tmp_path/'out.ipynb').read_text())==says
