@@ -116,7 +116,7 @@ def _check_request(parameters, only):
 
 def _run_notebooks(names, executed, parameters, workers) -> list:   # Names of those that failed
     failed = []
-    with worker_pool(workers) as pool, tqdm(total=len(names), desc='report', unit='notebook') as bar:
+    with worker_pool(workers, doing='report') as pool, tqdm(total=len(names), desc='report', unit='notebook') as bar:
         for o in as_completed([pool.submit(_run_one, n, executed, parameters) for n in names]):
             name,error = o.result()
             bar.update()

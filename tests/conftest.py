@@ -1,39 +1,8 @@
 "A tiny demo corpus, prepared once for all tests that need the whole path from files to tables; and a tally of attacks."
-import os, shutil, subprocess, sys, sysconfig
-from pathlib import Path
+import os
 import pytest
-from filelock import FileLock
 import attacks
-
-ROOT = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
-
-def hcms(*args, home, check=True, cwd=ROOT, **kw):
-    "Run the `hcms` command with HCMS_HOME set."
-    out = subprocess.run([BIN/'hcms', *map(str, args)], cwd=cwd, env=dict(os.environ, HCMS_HOME=str(home), HCMS_DATA=''), capture_output=True, text=True, **kw)
-    if check: assert out.returncode==0, out.stderr[-3000:]
-    return out
-
-def once(tmp_path_factory, name, make) -> Path:
-    "A folder that the first test process to ask for it makes, for all of them."
-    root = tmp_path_factory.getbasetemp()
-    if 'PYTEST_XDIST_WORKER' in os.environ: root = root.parent
-    folder,done = root/name,root/f'{name}.done'
-    with FileLock(root/f'{name}.lock'):
-        if not done.exists():
-            shutil.rmtree(folder, ignore_errors=True); folder.mkdir()
-            make(folder); done.touch()
-    return folder
-
-def copy_home(tiny_home, to, *parts):
-    "A home that shares nothing with the tiny one; `parts` of data/demo are left out."
-    shutil.copytree(tiny_home/'data', to/'data', ignore=shutil.ignore_patterns('runs', *parts))
-    return to
-
-def run_code(code, home):
-    (home/'go.py').write_text(code)
-    r = subprocess.run([sys.executable, home/'go.py'], env=dict(os.environ, HCMS_HOME=str(home), HCMS_DATA=''), capture_output=True, text=True)
-    assert r.returncode==0, r.stderr[-3000:]
+from helpers import ROOT, copy_home, hcms, once, run_code
 
 @pytest.fixture(scope='session')
 def tiny_home(tmp_path_factory):
@@ -45,34 +14,6 @@ datasets.PRETRAINING['recipe'] |= dict(per_class=4, training=2, seconds=2)
 datasets.PRETRAINING['config'] = datasets.FINETUNING['demo'] = dict(epochs=1)
 if __name__ == '__main__': datasets.prepare_demo(Recipe(per_class=4, training=2, selection=1))
 """, home))
-
-def fresh_clone(to) -> Path:
-    "What `git clone` would give of the working tree as it stands."
-    listed = subprocess.run(['git', 'ls-files', '-z', '-c', '-o', '--exclude-standard'], cwd=ROOT, capture_output=True)
-    if listed.returncode:   # no repository here
-        made = shutil.ignore_patterns('.git', '.venv', '__pycache__', '*.egg-info', 'build', 'checkpoints')
-        return Path(shutil.copytree(ROOT, to, ignore=made))
-    for o in map(os.fsdecode, filter(None, listed.stdout.split(b'\0'))):
-        if not (ROOT/o).is_file(): continue
-        (to/o).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT/o, to/o)
-    return to
-
-PACKAGES = Path(sysconfig.get_paths()['purelib'])   # of the environment that runs the tests
-
-def new_environment(folder, packages=PACKAGES) -> Path:
-    "An environment that takes its packages from a folder: nothing is downloaded. An editable hcms there is not seen."
-    subprocess.run([sys.executable, '-m', 'venv', '--without-pip', folder], check=True)
-    ask = [folder/'bin'/'python', '-c', "import sysconfig; print(sysconfig.get_paths()['purelib'])"]
-    where = subprocess.run(ask, check=True, capture_output=True, encoding='utf-8').stdout.strip()
-    (Path(where)/'others.pth').write_text(f'{packages}\n', encoding='utf-8')   # its own .pth files are not read
-    return folder
-
-OURS = ('HCMS_HOME', 'HCMS_DATA', 'HCMS_LINKS_OUT', 'PYTHONPATH', 'PYTHONHOME', 'VIRTUAL_ENV')
-
-def without_home(**env) -> dict:
-    "The environment variables of somebody who set none of ours."
-    return {k: v for k,v in os.environ.items() if k not in OURS} | env
 
 SOME = ('audio_rising', 'appearance_checkered', 'motion_upward', 'pair_bell_shaking')
 
@@ -87,8 +28,6 @@ def some_home(tmp_path_factory, tiny_home, full):
         for o in (demo/'features').rglob('*.safetensors'):
             if not o.name.startswith(SOME): o.unlink()
     return tiny_home if full else once(tmp_path_factory, 'some', few)
-
-def count_videos(home) -> int: return len((home/'data'/'demo'/'manifest.csv').read_text().splitlines())-1
 
 @pytest.fixture(scope='session')
 def tiny_reports(tmp_path_factory, tiny_home):

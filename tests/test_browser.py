@@ -1,7 +1,7 @@
 "The quickstart as a reader has it: JupyterLab in a real browser. In `make test-full`; skipped where there is no Chromium."
 import json, os, shutil, socket, subprocess, time, urllib.request
 import pytest
-from conftest import BIN, ROOT
+from helpers import BIN, ROOT
 
 CHROMIUM = os.environ.get('CHROMIUM') or shutil.which('chromium')
 QUIET = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync']

@@ -4,7 +4,7 @@ The short form goes as far as finetuning. The long one (make test-full) extracts
 import json, os, re, shutil, subprocess, sys
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
-from conftest import BIN, ROOT
+from helpers import BIN, ROOT
 
 TRAIN = dict(Kayaking=['kayak_tr_00', '---9CpRcKoU', 'kayak_tr_02', 'kayak_tr_03', 'kayak_tr_04', 'kayak_tr_05'], Archery=['-rf', 'archery_tr1'])
 FORMATS = {'.mp4': dict(), '.webm': dict(vcodec='libvpx-vp9', acodec='libopus', preset=None, crf=None), '.mkv': dict(vcodec='libsvtav1', preset=12, crf=40),
@@ -112,7 +112,7 @@ from types import SimpleNamespace
 from hcms.streaming import read_ahead
 class Job(str): id = path = property(str)
 if __name__=='__main__':
-    for job,x,reason in read_ahead(map(Job, 'abcdefgh'), harm.read, {'b': 'was bad before'}, 2, patience=5): print(job, x, 'twice' if reason and 'twice' in reason else reason, sep='|')
+    for job,x,reason in read_ahead(map(Job, 'abcdefgh'), harm.read, {'b': 'was bad before'}, 2, patience=5): print(job, x, 'twice' if 'twice' in str(reason) else reason, sep='|')
 """)
     r = subprocess.run([sys.executable, tmp_path/'go.py', tmp_path], cwd=ROOT, env=dict(os.environ, PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"), capture_output=True, text=True, timeout=300)
     assert r.stdout.splitlines()==['a|A|None', 'b|None|was bad before', 'c|None|twice', 'd|D|None', 'e|E|None', 'f|None|twice', 'g|G|None', 'h|H|None'], r.stdout+r.stderr[-2000:]

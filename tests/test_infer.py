@@ -3,7 +3,7 @@ import json, os
 from pathlib import Path
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
-from conftest import hcms
+from helpers import hcms
 
 def test_files_say_what_stored_features_say(trained, full):
     "Same gates, probabilities within 1e-4, alone, in batches, at every step; on every video of the test split in the long form."

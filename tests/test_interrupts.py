@@ -2,7 +2,7 @@
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
 import pandas as pd, psutil, pytest
-from conftest import BIN, ROOT, copy_home
+from helpers import BIN, ROOT, copy_home
 from test_notebooks import OTHER
 
 TINY = """

@@ -3,7 +3,7 @@ import json, os, re, shutil, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
 from urllib.parse import quote, unquote
 import nbformat, pytest
-from conftest import BIN, ROOT
+from helpers import BIN, ROOT
 sys.path.insert(0, str(ROOT/'nbs'))
 from make_readme import LINK
 

@@ -3,7 +3,7 @@ import json, os, re, shutil, subprocess, sys
 from pathlib import Path
 import nbformat, pytest
 from nbclient import NotebookClient
-from conftest import BIN, ROOT, copy_home, hcms, once
+from helpers import BIN, ROOT, copy_home, hcms, once
 
 OTHER = 'seeds=1,epochs=1'   # where `hcms report demo --seeds 1 --epochs 1` writes, below reports/demo
 

@@ -4,7 +4,7 @@ The environment takes its packages from the one that runs the tests instead of t
 owners' files are small ones of the real formats. `INSTEAD` replaces what takes hours, a GPU or the internet."""
 import importlib.metadata, json, re, shlex, shutil, subprocess
 import numpy as np, pytest
-from conftest import ROOT, fresh_clone, new_environment, without_home
+from helpers import ROOT, fresh_clone, new_environment, without_home
 
 COMMANDS = 'hcms|make|papermill|pip|source|export|sbatch|accelerate|jupyter|git|python'
 

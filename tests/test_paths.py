@@ -2,7 +2,7 @@
 import json, os, pty, shutil, subprocess, sys
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
-from conftest import ROOT, without_home
+from helpers import ROOT, without_home
 
 def video(path, seed=0):
     from hcms.media import write_video

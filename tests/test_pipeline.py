@@ -3,7 +3,7 @@ import json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pandas as pd
 import pytest
-from conftest import BIN, ROOT, copy_home, count_videos, hcms
+from helpers import BIN, ROOT, copy_home, count_videos, hcms
 from test_notebooks import OTHER
 
 def papermill(*args, home, **env):

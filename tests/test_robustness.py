@@ -3,7 +3,7 @@ import errno, json, os, pickle, random, resource, shutil, signal, struct, subpro
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from safetensors.torch import save
-from conftest import BIN, ROOT, copy_home, count_videos, hcms
+from helpers import BIN, ROOT, copy_home, count_videos, hcms
 from test_pipeline import extract_harmed, snapshot
 from hcms.core import InputError, fingerprint, write_whole
 from hcms.store import FeatureStore
@@ -329,7 +329,8 @@ def test_workers_that_die_before_their_first_job_are_laid_to_no_video(tmp_path, 
 
 class Troubled:
     "A data set whose features cannot be loaded by a worker."
-    preset,label,evaluated,fingerprint = 'simulated','troubled','testing','0'
+    preset,evaluated,fingerprint,steps = 'simulated','testing','0',4
+    label = bar_label = 'troubled'
     def __init__(self, folder, how): self.folder,self.how = folder,how
     def check(self): pass
     def split(self, name): befall(self.how)

@@ -2,7 +2,7 @@
 import json, re, shutil, subprocess, sys, zipfile
 from pathlib import Path
 import numpy as np, pytest
-from conftest import PACKAGES, ROOT, fresh_clone, new_environment, without_home
+from helpers import PACKAGES, ROOT, fresh_clone, new_environment, without_home
 
 # Packages that the extra [report] brings, and modules that need them:
 REPORT = ('matplotlib', 'seaborn', 'papermill', 'ipykernel', 'jupyterlab', 'ipywidgets')
