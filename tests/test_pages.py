@@ -1,7 +1,7 @@
 """Every command line that README, the guide and the page on data sets print, run in a fresh clone, in order.
 
 The environment takes its packages from the one that runs the tests instead of the internet; videos and the
-owners' files are small ones of the real formats. `INSTEAD` replaces what takes hours, a GPU or the internet."""
+owners' files are small ones of the real formats. INSTEAD replaces what takes hours, a GPU or a network."""
 import importlib.metadata, json, re, shlex, shutil, subprocess
 import numpy as np, pytest
 from helpers import ROOT, fresh_clone, new_environment, without_home

@@ -6,7 +6,7 @@ from helpers import PACKAGES, ROOT, fresh_clone, new_environment, without_home
 
 # Packages that the extra [report] brings, and modules that need them:
 REPORT = ('matplotlib', 'seaborn', 'papermill', 'ipykernel', 'jupyterlab', 'ipywidgets')
-NEED_IT = ('plots', 'figures', 'tables', 'claims', 'driver', 'calibration', 'limits', 'speed', 'comparisons')
+NEED_IT = 'plots report figures tables claims driver calibration limits speed comparisons'.split()
 COMMANDS = 'render doctor weights finetune extract train report store manifest predict export'.split()
 PIP = (sys.executable, '-m', 'pip')
 OFFLINE = ('--quiet', '--no-deps', '--no-index')
