@@ -105,7 +105,9 @@ def train_command(dataset:str=DATASET, seeds:int=SEEDS, epochs:int=EPOCHS, worke
 # %% ../nbs/70_cli.ipynb #b91daeab
 @app.command()
 def report(dataset:str=typer.Argument('demo', help='demo, activitynet or fcvid'), seeds:int=SEEDS, epochs:int=EPOCHS, workers:int=WORKERS, only:list[str]=typer.Option([], help='a notebook, such as table1; may be given several times. By default all')):
-    "Regenerate every table and figure into reports/DATASET, preparing what is missing of the demo. Results of other seeds or epochs go to a folder below it that names them."
+    """Regenerate every table and figure into reports/DATASET, preparing what is missing of the demo.
+
+    Results of other seeds or epochs go to a folder below it that names them."""
     typer.echo('report: loading the libraries ...', err=True)   # torch and its kin take seconds
     from hcms.driver import make_reports
     if make_reports(dataset, seeds, epochs, workers, only=only): raise typer.Exit(1)

@@ -190,7 +190,7 @@ def _extract(self, workers:int=2, steps:int=0, precision:str='', **options) -> E
 # %% ../nbs/45_datasets.ipynb #0df85c0b
 @method_of(Dataset)
 def _ids_of(self, name:str) -> list:   # of ids
-    "The videos of a split that there are features of; an `InputError` where some are still to be extracted, or none is left."
+    "The videos of a split with features; an `InputError` where some are still to be extracted, or none is left."
     part = self.manifest.split(name)
     where = f'{self.name}, {name} split'
     gaps = [id for id in part.ids if self.missing.get(id)=='not extracted']
@@ -335,7 +335,8 @@ def _simulated(name, paper_size, changes): return SimulatedDataset(name, paper_s
 def _check(self):
     "An `InputError` where nothing can be trained or evaluated."
     for k in ('training', 'selection', 'evaluated', 'steps'):
-        if getattr(self.sim, k)<1: raise InputError(self.label, f'{k} must be above 0, not {getattr(self.sim, k)}')
+        n = getattr(self.sim, k)
+        if n<1: raise InputError(self.label, f'{k} must be above 0, not {n}')
 
 @method_of(SimulatedDataset)
 def _videos(self, name:str) -> list:   # of (id, class)
