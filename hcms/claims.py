@@ -78,8 +78,10 @@ def claim_changes() -> list:
 # %% ../nbs/65_claims.ipynb #3052fa0b
 def claims_configs(data, seeds:int=3, epochs:int=0) -> list:   # of TrainConfig
     "All runs that the ledger asks for, and every policy that is measured beside them."
-    seen = min(len(data.classes), data.sim.evaluated) if data.simulated else len(set(data.extracted(data.evaluated).targets()))
-    if seen<2: raise InputError(f'{data.label}, {data.evaluated} split', 'has videos of one class; the claims compare classes')
+    if data.simulated: seen = min(len(data.classes), data.sim.evaluated)
+    else: seen = len(set(data.extracted(data.evaluated).targets()))
+    if seen<2:
+        raise InputError(f'{data.label}, {data.evaluated} split', 'has videos of one class; the claims compare classes')
     return variants(data, claim_changes(), seeds, epochs) + policy_configs(data, seeds, epochs)
 
 # %% ../nbs/65_claims.ipynb #14dafba9

@@ -210,7 +210,9 @@ ABLATIONS = {'as shipped': dict(),
 
 def ablation_configs(data, seeds:int=3, epochs:int=0) -> list:   # of TrainConfig
     "Every choice undone; not on a stand-in, for what a choice is worth cannot be learned from a simulation."
-    if data.simulated: raise InputError(f'data set {data.label!r}', 'is simulated: what a choice is worth cannot be learned from it; run ablations on the demo, or on your copy of the data set')
+    if data.simulated:
+        rule = 'is simulated: what a choice is worth cannot be learned from it; run ablations on the demo, or on your copy'
+        raise InputError(f'data set {data.label!r}', rule)
     return variants(data, list(ABLATIONS.values()), seeds, epochs)
 
 def ablation_table(
@@ -240,11 +242,14 @@ def show_ablations(numbers, data, parameters, runs, out) -> pd.DataFrame:
 def open_standin(name:str, workers:int=2):
     "A stand-in, or an error: real data are not calibrated."
     data = None if name=='demo' else open_dataset(name, workers)
-    if data is None or not data.simulated:
-        raise InputError(f'data set {name!r}', 'is not simulated: there is nothing to calibrate; run this notebook with dataset activitynet or fcvid where HCMS_DATA is not set')
+    if data is None or not data.simulated: raise _nothing_to_calibrate(name)
     return data
+
+def _nothing_to_calibrate(name):
+    where = 'calibration is of activitynet and fcvid where HCMS_DATA is not set'
+    return InputError(f'data set {name!r}', f'is not simulated: there is nothing to calibrate; {where}')
 
 def calibration_configs(data, seeds:int=3, epochs:int=0) -> list:   # of TrainConfig
     "An LSTM on each modality alone; the trials around them are of other simulations, and train their own."
-    if not data.simulated: raise InputError(f'data set {data.label!r}', 'is not simulated: there is nothing to calibrate')
+    if not data.simulated: raise _nothing_to_calibrate(data.label)
     return variants(data, [dict(model='early', modalities=(m,)) for m in MODALITIES], seeds, epochs)

@@ -342,7 +342,8 @@ def _simulated(name, paper_size, changes): return SimulatedDataset(name, paper_s
 def _check(self):
     "An `InputError` where nothing can be trained or evaluated."
     for k in ('training', 'selection', 'evaluated', 'steps'):
-        if getattr(self.sim, k)<1: raise InputError(self.label, f'{k} must be above 0, not {getattr(self.sim, k)}')
+        n = getattr(self.sim, k)
+        if n<1: raise InputError(self.label, f'{k} must be above 0, not {n}')
 
 @method_of(SimulatedDataset)
 def _videos(self, name:str) -> list:   # of (id, class)

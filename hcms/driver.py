@@ -44,13 +44,15 @@ def run_notebook(
     try:
         known = pm.inspect_notebook(str(source))
         given = {k: v for k,v in parameters.items() if k in known}
-        pm.execute_notebook(str(source), str(copy), given, cwd=str(Path(source).parent), kernel_name='python3', kernel_manager_class=this_python(),
-                            progress_bar=False, extra_arguments=['--log-level=40'], shutdown_kernel='immediate')
+        options = dict(progress_bar=False, extra_arguments=['--log-level=40'], shutdown_kernel='immediate')
+        kernel = dict(kernel_name='python3', kernel_manager_class=this_python())
+        pm.execute_notebook(str(source), str(copy), given, cwd=str(Path(source).parent), **kernel, **options)
     except Exception as e: return str(e).strip().splitlines()[-1]
 
 # %% ../nbs/66_driver.ipynb #89c8fbba
-CONFIGS = dict(claims=claims_configs, table1=table1_configs, fig5=video_configs, fig1=video_configs, rivals=policy_configs, fig3=fig3_configs, fig4=hcms_configs, fig6=hcms_configs,
-    fig7=fig7_configs, fig2=first_configs, table2=hcms_configs, table3=table3_configs, table4=table45_configs, table5=table45_configs, table6=table6_configs,
+CONFIGS = dict(claims=claims_configs, table1=table1_configs, fig5=video_configs, fig1=video_configs, rivals=policy_configs,
+    fig3=fig3_configs, fig4=hcms_configs, fig6=hcms_configs, fig7=fig7_configs, fig2=first_configs, table2=hcms_configs,
+    table3=table3_configs, table4=table45_configs, table5=table45_configs, table6=table6_configs,
     calibration=calibration_configs, ablations=ablation_configs, speed=first_configs)
 NOTEBOOKS = tuple(o for o in CONFIGS if o not in ('calibration', 'ablations', 'speed'))   # Of every data set
 MEASURED = ('rivals', 'fig3', 'table3', 'claims')   # Those that show what all policies do
@@ -82,18 +84,24 @@ def needed(
 
 # %% ../nbs/66_driver.ipynb #cb8bfc74
 def _keep(data, run, other=''):
-    "The trained model in checkpoints/LABEL: with its networks, where there are any. That of another schedule has a folder of its own."
-    out,h = home()/'checkpoints'/','.join(filter(None, [data.label, other])),headline(run.predictions, run.model)
+    "The trained model in checkpoints/LABEL, with its networks if there are any; that of another schedule beside it."
+    out = home()/'checkpoints'/(f'{data.label},{other}' if other else data.label)
+    h = headline(run.predictions, run.model)
     if data.simulated: run.model.save_pretrained(out); return
     notes,_ = describe(data, [run], {})
     results = {f'mAP, {data.evaluated} split': f"{h['map']:.1%}", 'steps that skip appearance, motion': f"{h['skip_appearance']:.1%}, {h['skip_motion']:.1%}", 'seed': run.config.seed}
-    Recognizer(run.model, data.backbones, list(data.classes), data.stamp).save_pretrained(out, [*([data.stamp] if data.stamp else []), *notes], results)
+    about = [data.stamp, *notes] if data.stamp else notes
+    Recognizer(run.model, data.backbones, list(data.classes), data.stamp).save_pretrained(out, about, results)
 
 def _run_one(name, executed, parameters): return name,run_notebook(repo_root()/'nbs'/f'{name}.ipynb', Path(executed)/f'{name}.ipynb', parameters)
 
 class _Phases:
     "Says which part of a run begins, and notes how long each took; the longest run on record is kept."
-    def __init__(self, interrupts): self.took,self.since,self.name,self.interrupts = {},time.perf_counter(),'',interrupts
+    def __init__(self, interrupts):
+        self.interrupts = interrupts
+        self.took = {}
+        self.name = ''
+        self.since = time.perf_counter()
     def begin(self, name, doing):
         self.end()
         self.name,self.interrupts.doing = name,doing
@@ -110,8 +118,9 @@ class _Phases:
 def _check_request(parameters, only):
     check_parameters(parameters, dataset=str, seeds=int, epochs=int, workers=int, out_dir=str)
     dataset = parameters['dataset']
-    for o in only: check_choice(o, CONFIGS, 'report notebook')   # speed wants a quiet machine, so it only runs where it is asked for
-    if 'speed' in only and dataset!='demo': raise InputError('speed', f'is measured on the demo, not on {dataset}; run: hcms report demo --only speed')
+    for o in only: check_choice(o, CONFIGS, 'report notebook')   # speed wants a quiet machine: it runs where it is asked for
+    if 'speed' in only and dataset!='demo':
+        raise InputError('speed', f'is measured on the demo, not on {dataset}; run: hcms report demo --only speed')
     if 'calibration' in only: open_standin(dataset)
 
 def _run_notebooks(names, executed, parameters, workers) -> list:   # Names of those that failed
@@ -144,7 +153,8 @@ def make_reports(
         names = [n for n in notebooks(data) if n in (only or notebooks(data))]
         names += [n for n in dict.fromkeys(only) if n not in names]
         configs = needed(data, names, seeds, epochs)
-        out,executed,other = report_folder(data, given),home()/'data'/'executed'/data.label,other_than_default(given)
+        out,other = report_folder(data, given),other_than_default(given)
+        executed = home()/'data'/'executed'/data.label
         executed.mkdir(parents=True, exist_ok=True)
         phase.begin('training', f'the runs in training, at most {workers},')
         train_runs(data, configs, workers)

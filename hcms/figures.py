@@ -92,13 +92,14 @@ def show_fig4(usage, data, parameters, runs, out):
     return fig
 
 def fig6(data, runs) -> pd.DataFrame:   # category, modality, step, usage
-    "The share of a class's videos (and seeds) that use a modality at each time step; a class without videos has none."
+    "The share of a class's videos (and seeds) that use a modality at each time step, for each class with videos."
     rows = []
     for k,m in enumerate(runs[0].config.modalities[1:]):
         for c,name in enumerate(data.classes):
-            each = [r.predictions.gates[r.predictions.y==c][...,k].mean(0) for r in runs if (r.predictions.y==c).any()]
-            if not each: continue
-            use = np.mean(each, 0)
+            of_class = [r.predictions.gates[r.predictions.y==c][...,k] for r in runs]
+            shares = [gates.mean(0) for gates in of_class if len(gates)]
+            if not shares: continue
+            use = np.mean(shares, 0)
             rows.append(pd.DataFrame(dict(category=name, modality=m, step=np.arange(len(use)), usage=use)))
     return stamped(data, pd.concat(rows, ignore_index=True))
 
@@ -151,7 +152,9 @@ def video_configs(data, seeds:int=3, epochs:int=0) -> list:   # of one TrainConf
     "The same for figures that show videos: Figs. 1 and 5."
     if not data.simulated:
         gone = [path for id in _ids(data) if not (path := data.manifest.path_of(id)).is_file()]
-        if gone: raise InputError(gone[0], f'no such file; the figure shows pictures of the {data.evaluated} split, of which {len(gone)} videos are not there')
+        if gone:
+            rule = f'no such file; the figure shows pictures of the {data.evaluated} split, and {len(gone)} of its videos are gone'
+            raise InputError(gone[0], rule)
     return first_configs(data, seeds, epochs)
 
 # %% ../nbs/64_figures.ipynb #d232d61e

@@ -38,7 +38,7 @@ def figure(width=COLUMN, height=2.6):
 
 def panels(rows=1, columns=1, width=2*COLUMN, height=2.6, **kw):
     "A figure and a grid of axes in the house style; by default as wide as a page. Without rows the figure is empty."
-    plt.draw_if_interactive()   # loads the backend: a notebook's switches its displays on then, which leaving the style would undo
+    plt.draw_if_interactive()   # loads the backend, which switches a notebook's displays on; done inside, the style's end undoes it
     with mpl.rc_context(STYLE):
         if not rows: return plt.figure(figsize=(width, height), layout='constrained', FigureClass=Figure),None
         return plt.subplots(rows, columns, figsize=(width, height), layout='constrained', FigureClass=Figure, **kw)

@@ -24,7 +24,7 @@ class Recognizer:
     model:HCMS
     backbones:Backbones
     classes:list    # C names
-    stamp:str = ''  # What every prediction must say of its networks, if anything, such as that they were never pretrained
+    stamp:str = ''  # What every prediction must say of the networks, such as that they were never pretrained
     def __post_init__(self): check_fit(self.model, self.backbones, self.classes)
     @property
     def prices(self) -> dict: return backbone_prices(self.backbones)   # modality -> GFLOPs of one feature, counted
@@ -71,7 +71,8 @@ def _save_pretrained(self,
         sums[m] = dict(origin=self.backbones.weights[m], sha256=sha256(path) if path else self.backbones.weights[m].removeprefix('sha256:'), size=net.size)
     write_whole(folder/'README.md', _card(self, about, results or {}))
     note = dict(format='hcms-recognizer', version=1, classes=list(self.classes), preset=self.backbones.preset, precision=self.backbones.precision,
-                media=asdict(self.backbones.spec), backbones=sums, prices_gflops=self.prices, versions=versions()) | (dict(stamp=self.stamp) if self.stamp else {})
+                media=asdict(self.backbones.spec), backbones=sums, prices_gflops=self.prices, versions=versions())
+    if self.stamp: note['stamp'] = self.stamp
     with sealing(folder/SEAL, *SEALED, 'recognizer.json'): write_whole(folder/'recognizer.json', json.dumps(note, indent=1, sort_keys=True, ensure_ascii=False))
     return folder
 

@@ -8,10 +8,11 @@ __all__ = ['DEFAULTS', 'ORDER', 'injected', 'check_writable', 'check_parameters'
            'write_top_index']
 
 # %% ../nbs/61_report.ipynb #9fcce4e6
-import ast, hashlib, json, math, os, re, sys
+import ast, json, math, os, re, sys
 from pathlib import Path
 import pandas as pd
-from .core import InputError, check_choice, commit, home, read_json, read_text, repo_root, versions, write_whole
+from .core import (InputError, check_choice, commit, fingerprint, home, read_json, read_text, repo_root, versions,
+                       write_whole)
 from .costs import PAPER_PRICES
 from .datasets import DATASETS
 from .runs import config_for
@@ -22,7 +23,8 @@ def _assigned(cell:str) -> set:
     "The names that a cell's own lines give a value."
     try: lines = ast.parse(cell).body
     except (SyntaxError, ValueError): return set()
-    targets = [t for o in lines if isinstance(o, (ast.Assign, ast.AnnAssign)) for t in getattr(o, 'targets', None) or [o.target]]
+    targets = [t for o in lines if isinstance(o, ast.Assign) for t in o.targets]
+    targets += [o.target for o in lines if isinstance(o, ast.AnnAssign)]
     return {t.id for t in targets if isinstance(t, ast.Name)}
 
 def injected(
@@ -32,26 +34,31 @@ def injected(
     "What papermill was asked to set."
     cells = list(cells)
     last = max((n for n,cell in enumerate(cells) if set(names)<=_assigned(cell)), default=len(cells))
-    return set().union(*(_assigned(cell) for cell in cells[last+1:] if cell.lstrip().startswith('# Parameters\n')))
+    given = [cell for cell in cells[last+1:] if cell.lstrip().startswith('# Parameters\n')]
+    return set().union(*map(_assigned, given))
 
 # %% ../nbs/61_report.ipynb #bc01bea3
 def _check_value(name, value, kind):
     if not isinstance(value, kind) or isinstance(value, bool)!=(kind is bool):
-        raise InputError(name, f'must be of type {kind.__name__}, not {value!r}' + ('; pass lists with -y "{%s: [1, 2]}"' % name if kind is list else ''))
-    if kind is int:
-        least = 0 if name=='epochs' else 1
-        if value<least: raise InputError(name, f'must be above 0, not {value}' if least else f'must be 0 or more, not {value}')
-    if kind is list:
-        for o in value:
-            if isinstance(o, bool) or not isinstance(o, (int, float)) or not o>0: raise InputError(name, f'must hold numbers above 0, not {o!r}')
-        if len(set(value))<len(value): raise InputError(name, f'must be different numbers, not {value}')
+        remedy = '; pass lists with -y "{%s: [1, 2]}"' % name if kind is list else ''
+        raise InputError(name, f'must be of type {kind.__name__}, not {value!r}{remedy}')
+    if kind is int and name=='epochs' and value<0: raise InputError(name, f'must be 0 or more, not {value}')
+    if kind is int and name!='epochs' and value<1: raise InputError(name, f'must be above 0, not {value}')
+    if kind is list: _check_numbers(name, value)
+
+def _check_numbers(name, values):
+    for o in values:
+        if isinstance(o, bool) or not isinstance(o, (int, float)) or not o>0:
+            raise InputError(name, f'must hold numbers above 0, not {o!r}')
+    if len(set(values))<len(values): raise InputError(name, f'must be different numbers, not {values}')
 
 def check_writable(folder):
     "An `InputError` where nothing could be written to a folder, which need not be there yet."
     at = folder = Path(folder).expanduser().resolve()
     while not at.exists() and at!=at.parent: at = at.parent
     if not at.is_dir(): raise InputError(folder, f'cannot become a folder: {at} is a file')
-    if not os.access(at, os.W_OK | os.X_OK): raise InputError(folder, f'cannot be written to: {at} is not open to you')
+    if not os.access(at, os.W_OK | os.X_OK):
+        raise InputError(folder, f'cannot be written to: {at} is not open to you')
 
 def check_parameters(
     scope:dict,     # `globals()` of the notebook
@@ -69,22 +76,23 @@ def check_parameters(
 
 # %% ../nbs/61_report.ipynb #59157d01
 def _expected_pythons() -> list:
-    "Environments that a report is expected to run in: the one that make installed in the clone, and papermill's own."
+    "Environments that a report is expected to run in: the one that make installed, and papermill's own."
     out = []
     try: out.append(repo_root(Path(sys.modules[InputError.__module__].__file__).parent)/'.venv')
     except InputError: pass
     if 'ipykernel' in sys.modules:
         import psutil
-        started_by = psutil.Process().parent().cmdline()
-        if 'papermill' in [Path(o).name for o in started_by[1:3]] and Path(started_by[0]).is_absolute(): out.append(Path(started_by[0]).parents[1])
+        started_by = [Path(o) for o in psutil.Process().parent().cmdline()[:3]]
+        if 'papermill' in [o.name for o in started_by] and started_by[0].is_absolute(): out.append(started_by[0].parents[1])
     return [o for o in out if o.is_dir()]
 
 def _warn_of_another_python():
     for o in _expected_pythons():
-        if o.resolve()!=Path(sys.prefix).resolve(): print(f'note: this is the Python in {sys.prefix}, not the one in {o}', file=sys.stderr)
+        if o.resolve()==Path(sys.prefix).resolve(): continue
+        print(f'note: this is the Python in {sys.prefix}, not the one in {o}', file=sys.stderr)
 
 # %% ../nbs/61_report.ipynb #9b479926
-DEFAULTS = dict(views=10, budgets=[], seeds=3, epochs=0, paper=True, repeats=3)   # Of every report notebook that has the parameter; a test holds them to it
+DEFAULTS = dict(views=10, budgets=[], seeds=3, epochs=0, paper=True, repeats=3)   # Of every report notebook; a test says so
 
 def other_than_default(
     parameters:dict,   # Of a notebook, or of the whole report
@@ -94,7 +102,8 @@ def other_than_default(
     text = lambda v: '-'.join(map(str, v)) if isinstance(v, list) else str(v).lower()
     said = ','.join(f'{k}={text(v)}' for k,v in other.items())
     if len(said)<=100: return said
-    return ','.join(f'{k}={hashlib.sha256(text(v).encode()).hexdigest()[:12] if isinstance(v, list) else text(v)}' for k,v in other.items())
+    short = lambda v: fingerprint(text(v)) if isinstance(v, list) else text(v)
+    return ','.join(f'{k}={short(v)}' for k,v in other.items())
 
 _written = {}   # folder -> names of the files that were written there since `report_folder` named it
 
@@ -103,7 +112,8 @@ def report_folder(
     parameters:dict,   # Of the notebook, or of the whole report
 ) -> Path:
     "Where results go: `out_dir`, or reports/LABEL, or below that where the parameters are not the defaults."
-    out = Path(parameters.get('out_dir') or home()/'reports'/data.label/other_than_default(parameters)).expanduser().resolve()
+    out = parameters.get('out_dir') or home()/'reports'/data.label/other_than_default(parameters)
+    out = Path(out).expanduser().resolve()
     check_writable(out)
     _written[out] = []
     return out
@@ -162,7 +172,8 @@ def write_side(name, title, notes, meta, numbers, out, **more) -> list:
     "NAME.json and NAME.csv."
     side = json.dumps(_plain(dict(name=name, title=title, notes=notes, **meta, **more)), indent=1, sort_keys=True, ensure_ascii=False)
     csv = numbers.assign(data=meta['dataset']) if meta.get('stamp') else numbers
-    return noted([write_whole(out/f'{name}.json', side+'\n'), write_whole(out/f'{name}.csv', csv.to_csv(index=False, lineterminator='\n'))])
+    table = csv.to_csv(index=False, lineterminator='\n')
+    return noted([write_whole(out/f'{name}.json', side+'\n'), write_whole(out/f'{name}.csv', table)])
 
 def write_table(
     numbers:pd.DataFrame,   # Unrounded
@@ -177,7 +188,8 @@ def write_table(
     out,stamp = Path(out_dir),meta.get('stamp')
     md = (f'**{stamp}**\n\n' if stamp else '') + f'### {title}\n\n{shown.to_markdown(index=False, disable_numparse=True)}\n\n' + '\n'.join(f'- {o}' for o in notes) + '\n'
     tex = (f'% {stamp}\n' if stamp else '') + f'% {title}\n' + shown.to_latex(index=False, escape=True) + ''.join(f'% {o}\n' for o in notes)
-    return [*noted([write_whole(out/f'{name}.md', md), write_whole(out/f'{name}.tex', tex)]), *write_side(name, title, notes, meta, numbers, out, kind='table')]
+    shown = noted([write_whole(out/f'{name}.md', md), write_whole(out/f'{name}.tex', tex)])
+    return shown + write_side(name, title, notes, meta, numbers, out, kind='table')
 
 def write_figure(
     fig,
@@ -189,7 +201,8 @@ def write_figure(
     meta:dict,
 ) -> list:                  # The files written
     "NAME.png, NAME.svg, NAME.csv and NAME.json; a figure of simulated data is marked across."
-    return [*noted(save_figure(fig, name, out_dir, meta.get('stamp', ''))), *write_side(name, title, notes, meta, numbers, Path(out_dir), kind='figure')]
+    pictures = noted(save_figure(fig, name, out_dir, meta.get('stamp', '')))
+    return pictures + write_side(name, title, notes, meta, numbers, Path(out_dir), kind='figure')
 
 # %% ../nbs/61_report.ipynb #7bf56f74
 ORDER = ('claims', 'fig1', 'fig2', 'table1', 'table1_families', 'table1_gates', 'fig3', 'table2', 'table3', 'table3_measured', 'rivals', 'table3_quoted', 'fig4', 'fig5', 'fig6', 'table4', 'table5', 'table6', 'fig7', 'ablations', 'calibration', 'speed_lines', 'speed_ratios', 'speed', 'speed_decoding', 'speed_training', 'speed_growth', 'speed_projection', 'robustness', 'robustness_media')

@@ -123,13 +123,16 @@ def check_configs(
     "An `InputError` where one of the configurations cannot be trained on the data set."
     dataset.check()
     most = max((c.views or 0 for c in configs), default=0)
-    if most>dataset.steps: raise InputError('views', f'a comparison with {most} views needs as many time steps, and {dataset.label} has {dataset.steps}')
+    if most>dataset.steps:
+        rule = f'a comparison with {most} views needs as many time steps, and {dataset.label} has {dataset.steps}'
+        raise InputError('views', rule)
     for c in configs:
         for m in c.modalities: check_choice(m, MODALITIES, 'modality')
         if len(set(c.modalities))<len(c.modalities) or not c.modalities:
             raise InputError('modalities', f'must be different ones, at least one, not {c.modalities}')
         if c.model=='hcms' and len(c.skip_targets)!=len(c.modalities)-1:
-            raise InputError('skip_targets', f'must be one for each modality above the first, not {c.skip_targets} for {c.modalities}')
+            rule = f'must be one for each modality above the first, not {c.skip_targets} for {c.modalities}'
+            raise InputError('skip_targets', rule)
 
 # %% ../nbs/50_runs.ipynb #5bbbcd84
 def with_steps(

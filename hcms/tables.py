@@ -52,8 +52,9 @@ def table1_configs(
 ) -> list:            # of TrainConfig
     "Early fusion of all seven combinations, at `views` and at all steps; HCMS, and its control with random gates."
     if views>=data.steps:
-        fewer = f'pass fewer, as in -p views {max(1, data.steps//4)}' if data.steps>1 else 'this table cannot be made of them'
-        raise InputError('views', f'must be below the {data.steps} time steps of {data.label}, which the table has beside them, not {views}; {fewer}')
+        fewer = f'pass fewer, as in -p views {max(1, data.steps//4)}' if data.steps>1 else 'it cannot be made of one'
+        beside = f'the {data.steps} time steps of {data.label}, which the table has beside them'
+        raise InputError('views', f'must be below {beside}, not {views}; {fewer}')
     early = [dict(model='early', modalities=c, views=v) for n in (1, 2, 3) for c in combinations(MODALITIES, n) for v in (views, None)]
     every = early + [dict(model='hcms'), dict(model='hcms', policy='random')]
     return variants(data, every, seeds, epochs)
@@ -98,7 +99,8 @@ def show_table1(numbers, data, parameters, runs, out) -> pd.DataFrame:
     notes += [f'HCMS against A + I + M at all steps: {100*(h.map_mean-full.map_mean):+.1f} points of mAP at {h.gflops_mean/full.gflops_mean:.1%} of its cost, and {h.gflops_mean/few.gflops_mean:.1%} of its cost at {few.views} views. In the paper: {paper}.',
               f'HCMS skips appearance at {h.skip_appearance_mean:.1%} and motion at {h.skip_motion_mean:.1%} of the steps. The paper\'s views are {PAPER.views[0]} and {PAPER.views[1]}.']
     fig,ax = figure(height=3.)
-    noted(save_figure(plot_costs(numbers, ax, f'{data.label}: modalities, fusion and HCMS').figure, 'table1', out, data.stamp))
+    plot_costs(numbers, ax, f'{data.label}: modalities, fusion and HCMS')
+    noted(save_figure(fig, 'table1', out, data.stamp))
     write_table(numbers, shown, 'table1', out, f'Table 1. Modalities, fusion and HCMS on {data.label}', notes, meta)
     return stamped(data, shown)
 

@@ -19,7 +19,8 @@ class Running:
     def __init__(self, args, home, program=(BIN/'hcms', 'report', 'demo')):
         self.said = home/'said.txt'
         env = dict(os.environ, HCMS_HOME=str(home), HCMS_DATA='')
-        with open(self.said, 'w') as f: self.p = subprocess.Popen([*program, *args], cwd=ROOT, env=env, stdout=f, stderr=f, start_new_session=True)
+        with open(self.said, 'w') as f:
+            self.p = subprocess.Popen([*program, *args], cwd=ROOT, env=env, stdout=f, stderr=f, start_new_session=True)
     def wait_for(self, ready, seconds=400):
         end = time.time()+seconds
         while not ready():
@@ -33,7 +34,9 @@ class Running:
         family = self.family()
         self.press()
         end = time.time()+1
-        while 'hcms: stop' not in self.said.read_text(): assert time.time()<end, 'no answer within a second'; time.sleep(.02)
+        while 'hcms: stop' not in self.said.read_text():
+            assert time.time()<end, 'no answer within a second'
+            time.sleep(.02)
         if times>1:
             family = [*family, *self.family()]
             self.press()
@@ -42,7 +45,9 @@ class Running:
         took = time.time()-since
         text = self.said.read_text()
         assert self.p.returncode==130 and 'Traceback' not in text, text[-3000:]
-        while any(map(lives, family)): assert time.time()-since<max(at_most, 3), 'someone is left'; time.sleep(.02)
+        while any(map(lives, family)):
+            assert time.time()-since<max(at_most, 3), 'someone is left'
+            time.sleep(.02)
         return took
 
 def lives(p):
@@ -100,11 +105,14 @@ def test_ctrl_c_at_five_moments(tiny_reports, tmp_path, times, tally):
     demo.mkdir(parents=True)
     (demo/'recipe.json').write_text(json.dumps(asdict(Recipe(per_class=4, training=2, selection=1))))
     (tmp_path/'go.py').write_text(TINY)
-    start = lambda: Running(['--seeds', '1', '--epochs', '1'], tmp_path, (sys.executable, tmp_path/'go.py', 'report', 'demo'))
+    program = (sys.executable, tmp_path/'go.py', 'report', 'demo')
+    start = lambda: Running(['--seeds', '1', '--epochs', '1'], tmp_path, program)
     out = tmp_path/'reports'/'demo'/OTHER
     many = lambda folder, pattern, n: len(list(folder.glob(pattern)))>=n
-    moments = dict(rendering=lambda: many(demo/'videos', '*.mp4', 5), extraction=lambda: many(demo/'features', '**/*.safetensors', 9), training=lambda: many(demo/'runs', '*/run.json', 3),
-                   policies=lambda: many(demo/'policies', '*', 1), notebooks=lambda: many(out, '*.json', 1))
+    moments = dict(
+        rendering=lambda: many(demo/'videos', '*.mp4', 5), extraction=lambda: many(demo/'features', '**/*.safetensors', 9),
+        training=lambda: many(demo/'runs', '*/run.json', 3), policies=lambda: many(demo/'policies', '*', 1),
+        notebooks=lambda: many(out, '*.json', 1))
     for name,ready in moments.items():
         r = start()
         r.wait_for(ready, 900)
@@ -116,4 +124,5 @@ def test_ctrl_c_at_five_moments(tiny_reports, tmp_path, times, tally):
     undisturbed = tiny_reports/'reports'/'demo'/OTHER
     assert {p.name for p in out.iterdir() if p.name[0]!='.'}=={p.name for p in undisturbed.iterdir()}
     for p in undisturbed.iterdir(): assert p.read_bytes()==(out/p.name).read_bytes(), p.name
-    tally('faults', f'Ctrl-C, pressed {times} times, in each of five parts of a report', 'what is in work is finished, or all ends within 3 s; the next run ends with the same bytes', 5)
+    ends = 'what is in work is finished, or all ends within 3 s; the next run ends with the same bytes'
+    tally('faults', f'Ctrl-C, pressed {times} times, in each of five parts of a report', ends, 5)

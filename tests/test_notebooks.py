@@ -29,7 +29,8 @@ hcms.runs.worker_pool = hcms.policies.worker_pool = Here
 """
 
 STANDIN = SETUP + """
-def tiny(name, workers=2, make=hcms.datasets.SimulatedDataset): return make(name, training=40, selection=20, evaluated=30, steps=12)
+def tiny(name, workers=2, make=hcms.datasets.SimulatedDataset):
+    return make(name, training=40, selection=20, evaluated=30, steps=12)
 hcms.datasets.open_dataset = hcms.comparisons.open_dataset = tiny
 """
 
@@ -50,36 +51,45 @@ def run_cells(cells, home, cwd=ROOT/'nbs', **env) -> list:
     "Run cells one after the other in a fresh kernel of this Python; each with its outputs."
     from hcms.driver import this_python
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(o) for o in cells])
-    client = NotebookClient(nb, timeout=600, kernel_name='python3', kernel_manager_class=this_python(), resources=dict(metadata=dict(path=str(cwd))))
+    kernel = dict(kernel_name='python3', kernel_manager_class=this_python())
+    client = NotebookClient(nb, timeout=600, resources=dict(metadata=dict(path=str(cwd))), **kernel)
     client.execute(env=os.environ | dict(HCMS_HOME=str(home), HCMS_DATA='', OMP_NUM_THREADS='1') | env)
     return nb.cells
 
 def texts(cell) -> str:
     "All that a cell shows, as text."
-    return '\n'.join(o.get('text', '')+'\n'.join(str(v) for k,v in o.get('data', {}).items() if k.startswith('text/')) for o in cell.outputs)
+    said = [o.get('text', '') for o in cell.outputs]
+    said += [str(v) for o in cell.outputs for k,v in o.get('data', {}).items() if k.startswith('text/')]
+    return '\n'.join(filter(None, said))
 
 def shows(cell) -> bool:
     "Does a cell show numbers or pictures?"
-    return any('image/png' in o.get('data', {}) or re.search(r'\d', o.get('data', {}).get('text/plain', '')) for o in cell.outputs)
+    data = [o.get('data', {}) for o in cell.outputs]
+    return any('image/png' in o or re.search(r'\d', o.get('text/plain', '')) for o in data)
 
-REPORT = sorted(p.stem for p in (ROOT/'nbs').glob('*.ipynb') if re.match(r'(table|fig)\d+$|claims$|rivals$|calibration$', p.stem))
+KINDS = re.compile(r'(table|fig)\d+$|claims$|rivals$|calibration$')   # of a stand-in
+REPORT = sorted(p.stem for p in (ROOT/'nbs').glob('*.ipynb') if KINDS.match(p.stem))
 
 FOREIGN = 'import numpy as np\nseed, dataste, budget, view = 7, "mine", [1], None   # names like those of parameters'
 
 @pytest.fixture(scope='session')
 def executed(tmp_path_factory):
-    "Every report notebook on a tiny stand-in, twice in one kernel: name -> of each pass, its cells (texts, shows, first output) and the runs that it asked for."
+    "Every report notebook on a tiny stand-in, twice in one kernel: 'NAME TURN' -> its cells, and the runs that it asked for."
     def run(folder):
         cells,at = [STANDIN],{}
         for name in REPORT:
             for turn,seeds in enumerate((1, 2)):
                 own = cells_of(name, dataset='activitynet', epochs=1, seeds=seeds)
-                if turn: own[1:1] = [FOREIGN]                                     # between the parameters and their check
+                if turn: own[1:1] = [FOREIGN]   # between the parameters and their check
                 at[f'{name} {turn}'] = len(cells),len(own)
                 cells += [*own, 'print(json.dumps(asked)); asked.clear()']
         done = run_cells(cells, folder)
-        note = lambda c: dict(source=c.source, text=texts(c), shows=shows(c), first=dict(c.outputs[0].get('data', {})) if c.outputs else {})
-        out = {k: dict(cells=[note(c) for c in done[i:i+n]], asked=json.loads(done[i+n].outputs[0].text)) for k,(i,n) in at.items()}
+        def note(c):
+            first = dict(c.outputs[0].get('data', {})) if c.outputs else {}
+            return dict(source=c.source, text=texts(c), shows=shows(c), first=first)
+        out = {}
+        for k,(i,n) in at.items():
+            out[k] = dict(cells=[note(c) for c in done[i:i+n]], asked=json.loads(done[i+n].outputs[0].text))
         (folder/'executed.json').write_text(json.dumps(out))
     home = once(tmp_path_factory, 'executed', run)
     return json.loads((home/'executed.json').read_text()),home
@@ -89,9 +99,11 @@ def test_every_report_notebook_runs_again_with_other_parameters(executed):
     done,home = executed
     for name in REPORT:
         first,second = (done[f'{name} {turn}']['cells'][-1]['text'] for turn in (0, 1))
-        assert '/seeds=1,epochs=1:' in first and '/seeds=2,epochs=1:' in second and second.endswith(first.split(':')[-1])
+        assert '/seeds=1,epochs=1:' in first and '/seeds=2,epochs=1:' in second
+        assert second.endswith(first.split(':')[-1])
     reports = home/'reports'/'activitynet-simulated'
-    assert sorted(p.name for p in reports.iterdir())==['seeds=1,epochs=1', 'seeds=2,epochs=1'], 'results of the default parameters would be here'
+    folders = sorted(p.name for p in reports.iterdir())
+    assert folders==['seeds=1,epochs=1', 'seeds=2,epochs=1'], 'results of the default parameters would be here'
     for folder,seeds in zip(sorted(reports.iterdir()), (1, 2)):
         assert {json.loads(p.read_text())['parameters']['seeds'] for p in folder.glob('*.json')}=={seeds}
 
@@ -106,13 +118,14 @@ def test_what_is_simulated_says_so_in_every_cell(executed):
     done,_ = executed
     for name,o in done.items():
         opened = next(c for c in o['cells'] if c['source'].startswith('data = open_'))
-        assert 'background:#B2182B' in opened['first']['text/html'] and opened['first']['text/plain'].startswith('SIMULATED FEATURES'), name
+        first = opened['first']
+        assert 'background:#B2182B' in first['text/html'] and first['text/plain'].startswith('SIMULATED FEATURES'), name
         for c in o['cells']: assert not c['shows'] or 'SIMULATED FEATURES' in c['text'], f"{name}: {c['source']}"
         assert sum(c['shows'] for c in o['cells'])>=2, name
         pictures = [c for c in o['cells'] if re.match(r'show_(fig|rivals)', c['source'])]
         assert all(c['shows'] for c in pictures), f'{name}: a picture is not shown'
-    trains = next(c['text'] for c in done['table1 0']['cells'] if 'get_runs' in c['source'] and 'train,' in c['text'])
-    assert 'activitynet-simulated [SIMULATED FEATURES]' in trains
+    trains = next(c['text'] for c in done['table1 0']['cells'] if 'get_runs(' in c['source'])
+    assert 'train, activitynet-simulated [SIMULATED FEATURES]' in trains
 
 def test_the_driver_trains_what_each_notebook_would(executed):
     "`hcms report activitynet --only NAME` trains the runs that NAME alone would train, and no other."
@@ -123,7 +136,8 @@ def test_the_driver_trains_what_each_notebook_would(executed):
     data = SimulatedDataset('activitynet', training=40, selection=20, evaluated=30, steps=12)
     for name in REPORT:
         for turn,seeds in enumerate((1, 2)):
-            own = {key for of,key in done[f'{name} {turn}']['asked'] if of==data.fingerprint}   # calibration has trials on other simulations, of its own
+            asked = done[f'{name} {turn}']['asked']
+            own = {key for of,key in asked if of==data.fingerprint}   # calibration trains trials on others
             assert own=={run_folder(data, c).name for c in needed(data, [name], seeds, 1)}, name
 
 def test_demo_notebooks_run_again(tiny_reports, tmp_path):
@@ -133,9 +147,12 @@ def test_demo_notebooks_run_again(tiny_reports, tmp_path):
         for turn in 'ab': cells += [FOREIGN, *cells_of(name, seeds=1, epochs=1, out_dir=str(tmp_path/turn))]
     done = run_cells(cells, tiny_reports)
     assert not any('SIMULATED' in texts(c) for c in done)
-    for turn in 'ab': assert {'ablations.csv', 'fig5.png', 'table1_families.md'}<={p.name for p in (tmp_path/turn).iterdir()}
+    for turn in 'ab':
+        assert {'ablations.csv', 'fig5.png', 'table1_families.md'}<={p.name for p in (tmp_path/turn).iterdir()}
+    driver = tiny_reports/'reports'/'demo'/OTHER
     for p in (tmp_path/'a').iterdir():
-        assert p.read_bytes()==(tmp_path/'b'/p.name).read_bytes()==(tiny_reports/'reports'/'demo'/OTHER/p.name).read_bytes() or p.suffix=='.json'
+        if p.suffix=='.json': continue   # says how many workers
+        assert p.read_bytes()==(tmp_path/'b'/p.name).read_bytes()==(driver/p.name).read_bytes()
 
 # real data
 
@@ -150,20 +167,24 @@ def write_features(root, steps, random_weights=False, videos=True, classes=('a',
     finetuned = d/'backbones'/'finetuned'
     finetuned.mkdir(parents=True)
     ids = [f'v{i:02d}' for i in range(n+8)]
-    rows = [f'{id},videos/{id}.mp4,{"training" if i<n else "validation"},{classes[i%len(classes)]}' for i,id in enumerate(ids)]
+    split = lambda i: 'training' if i<n else 'validation'
+    rows = [f'{id},videos/{id}.mp4,{split(i)},{classes[i%len(classes)]}' for i,id in enumerate(ids)]
     (d/'manifest.csv').write_text('\n'.join(['id,path,split,labels', *rows, '']))
     (d/'dataset.json').write_text(json.dumps(dict(steps=steps)))
     if random_weights:
-        (d/'backbones'/'pretrained').mkdir()
-        (d/'backbones'/'pretrained'/'weights.json').write_text(json.dumps({m: dict(what='RANDOM WEIGHTS') for m in MODALITIES}))
+        pretrained = d/'backbones'/'pretrained'
+        pretrained.mkdir()
+        (pretrained/'weights.json').write_text(json.dumps({m: dict(what='RANDOM WEIGHTS') for m in MODALITIES}))
     for m in MODALITIES: weights_path(finetuned, m).write_bytes(m.encode())
     views = open_views(FeatureStore(d/'features'), load_backbones('paper', finetuned, lazy=True, steps=steps))
-    prices = dict(of=fingerprint(sorted((m, v.fp) for m,v in views.items())), gflops=dict(audio=.07, appearance=1.8, motion=66.))
+    of = fingerprint(sorted((m, v.fp) for m,v in views.items()))
+    prices = dict(of=of, gflops=dict(audio=.07, appearance=1.8, motion=66.))
     (d/'backbones'/'prices.json').write_text(json.dumps(prices))
     rng = np.random.default_rng(0)
     for id in ids:
         for m,size in dict(audio=1024, appearance=1536, motion=2304).items():
-            views[m].put(id, torch.from_numpy(rng.standard_normal((steps, size)).astype('f4')), np.ones(steps, bool) if m=='audio' else None, {}, dtype=torch.float16)
+            x = torch.from_numpy(rng.standard_normal((steps, size)).astype('f4'))
+            views[m].put(id, x, np.ones(steps, bool) if m=='audio' else None, {}, dtype=torch.float16)
 
 def test_random_weights_say_so_in_every_cell(tmp_path):
     write_features(tmp_path, 4, random_weights=True)
@@ -175,7 +196,7 @@ def test_random_weights_say_so_in_every_cell(tmp_path):
     assert len(opened)==3 and all('background:#B2182B' in c.outputs[0].data['text/html'] for c in opened)
 
 def test_what_cannot_be_made_is_refused_before_training(tmp_path, monkeypatch):
-    "By every notebook that compares more views than there are time steps, shows videos that are gone, or is of another kind of data; the others go on."
+    "More views than time steps, videos that are gone, another kind of data, values that are none: by notebook and command."
     from hcms.core import InputError
     from hcms.datasets import Dataset
     from hcms.driver import CONFIGS, make_reports, needed
@@ -187,9 +208,14 @@ def test_what_cannot_be_made_is_refused_before_training(tmp_path, monkeypatch):
         try: needed(data, [name], 1, 1)
         except InputError as e: said[name] = str(e)
     assert set(said)=={'table1', 'claims', 'rivals', 'fig3', 'table3', 'fig1', 'fig5', 'calibration'}
-    assert '4 time steps' in said['table1'] and 'activitynet has 4' in said['rivals'] and 'v24.mp4: no such file' in said['fig5'] and 'nothing to calibrate' in said['calibration']
-    for wrong,says in ((dict(), 'the others can be had: --only'), (dict(only=['table1']), 'time steps'), (dict(only=['speed']), 'is measured on the demo'), (dict(seeds=0), 'seeds: must be above 0'),
-                       (dict(epochs=-1), 'epochs: must be 0 or more'), (dict(workers=0), 'workers: must be above 0'), (dict(out_dir=str(tmp_path/'activitynet'/'manifest.csv')), 'is a file'), (dict(only=['tabel1']), "did you mean 'table1'")):
+    assert '4 time steps' in said['table1'] and 'activitynet has 4' in said['rivals']
+    assert 'v24.mp4: no such file' in said['fig5'] and 'nothing to calibrate' in said['calibration']
+    a_file = str(tmp_path/'activitynet'/'manifest.csv')
+    for wrong,says in (
+            (dict(), 'the others can be had: --only'), (dict(only=['table1']), 'time steps'),
+            (dict(only=['speed']), 'is measured on the demo'), (dict(only=['tabel1']), "did you mean 'table1'"),
+            (dict(seeds=0), 'seeds: must be above 0'), (dict(epochs=-1), 'epochs: must be 0 or more'),
+            (dict(workers=0), 'workers: must be above 0'), (dict(out_dir=a_file), 'is a file')):
         with pytest.raises(InputError) as e: make_reports('activitynet', **dict(seeds=1, epochs=1) | wrong)
         assert says in str(e.value), str(e.value)
     for only,says in ((['calibration'], 'nothing to calibrate'), (['ablations', 'tabel1'], 'did you mean')):
@@ -198,18 +224,25 @@ def test_what_cannot_be_made_is_refused_before_training(tmp_path, monkeypatch):
     monkeypatch.setenv('HCMS_DATA', '')
     with pytest.raises(InputError) as e: make_reports('activitynet', 1, 1, only=['ablations'])
     assert 'cannot be learned' in str(e.value)
-    assert not list(tmp_path.rglob('run.json')) and not (tmp_path/'reports').exists() and not (tmp_path/'data'/'demo').exists()
+    assert not list(tmp_path.rglob('run.json')) and not (tmp_path/'reports').exists()
+    assert not (tmp_path/'data'/'demo').exists()
+
+def lose_a_feature(d): next((d/'features').rglob('motion/**/v03*.safetensors')).unlink()
+
+def lose_a_split(d):
+    rows = (d/'manifest.csv').read_text().splitlines()
+    (d/'manifest.csv').write_text('\n'.join([o for o in rows if 'validation' not in o]+['']))
+
+def lose_a_class(d): (d/'manifest.csv').write_text((d/'manifest.csv').read_text().replace(',b\n', ',a\n'))
 
 @pytest.mark.parametrize('harm, says', [
-    ('next((d/"features").rglob("motion/**/v03*.safetensors")).unlink()', 'have no features (v03'),
-    ('(d/"manifest.csv").write_text("\\n".join(o for o in (d/"manifest.csv").read_text().splitlines() if "validation" not in o)+"\\n")', "has no video in split 'validation'"),
-    ('(d/"manifest.csv").write_text((d/"manifest.csv").read_text().replace(",b\\n", ",a\\n"))', 'validation split: has videos of one class')])
+    (lose_a_feature, 'have no features (v03'), (lose_a_split, "has no video in split 'validation'"),
+    (lose_a_class, 'validation split: has videos of one class')])
 def test_a_data_set_that_lacks_something_is_refused_before_training(tmp_path, monkeypatch, harm, says):
     from hcms.core import InputError
     from hcms.driver import make_reports
     write_features(tmp_path, 12)
-    d = tmp_path/'activitynet'
-    exec(harm)
+    harm(tmp_path/'activitynet')
     monkeypatch.setenv('HCMS_DATA', str(tmp_path)); monkeypatch.setenv('HCMS_HOME', str(tmp_path))
     with pytest.raises(InputError) as e: make_reports('activitynet', 1, 1, only=['claims'])
     assert says in str(e.value) and not list(tmp_path.rglob('run.json'))
@@ -220,9 +253,12 @@ def test_a_kernel_of_another_python_says_so(tmp_path):
     "papermill by hand takes what calls itself python3; `66_driver` does not, as its own tests show."
     spec = tmp_path/'jupyter'/'kernels'/'python3'
     spec.mkdir(parents=True)
-    elsewhere = "import sys; sys.prefix = '/elsewhere'; from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
-    (spec/'kernel.json').write_text(json.dumps(dict(argv=[sys.executable, '-c', elsewhere, '-f', '{connection_file}'], display_name='Python 3', language='python')))
+    elsewhere = "import sys; sys.prefix = '/elsewhere'; from ipykernel import kernelapp; kernelapp.launch_new_instance()"
+    argv = [sys.executable, '-c', elsewhere, '-f', '{connection_file}']
+    (spec/'kernel.json').write_text(json.dumps(dict(argv=argv, display_name='Python 3', language='python')))
+    command = [BIN/'papermill', 'nbs/table2.ipynb', tmp_path/'out.ipynb', '-p', 'seeds', '0']
     for env,says in ((dict(JUPYTER_PATH=str(tmp_path/'jupyter')), True), (dict(JUPYTER_PATH=''), False)):
-        r = subprocess.run([BIN/'papermill', 'nbs/table2.ipynb', tmp_path/'out.ipynb', '-p', 'seeds', '0'], cwd=ROOT, env=os.environ | dict(HCMS_HOME=str(tmp_path), HCMS_DATA='') | env, capture_output=True, text=True)
+        env = os.environ | dict(HCMS_HOME=str(tmp_path), HCMS_DATA='') | env
+        r = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
         assert r.returncode!=0 and 'seeds: must be above 0' in r.stderr
         assert ('note: this is the Python in /elsewhere' in (tmp_path/'out.ipynb').read_text())==says
