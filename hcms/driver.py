@@ -116,6 +116,7 @@ class _Phases:
 
 # %% ../nbs/66_driver.ipynb #4be0c364
 def _check_request(parameters, only):
+    repo_root()   # says so where there are no notebooks to run
     check_parameters(parameters, dataset=str, seeds=int, epochs=int, workers=int, out_dir=str)
     dataset = parameters['dataset']
     for o in only: check_choice(o, CONFIGS, 'report notebook')   # speed wants a quiet machine: it runs where it is asked for
