@@ -26,7 +26,7 @@ TOKENS = dict(
 
 def _single(modality, n): return {f'{modality}_{o}': {modality: o} for o in TOKENS[modality][:n]}
 
-CLASSES = {**_single('audio', 4), **_single('appearance', 4), **_single('motion', 4),   # class -> {modality: token}
+CLASSES = {**_single('audio', 2), **_single('appearance', 4), **_single('motion', 4),   # class -> {modality: token}
     'pair_bell_slanted': dict(audio='bell', appearance='slanted'), 'pair_buzz_slanted': dict(audio='buzz', appearance='slanted'),
     'pair_buzz_shaking': dict(audio='buzz', motion='shaking'),   'pair_bell_shaking': dict(audio='bell', motion='shaking')}
 
@@ -38,7 +38,7 @@ def family(label:str) -> str:   # 'audio', 'appearance', 'motion' or 'pair'
 @dataclass(frozen=True)
 class Recipe:
     "What decides the demo corpus."
-    per_class:int=60       # Videos of each class
+    per_class:int=146      # Videos of each class
     training:int=40        # of them for training
     selection:int=6        # of them for choosing the epoch; the rest is the test split
     seconds:int=16         # Length; one slot a second
@@ -47,7 +47,7 @@ class Recipe:
     rate:int=16000         # Sound samples a second, mono
     seed:int=0
     trimmed:bool=False     # Evidence in every second, and nothing else: the corpus for pretraining
-    version:int=2          # Of the renderer
+    version:int=3          # Of the renderer
 
     def __post_init__(self):
         if not 0 < self.training < self.training+self.selection < self.per_class:
@@ -60,10 +60,11 @@ def _cued(rng, slots, evidence, hit=.85, false=.12):
     "The slots that get a cue: each slot of the evidence with probability `hit`, each other with probability `false`."
     return {s for s in slots if rng.random() < (hit if s in evidence else false)}
 
-def _stray(rng, modality, tokens, slots, often=.3):
-    "In some videos, a token of another class in one slot without evidence: {slot: token}."
+def _strays(rng, modality, tokens, slots):
+    "Up to two slots without evidence that hold a token of another class: {slot: token}."
     others = [o for o in TOKENS[modality] if o!=tokens.get(modality)]
-    return {rng.choice(slots).item(): rng.choice(others).item()} if rng.random()<often else {}
+    chosen = rng.choice(slots, rng.binomial(2, .35), replace=False)
+    return {int(s): rng.choice(others).item() for s in chosen}
 
 def plot_video(
     label:str,             # Class
@@ -74,13 +75,13 @@ def plot_video(
     tokens,n = CLASSES[label],recipe.seconds
     slots = [int(o) for o in rng.permutation(n)]
     if recipe.trimmed: return [dict(evidence={m: m in tokens for m in TOKENS}, sound=tokens.get('audio'), texture=tokens.get('appearance'), movement=tokens.get('motion'), whoosh=False, rim=False)]*n
-    ev = slots[:rng.choice([2, 3, 4], p=[.3, .4, .3])]
+    ev = slots[:rng.choice([1, 2, 3], p=[.2, .45, .35])]
     seen,moves,heard = 'appearance' in tokens or 'motion' in tokens,'motion' in tokens,'audio' in tokens
     objects = (ev if seen else []) + slots[5:14-len(ev)*seen]
     sounds = (ev if heard else []) + slots[7:16-len(ev)*heard]
     whoosh,rim = _cued(rng, slots, ev if seen else []),_cued(rng, objects, ev if moves else [])
-    stray = {m: _stray(rng, m, tokens, [o for o in (sounds if m=='audio' else objects) if o not in ev]) for m in TOKENS}
-    own = lambda m,s,plain: tokens.get(m, plain) if s in ev else stray[m].get(s, plain)
+    strays = {m: _strays(rng, m, tokens, [o for o in (sounds if m=='audio' else objects) if o not in ev]) for m in TOKENS}
+    own = lambda m,s,plain: tokens.get(m, plain) if s in ev else strays[m].get(s, plain)
     return [dict(evidence={m: s in ev and m in tokens for m in TOKENS},
                  sound=own('audio', s, 'tone') if s in sounds else None,
                  texture=own('appearance', s, rng.choice(['plain', 'blotched']).item()) if s in objects else None,
