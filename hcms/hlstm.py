@@ -220,10 +220,11 @@ class Hierarchy(nn.Module):
         modalities=MODALITIES,       # Names from the lowest level to the highest, one or more
         in_sizes=IN_SIZES,           # Sizes of the features: {modality: size}, or along `modalities`
         proj_sizes=PROJ_SIZES,       # Sizes after the projection, likewise
-        hidden_sizes=HIDDEN_SIZES,   # Units of the LSTMs, likewise
+        hidden_sizes=HIDDEN_SIZES,   # Units of the LSTMs: {modality: size}, or from the lowest level up
         nested:bool=True,            # Is a level only used where all below it are?
         copy_cell:bool=True,         # Copy c as well as h where a gate is shut?
         layer_norm:bool=False,       # LayerNorm in the projections?
+        sizes_by:str='place',        # Sizes in a mapping: 'place' gives the lowest level the smallest, 'modality' each its own
     ):
         super().__init__()
         self.modalities = tuple([modalities] if isinstance(modalities, str) else modalities)
@@ -231,7 +232,11 @@ class Hierarchy(nn.Module):
         if not (isinstance(num_classes, int) and num_classes>0): raise InputError('num_classes', f'must be a whole number above 0, not {num_classes!r}')
         for k,v in dict(nested=nested, copy_cell=copy_cell, layer_norm=layer_norm).items():
             if not isinstance(v, bool): raise InputError(k, f'must be true or false, not {v!r}')
-        self.in_sizes,proj,self.hidden_sizes = (sizes_along(o, self.modalities, k) for k,o in dict(in_sizes=in_sizes, proj_sizes=proj_sizes, hidden_sizes=hidden_sizes).items())
+        check_choice(sizes_by, ('place', 'modality'), 'sizes_by')
+        self.in_sizes = sizes_along(in_sizes, self.modalities, 'in_sizes')
+        proj = sizes_along(proj_sizes, self.modalities, 'proj_sizes')
+        self.hidden_sizes = sizes_along(hidden_sizes, self.modalities, 'hidden_sizes')
+        if sizes_by=='place' and isinstance(hidden_sizes, Mapping): self.hidden_sizes = tuple(sorted(self.hidden_sizes))
         self.num_classes,self.nested,self.copy_cell = num_classes,nested,copy_cell
         self.levels = nn.ModuleList(Level(i, proj[:k], p, h, layer_norm) for k,(i,p,h) in enumerate(zip(self.in_sizes, proj, self.hidden_sizes)))
         self.head = nn.Linear(self.hidden_sizes[-1], num_classes)

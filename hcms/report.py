@@ -154,7 +154,7 @@ def describe(
     lost = c['n_official']-c['n_evaluated'] if not data.simulated else 0
     seeds = sorted({r.config.seed for r in runs})
     many = f"{c['n_evaluated']} simulated videos ({data.name}'s {data.evaluated} split has {c['n_official']})" if data.simulated else f"{data.evaluated} split, {c['n_evaluated']} of {c['n_official']} videos evaluated{f', {lost} missing' if lost else ''}"
-    epochs = f"at most {config['epochs']} epochs, ended {config['patience']} after the best" if config['patience'] else f"{config['epochs']} epochs"
+    epochs = f"at most {config['epochs']} epochs, at least {config['min_epochs']}, ended when the smoothed score had not risen for {config['patience']}" if config['patience'] else f"{config['epochs']} epochs"
     notes = [f"{data.label}: {data.media}; {many}; {data.training}; {data.steps} time steps. {f'Mean and standard deviation of {len(seeds)} seeds.' if len(seeds)>1 else 'One seed.'}",
              f"Training: Adam {config['lr']:g} x {config['decay']:g} an epoch, {epochs}, batch {config['batch']}; skip targets {', '.join(map(str, config_for(data).skip_targets))} where nothing else is said; lambda {config['weight']:g}. The epoch is chosen on the selection split."]
     meta = dict(dataset=data.label, stamp=data.stamp, simulated=data.simulated, parameters={k: v for k,v in parameters.items() if k!='out_dir'}, data=data.fingerprint, **c,

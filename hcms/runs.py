@@ -30,7 +30,7 @@ TRAINING = dict(paper=dict(), demo=dict(proj_sizes=_SMALL, hidden_sizes=_SMALL, 
     simulated=dict(proj_sizes=_SMALL, hidden_sizes=_SMALL, lr=4e-3, decay=.95, batch=32, epochs=24, patience=3, forget_bias=3.))
 
 # %% ../nbs/50_runs.ipynb #078d750b
-_OPEN = dict(epochs='', patience='0: every epoch is run', batch='', weight_decay='', clip='largest norm of the gradient', seed='first of the runs', forget_bias='added to the initial forget gates',
+_OPEN = dict(epochs='', min_epochs='', patience='0: every epoch is run', sizes_by='hidden sizes belong to the place in the hierarchy', batch='', weight_decay='', clip='largest norm of the gradient', seed='first of the runs', forget_bias='added to the initial forget gates',
     skip_targets='one of the ranges 0.6 to 0.85 and 0.94 to 0.98', tau='temperature of Eq. 9, first and last', warmup='of lambda', per_video='Eq. 10 on the mean of the batch, or as printed',
     hard='gates of exactly 0 and 1 in training', nested='motion only where appearance is used', copy_cell='the copy takes c as well as h', precision='')
 
@@ -41,7 +41,7 @@ def open_choices(preset:str='paper') -> pd.DataFrame:   # what, ours, note, stat
     return pd.DataFrame(rows).sort_values('stated', kind='stable').reset_index(drop=True)
 
 # %% ../nbs/50_runs.ipynb #a529d2f7
-VERSION = 4   # Of what a run means: raise it when training changes
+VERSION = 5   # Of what a run means: raise it when training changes
 
 @dataclass
 class Run:
