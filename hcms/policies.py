@@ -6,7 +6,7 @@
 __all__ = ['GRID', 'VIEWS', 'HCMS_GRID', 'SHIPPED', 'MEASURED', 'Acted', 'View', 'view_of', 'Policy', 'gflops', 'ask', 'Knob',
            'own_macs', 'spread', 'acted', 'Retrained', 'Hierarchical', 'stopped', 'Random', 'Loudest',
            'cheapest_evidence', 'Oracle', 'Cascade', 'Late', 'early', 'policies', 'policy_changes', 'policy_configs',
-           'measure', 'along', 'cost_at', 'measured', 'chance', 'compare']
+           'measure', 'along', 'cost_at', 'measured', 'chance', 'Line', 'line', 'compare']
 
 # %% ../nbs/57_policies.ipynb #129df141
 from typing import NamedTuple
@@ -20,7 +20,8 @@ from .core import MODALITIES, check_count, check_seal, fingerprint, rng_for, sea
 from .costs import PAPER_PRICES, gflops_per_video, module_costs, within_budget
 from .datasets import stamped
 from .hlstm import SEAL
-from .metrics import bootstrap_map, mean_average_precision, over_seeds_draws, softmax
+from .intervals import Estimate, Interval, leave_one_out, strata_of
+from .metrics import mean_average_precision, softmax
 from .resume import generator_for
 from .rivals import RIVALS, previewed, top_steps
 from .runs import get_runs, load_run, run_folder, train_runs, variants
@@ -213,7 +214,7 @@ def policy_configs(data, seeds:int=3, epochs:int=0) -> list:   # of TrainConfig
 SHIPPED = policies()[0].settings.index((HCMS_GRID.index({}), 1.))   # The setting of HCMS that is trained with the data set's own skip targets
 
 # %% ../nbs/57_policies.ipynb #3d6bbadb
-def measure(policy, view:View, draws:int=300) -> list:   # of dicts: policy, kind, setting, seed, map, gflops, draws (n,)
+def measure(policy, view:View) -> list:   # of dicts: policy, kind, setting, seed, map, gflops, changes (N,)
     "A fitted policy at all settings and seeds."
     rows = []
     if isinstance(policy, Oracle) and view.evidence is None: return []
@@ -221,7 +222,7 @@ def measure(policy, view:View, draws:int=300) -> list:   # of dicts: policy, kin
         for k,s in enumerate(policy.settings):
             done = policy.act(runs, view, s)
             rows.append(dict(policy=policy.name, kind=policy.kind, setting=k, seed=runs[0].config.seed, map=mean_average_precision(done.scores, view.split.labels), gflops=gflops(done).mean(),
-                **{f'use_{m}': done.use[...,n].mean() for n,m in enumerate(MODALITIES)}, own_gflops=done.own.mean()/1e9, draws=bootstrap_map(done.scores, view.split.labels, draws)))
+                **{f'use_{m}': done.use[...,n].mean() for n,m in enumerate(MODALITIES)}, own_gflops=done.own.mean()/1e9, changes=leave_one_out(done.scores, view.split.labels)))
     return rows
 
 def along(cost, maps, grid, floor=0.) -> np.ndarray:   # (G, n) for cost (K,), maps (K, n), grid (G,)
@@ -233,18 +234,18 @@ def along(cost, maps, grid, floor=0.) -> np.ndarray:   # (G, n) for cost (K,), m
     w = np.where(x[b]>x[a], (grid-x[a])/np.where(x[b]>x[a], x[b]-x[a], 1), 0.)[:,None]
     return np.where(k[:,None]<0, floor, (1-w)*y[a]+w*y[b])
 
-def cost_at(cost, maps, target) -> np.ndarray:   # (n,) for cost (K,), maps (K, n), target (n,)
+def cost_at(cost, maps, target:float) -> float:   # for cost (K,), maps (K,)
     "Where the curve first reaches the target; infinite if it never does."
     order = np.argsort(cost, kind='stable')
-    x,y = np.asarray(cost, dtype=float)[order],maps[order]
-    first = (y>=target).argmax(0)
-    a,b,n = (first-1).clip(0),first,np.arange(y.shape[1])
-    rise = np.where(first>0, y[b,n]-y[a,n], 1.)
-    reached = np.where(first>0, x[a]+(target-y[a,n])/np.where(rise>0, rise, 1.)*(x[b]-x[a]), x[0])
-    return np.where((y>=target).any(0), reached, np.inf)
+    x = np.asarray(cost, dtype=float)[order]
+    y = np.asarray(maps, dtype=float)[order]
+    if not (y>=target).any(): return np.inf
+    b = int((y>=target).argmax())
+    if b==0: return float(x[0])
+    return float(x[b-1]+(target-y[b-1])/(y[b]-y[b-1])*(x[b]-x[b-1]))
 
 # %% ../nbs/57_policies.ipynb #fc31a24e
-MEASURED = 1   # Version of what is kept
+MEASURED = 2   # Version of what is kept
 
 def _start(data):
     global _view
@@ -252,34 +253,36 @@ def _start(data):
     _view = view_of(data)
 
 def _measure(job):
-    name,folders,draws = job
+    name,folders = job
     policy = next(p for p in policies() if p.name==name)
     policy.runs = [[load_run(f) for f in seed] for seed in folders]
-    return measure(policy, _view, draws)
+    return measure(policy, _view)
 
 def measured(
     data,
     seeds:int=3,
     epochs:int=0,      # 0: the data set's own schedule
     workers:int=2,     # Processes
-    draws:int=300,     # Resamples of the videos
-) -> tuple:            # A frame with a row a policy, setting and seed; their resampled mAPs (rows, n)
+) -> tuple:            # A frame with a row a policy, setting and seed; their changes without each video (rows, N); strata (N,)
     "Every policy on the evaluated split; what is missing is trained and measured."
-    for k,v in dict(seeds=seeds, workers=workers, draws=draws).items(): check_count(v, k)
+    for k,v in dict(seeds=seeds, workers=workers).items(): check_count(v, k)
     configs = {p.name: variants(data, p.changes, seeds, epochs) for p in policies()}
     train_runs(data, [c for o in configs.values() for c in o], workers)
     folders = {k: [run_folder(data, c) for c in o] for k,o in configs.items()}
-    kept = data.folder/'policies'/fingerprint([MEASURED, draws, {k: [f.name for f in o] for k,o in folders.items()}, {p.name: list(map(str, p.settings)) for p in policies()}])
+    kept = data.folder/'policies'/fingerprint([MEASURED, {k: [f.name for f in o] for k,o in folders.items()}, {p.name: list(map(str, p.settings)) for p in policies()}])
     if not (kept/'curves.csv').exists():
         kept.mkdir(parents=True, exist_ok=True)
         with worker_pool(workers, _start, (data,), doing=f'measure the policies, {data.label}') as pool:
-            jobs = [(k, [o[s::seeds] for s in range(seeds)], draws) for k,o in folders.items()]
+            jobs = [(k, [o[s::seeds] for s in range(seeds)]) for k,o in folders.items()]
             rows = [r for o in tqdm(pool.map(_measure, jobs), total=len(jobs), desc=f'policies, {data.bar_label}', unit='policy') for r in o]
-        with sealing(kept/SEAL, 'draws.safetensors', 'curves.csv'):
-            write_whole(kept/'draws.safetensors', save(dict(draws=np.stack([r.pop('draws') for r in rows]))))
+        changes = np.stack([r.pop('changes') for r in rows])
+        strata = strata_of(data.split(data.evaluated).labels)
+        with sealing(kept/SEAL, 'changes.safetensors', 'curves.csv'):
+            write_whole(kept/'changes.safetensors', save(dict(changes=changes, strata=strata)))
             write_whole(kept/'curves.csv', pd.DataFrame(rows).to_csv(index=False, lineterminator='\n'))
     check_seal(kept/SEAL)
-    return stamped(data, pd.read_csv(kept/'curves.csv')),load((kept/'draws.safetensors').read_bytes())['draws']
+    tensors = load((kept/'changes.safetensors').read_bytes())
+    return stamped(data, pd.read_csv(kept/'curves.csv')),tensors['changes'],tensors['strata']
 
 # %% ../nbs/57_policies.ipynb #83d9f329
 def chance(data) -> float:
@@ -287,13 +290,37 @@ def chance(data) -> float:
     share = data.split(data.evaluated).labels.mean(0)
     return float(share[share>0].mean())
 
-def _interval(draws):
-    low,mid,high = np.quantile(draws, [.025, .5, .975], method='lower')   # of values that may be infinite
-    return dict(mean=float(np.mean(draws)) if np.isfinite(draws).all() else float(mid), low=float(low), high=float(high))
+class Line(NamedTuple):
+    "The curve of a policy: mAP over cost, at its K operating points."
+    cost:np.ndarray      # (K,) GFLOPs a video, mean over seeds
+    each:np.ndarray      # (K, S) mAP of each seed
+    changes:np.ndarray   # (K, S, N) without each video
+    strata:np.ndarray    # (N,)
+    def at(self, grid, floor=0.) -> Estimate:
+        "Mean mAP over some costs (G,); `floor` below the cheapest point."
+        K,S,N = self.changes.shape
+        each = along(self.cost, self.each, grid, floor).mean(0)
+        changes = along(self.cost, self.changes.reshape(K, -1), grid).mean(0).reshape(S, N)
+        return Estimate(each, changes, self.strata)
+    def where(self, target:Estimate, grid) -> Interval:
+        "The cost at which mAP reaches a target: all costs at which the difference to it could be nothing."
+        differences = [(self.at([c])-target).interval() for c in grid]
+        first = lambda reached: next((float(c) for c,ok in zip(grid, reached) if ok), np.inf)
+        mean = cost_at(self.cost, self.each.mean(1), target.mean)
+        low = min(first([o.high>=0 for o in differences]), mean)
+        return Interval(mean, low, max(first([o.low>=0 for o in differences]), mean))
+
+def line(rows:pd.DataFrame, changes, strata) -> Line:
+    "The curve of one policy from its rows of `measured`."
+    settings = sorted(rows.setting.unique())
+    at = [rows.index[rows.setting==s] for s in settings]
+    cost = np.array([rows.gflops[o].mean() for o in at])
+    return Line(cost, np.stack([rows['map'][o] for o in at]), np.stack([changes[o] for o in at]), strata)
 
 def compare(
     curves:pd.DataFrame,   # From `measured`
-    draws:np.ndarray,
+    changes:np.ndarray,
+    strata:np.ndarray,
     steps:int,             # T
     floor:float,           # From `chance`
     tolerance:float=.01,   # Of equal mAP
@@ -301,16 +328,17 @@ def compare(
 ) -> pd.DataFrame:         # A row a policy: area_*, hcms_more_* (from equal_from to equal_to GFLOPs) and cost_* with _mean, _low, _high
     "What sums the curves up, beside HCMS."
     grid = np.geomspace(steps*PAPER_PRICES['audio'], steps*sum(PAPER_PRICES.values()), 200)
-    lines = {}
+    curves = curves.reset_index(drop=True)
+    lines = {name: line(d, changes, strata) for name,d in curves.groupby('policy', sort=False)}
+    ours = lines['HCMS']
+    own = Estimate(ours.each[shipped]-tolerance, ours.changes[shipped], strata)
+    rows = []
     for name,d in curves.groupby('policy', sort=False):
-        cost = d.groupby('setting').gflops.mean()
-        lines[name] = cost.to_numpy(),np.stack([over_seeds_draws(draws[d.index[d.setting==s]], name) for s in cost.index])
-    cost,ours = lines['HCMS']
-    target,rows = ours[shipped]-tolerance,[]
-    for name,d in curves.groupby('policy', sort=False):
-        c,m = lines[name]
-        both = np.geomspace(max(c.min(), cost.min()), max(c.max(), cost.max()), 100)
+        theirs = lines[name]
+        both = np.geomspace(max(theirs.cost.min(), ours.cost.min()), max(theirs.cost.max(), ours.cost.max()), 100)
         best = d.groupby('setting')[['map', 'gflops']].mean().sort_values('map').iloc[-1]
-        each = dict(area=_interval(along(c, m, grid, floor).mean(0)), hcms_more=_interval((along(cost, ours, both)-along(c, m, both)).mean(0)), cost=_interval(cost_at(c, m, target)))
-        rows.append(dict(policy=name, kind=d.kind.iloc[0], settings=d.setting.nunique(), best_map=best['map'], best_gflops=best.gflops, equal_from=both[0], equal_to=both[-1], **{f'{k}_{a}': v for k,o in each.items() for a,v in o.items()}))
+        costs = np.geomspace(theirs.cost.min(), theirs.cost.max(), 60)
+        intervals = dict(area=theirs.at(grid, floor).interval(), hcms_more=(ours.at(both)-theirs.at(both)).interval(), cost=theirs.where(own, costs))
+        rows.append(dict(policy=name, kind=d.kind.iloc[0], settings=d.setting.nunique(), best_map=best['map'], best_gflops=best.gflops, equal_from=both[0], equal_to=both[-1],
+            **{f'{k}_{a}': v for k,o in intervals.items() for a,v in o._asdict().items()}))
     return pd.DataFrame(rows)
