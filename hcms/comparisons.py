@@ -170,8 +170,10 @@ ORDERS = tuple(tuple({v: k for k,v in LETTERS.items()}[o] for o in order.split('
 def arrow(modalities) -> str: return ' → '.join(LETTERS[m] for m in modalities)
 
 def table6_configs(data, seeds:int=3, epochs:int=0) -> list:   # of TrainConfig
-    "HCMS in all four orders, the natural one first."
-    return variants(data, [dict(), *(dict(modalities=o) for o in ORDERS[1:])], seeds, epochs)
+    "HCMS in all four orders, the natural one first; then the other reading of hidden sizes, where data are not simulated."
+    changes = [dict(), *(dict(modalities=o) for o in ORDERS[1:])]
+    if not data.simulated: changes += [dict(modalities=o, sizes_by='modality') for o in ORDERS[1:]]
+    return variants(data, changes, seeds, epochs)
 
 def table6(
     data,
@@ -180,19 +182,31 @@ def table6(
     "The numbers of Table 6, with the skip targets beside the reached ratios."
     rows = []
     for r in runs:
-        h,(_,middle,tail) = headline(r.predictions, r.model),r.config.modalities
-        rows.append(dict(order=arrow(r.config.modalities), map=h['map'], gflops=h['gflops'], skip_middle=h[f'skip_{middle}'], skip_tail=h[f'skip_{tail}'], target_middle=r.config.skip_targets[0], target_tail=r.config.skip_targets[1]))
-    df = over_seeds(rows, ['order'])
-    paper = paper_table(6).assign(order=[arrow(o) for o in ORDERS]).set_index('order').loc[df.order]
-    return stamped(data, df).assign(paper_map=paper.map_pct.to_numpy()/100, paper_gflops=paper.gflops.to_numpy(), paper_skip_middle=paper.skip_ratio_middle.to_numpy(), paper_skip_tail=paper.skip_ratio_tail.to_numpy())
+        h = headline(r.predictions, r.model)
+        _,middle,tail = r.config.modalities
+        rows.append(dict(order=arrow(r.config.modalities), hidden_sizes=r.config.sizes_by, map=h['map'], gflops=h['gflops'],
+            skip_middle=h[f'skip_{middle}'], skip_tail=h[f'skip_{tail}'],
+            target_middle=r.config.skip_targets[0], target_tail=r.config.skip_targets[1]))
+    df = over_seeds(rows, ['order', 'hidden_sizes'])
+    quoted = paper_table(6).assign(order=[arrow(o) for o in ORDERS], hidden_sizes='place', paper_map=lambda d: d.map_pct/100)
+    quoted = quoted.rename(columns=dict(gflops='paper_gflops', skip_ratio_middle='paper_skip_middle', skip_ratio_tail='paper_skip_tail'))
+    columns = ['order', 'hidden_sizes', 'paper_map', 'paper_gflops', 'paper_skip_middle', 'paper_skip_tail']
+    return stamped(data, df.merge(quoted[columns], 'left', ['order', 'hidden_sizes']))
 
 def show_table6(numbers, data, parameters, runs, out) -> pd.DataFrame:
     "Write table6.* and return it as it is shown."
-    shown = pd.DataFrame({'Order': numbers.order, 'mAP %': mean_pm(numbers, 'map', 100), 'GFLOPs': mean_pm(numbers, 'gflops'), 'SkipRatio1': mean_pm(numbers, 'skip_middle', digits=3), 'SkipRatio2': mean_pm(numbers, 'skip_tail', digits=3),
+    quoted = lambda column, form: numbers[column].map(lambda v: '–' if pd.isna(v) else form.format(v))
+    shown = pd.DataFrame({'Order': numbers.order, 'hidden sizes by': numbers.hidden_sizes,
+        'mAP %': mean_pm(numbers, 'map', 100), 'GFLOPs': mean_pm(numbers, 'gflops'),
+        'SkipRatio1': mean_pm(numbers, 'skip_middle', digits=3), 'SkipRatio2': mean_pm(numbers, 'skip_tail', digits=3),
         'targets': [f'{a:g}, {b:g}' for a,b in zip(numbers.target_middle_mean, numbers.target_tail_mean)],
-        'paper, ActivityNet: mAP %': _percent(numbers.paper_map), 'GFLOPs ': numbers.paper_gflops.map('{:.1f}'.format), 'SkipRatio1 ': numbers.paper_skip_middle.map('{:.3f}'.format), 'SkipRatio2 ': numbers.paper_skip_tail.map('{:.3f}'.format)})
+        'paper, ActivityNet: mAP %': (100*numbers.paper_map).map(lambda v: '–' if pd.isna(v) else f'{v:.1f}'),
+        'GFLOPs ': quoted('paper_gflops', '{:.1f}'), 'SkipRatio1 ': quoted('paper_skip_middle', '{:.3f}'),
+        'SkipRatio2 ': quoted('paper_skip_tail', '{:.3f}')})
+    if data.simulated: shown = shown.drop(columns='hidden sizes by')
     notes,meta = describe(data, runs, parameters)
-    notes += ["SkipRatio1 and SkipRatio2: the share of steps that skip the middle and the last modality. The penalty is soft, so targets and reached ratios differ, in the paper too. The last four columns are the paper's, quoted."]
+    notes += ["SkipRatio1 and SkipRatio2: the share of steps that skip the middle and the last modality. The penalty is soft, so targets and reached ratios differ, in the paper too. The last four columns are the paper's, quoted.",
+              'Hidden sizes go by place: the lowest level has the fewest units whatever its modality.' + ('' if data.simulated else ' By modality, a closed gate of a narrow level on top of a wide one overwrites its whole state.')]
     write_table(numbers, shown, 'table6', out, f'Table 6. Orders of the modalities on {data.label}', notes, meta)
     return stamped(data, shown)
 
