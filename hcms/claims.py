@@ -7,7 +7,7 @@ __all__ = ['HOLDS', 'REFUTED', 'EQUAL', 'UNDECIDED', 'UNTESTABLE', 'MARGIN', 'CL
            'DID_NOT_TRAIN', 'Judged', 'judge', 'together', 'Evidence', 'claim_changes', 'claims_configs', 'Row',
            'Claim', 'claim', 'matches_fusion', 'each_adds', 'audio_weak', 'audio_adds', 'beats_uniform', 'budgets',
            'usage_varies', 'cheap_classes', 'informative', 'audio_cheap', 'orders', 'gates_early', 'stricter', 'shares',
-           'adaframe', 'state_of_the_art', 'claims_table', 'show_claims']
+           'adaframe', 'state_of_the_art', 'claims_table', 'show_claims', 'show_coverage']
 
 # %% ../nbs/65_claims.ipynb #71b55e05
 from functools import cached_property
@@ -477,3 +477,15 @@ def show_claims(numbers, e, parameters, out) -> pd.DataFrame:
     shown['#'] = shown['#'].astype(str)
     write_table(numbers, shown, 'claims', out, f"The paper's claims, on {e.data.label}", notes, meta)
     return stamped(e.data, shown)
+
+# %% ../nbs/65_claims.ipynb #5c627b81
+def show_coverage(numbers, repeats:int, data, parameters, runs, out) -> pd.DataFrame:
+    "Write claims_coverage.* and return it as it is shown: `numbers` from `hcms.intervals.coverage_table`."
+    percent = lambda column: (100*numbers[column]).map('{:.1f}'.format)
+    shown = pd.DataFrame({'videos a class': numbers.videos.astype(str), 'seeds': numbers.seeds.astype(str),
+        'an mAP %': percent('mAP'), 'a difference of mAP %': percent('difference'), 'Spearman over classes %': percent('spearman')})
+    _,meta = describe(data, runs, parameters)
+    notes = [f'Share of 95% intervals that contain the truth, in {repeats} made-up experiments a row (8 classes; 16 for Spearman): two methods on the same videos, several seeds each. The experiments are simulated; they test the statistics and no method.',
+             f'With {repeats} experiments a share of 95% is known to about {196*(.95*.05/repeats)**.5:.1f} points.']
+    write_table(numbers, shown, 'claims_coverage', out, 'Do the intervals cover what they say?', notes, meta)
+    return stamped(data, shown)

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['leave_one_out', 'strata_of', 'Variance', 'variance_over_videos', 'Interval', 'interval', 'Estimate', 'estimate_map',
-           'estimate_mean', 'experiment', 'coverage', 'rank_interval', 'rank_coverage']
+           'estimate_mean', 'experiment', 'coverage', 'rank_interval', 'rank_coverage', 'coverage_table']
 
 # %% ../nbs/33_intervals.ipynb #af210550
 from dataclasses import dataclass
 from typing import NamedTuple
 import numpy as np
+import pandas as pd
 from scipy.special import ndtri, stdtrit
 from scipy.stats import spearmanr
 from .core import InputError, rng_for
@@ -28,16 +29,23 @@ def leave_one_out(
 
 def _ap_changes(s, positive):
     "(N,) AP of one class less its AP without each video."
+    s_pos = -np.sort(-s[positive])                                   # (P,) scores of the positives, best first
+    P = len(s_pos)
+    rank = len(s)-np.searchsorted(np.sort(s), s_pos, 'left')         # videos at or above each positive
+    hits = P-np.searchsorted(s_pos[::-1], s_pos, 'left')             # positives at or above it
+    from_here = lambda x: np.append(x[::-1].cumsum()[::-1], 0.)      # sums over this positive and those below
+    as_it_is = from_here(hits/rank)
+    one_less = from_here(hits/np.maximum(rank-1, 1))                 # without a negative above
+    both_less = from_here((hits-1)/np.maximum(rank-1, 1))            # without a positive above
+    first = np.searchsorted(-s_pos, -s, 'left')                      # the first positive at or below each video
+    own = (hits-1)/np.maximum(rank-1, 1)                             # what `both_less` holds of the video itself
+    above = as_it_is[0]-as_it_is[first]
+    without = (above+one_less[first])/P
     at = np.flatnonzero(positive)
-    n = len(at)
-    above = (s[:,None]>=s[at]).astype(np.float64)                    # (N, P)
-    rank = above.sum(0)
-    hits = above[at].sum(0)
-    ap = (hits/rank).mean()
-    without = (hits-above*positive[:,None])/np.maximum(rank-above, 1)
-    without[at,np.arange(n)] = 0.                                    # a positive that is left out has no precision
-    left = np.where(positive, n-1, n)
-    return np.where(left>0, ap-without.sum(1)/np.maximum(left, 1), 0.)
+    without[at] = (above[at]+both_less[first[at]]-own[first[at]])/max(P-1, 1)
+    ap = as_it_is[0]/P
+    if P==1: without[at] = ap
+    return ap-without
 
 # %% ../nbs/33_intervals.ipynb #707dcdba
 def strata_of(
@@ -207,3 +215,17 @@ def rank_coverage(classes:int, videos:int, seeds:int, repeats:int) -> float:
     found = [rank_interval(*draw(classes)) for _ in range(repeats)]
     hits = [o.low<=truth<=o.high for o in found]
     return float(np.mean(hits))
+
+# %% ../nbs/33_intervals.ipynb #97b680ab
+def coverage_table(
+    repeats=1000,      # Experiments in each row
+    classes=8,
+    seeds=(3, 5, 10),
+    videos=(2, 14, 25, 100),   # a class
+) -> pd.DataFrame:     # videos, seeds, mAP, difference, spearman: shares from 0 to 1
+    "How often the intervals contain the truth, for a few sizes of an experiment."
+    rows = []
+    for v in videos:
+        for s in seeds:
+            rows.append(dict(videos=v, seeds=s, **coverage(classes, v, s, repeats), spearman=rank_coverage(2*classes, v, s, repeats)))
+    return pd.DataFrame(rows)
