@@ -15,8 +15,10 @@ from .core import (InputError, check_choice, commit, fingerprint, home, read_jso
                        write_whole)
 from .costs import PAPER_PRICES
 from .datasets import DATASETS
-from .runs import config_for
+from .paper import PAPER
 from .plots import save_figure
+from .runs import CLOSE, REACHED, config_for
+from .train import train_config
 
 # %% ../nbs/61_report.ipynb #991f20ce
 def _assigned(cell:str) -> set:
@@ -143,6 +145,12 @@ def mean_pm(
     return pd.Series([one(m, s) for m,s in zip(df[f'{name}_mean'], df[f'{name}_std'])], index=df.index)
 
 # %% ../nbs/61_report.ipynb #220f8916
+def _aims(config) -> str:
+    "Skip targets and lambda in words, and why these."
+    text = f"skip targets {', '.join(map(str, config.skip_targets))}, lambda {config.weight:g}"
+    if config.weight==PAPER.usage_weight and config.skip_targets==train_config().skip_targets: return text
+    return f"{text}, so that the ratios reached on the selection split are the paper's ({', '.join(f'{o:g}' for o in REACHED)} within {CLOSE:g})"
+
 def describe(
     data,
     runs,                # Those that the artifact is made from
@@ -156,7 +164,7 @@ def describe(
     many = f"{c['n_evaluated']} simulated videos ({data.name}'s {data.evaluated} split has {c['n_official']})" if data.simulated else f"{data.evaluated} split, {c['n_evaluated']} of {c['n_official']} videos evaluated{f', {lost} missing' if lost else ''}"
     epochs = f"at most {config['epochs']} epochs, at least {config['min_epochs']}, ended when the smoothed score had not risen for {config['patience']}" if config['patience'] else f"{config['epochs']} epochs"
     notes = [f"{data.label}: {data.media}; {many}; {data.training}; {data.steps} time steps. {f'Mean and standard deviation of {len(seeds)} seeds.' if len(seeds)>1 else 'One seed.'}",
-             f"Training: Adam {config['lr']:g} x {config['decay']:g} an epoch, {epochs}, batch {config['batch']}; skip targets {', '.join(map(str, config_for(data).skip_targets))} where nothing else is said; lambda {config['weight']:g}. The epoch is chosen on the selection split."]
+             f"Training: Adam {config['lr']:g} x {config['decay']:g} an epoch, {epochs}, batch {config['batch']}; {_aims(config_for(data))} where nothing else is said. The epoch is chosen on the selection split."]
     meta = dict(dataset=data.label, stamp=data.stamp, simulated=data.simulated, parameters={k: v for k,v in parameters.items() if k!='out_dir'}, data=data.fingerprint, **c,
                 missing=data.missing, **data.sources(), versions=versions(), commit=commit(), paper_prices=PAPER_PRICES,
                 configuration={k: v for k,v in config.items() if k!='seed'}, seeds=seeds, runs=[r.key for r in runs])
