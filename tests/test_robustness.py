@@ -517,7 +517,7 @@ def takers(tmp_path) -> dict:
                  lambda o: prepare_demo(workers=o), lambda o: open_dataset('activitynet', o),
                  lambda o: streamed(workers=o), lambda o: train_runs(data, [], o), lambda o: get_runs(data, [], o),
                  lambda o: measured(data, workers=o)],
-        networks=[lambda o: on_ray(networks=o)], draws=[lambda o: measured(data, draws=o)],
+        networks=[lambda o: on_ray(networks=o)],
         seeds=[lambda o: variants(data, [{}], o), lambda o: measured(data, o)],
         save_every=[lambda o: streamed(save_every=o)],
         videos=[lambda o: pack(view, o), lambda o: tuned(videos=o),
