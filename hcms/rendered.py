@@ -63,7 +63,7 @@ def _cued(rng, slots, evidence, hit=.85, false=.12):
 def _strays(rng, modality, tokens, slots):
     "Up to two slots without evidence that hold a token of another class: {slot: token}."
     others = [o for o in TOKENS[modality] if o!=tokens.get(modality)]
-    chosen = rng.choice(slots, rng.binomial(2, .25), replace=False)
+    chosen = rng.choice(slots, rng.binomial(2, .3), replace=False)
     return {int(s): rng.choice(others).item() for s in chosen}
 
 def plot_video(
@@ -75,7 +75,7 @@ def plot_video(
     tokens,n = CLASSES[label],recipe.seconds
     slots = [int(o) for o in rng.permutation(n)]
     if recipe.trimmed: return [dict(evidence={m: m in tokens for m in TOKENS}, sound=tokens.get('audio'), texture=tokens.get('appearance'), movement=tokens.get('motion'), whoosh=False, rim=False)]*n
-    ev = slots[:rng.choice([2, 3, 4], p=[.45, .35, .2])]
+    ev = slots[:rng.choice([2, 3, 4], p=[.7, .2, .1])]
     seen,moves,heard = 'appearance' in tokens or 'motion' in tokens,'motion' in tokens,'audio' in tokens
     objects = (ev if seen else []) + slots[5:14-len(ev)*seen]
     sounds = (ev if heard else []) + slots[7:16-len(ev)*heard]
