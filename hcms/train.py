@@ -147,12 +147,23 @@ def _in_order(mine, team, batches) -> list:
     return [parts[n%team.num_processes][n//team.num_processes] for n in range(batches)]
 
 # %% ../nbs/40_train.ipynb #83147cd1
+@torch.no_grad()
+def _rival_score(model, config, split, at_default, gates) -> float:
+    "Mean mAP of all operating points over the logarithm of the number of steps looked at; with one point, its mAP less its penalty."
+    if len(model.settings)<2: return at_default-model.penalty(gates)
+    x,points = [o.float() for o in split.take(config.modalities, config.views)],[]
+    for s in model.settings:
+        out = model(*x, setting=s)
+        points.append((out.gates[...,-1].sum(1).mean().item(), mean_average_precision(softmax(out.logits.numpy()), split.labels)))
+    steps,maps = map(np.array, zip(*sorted(points)))
+    return float(np.interp(np.log(np.geomspace(1, min(model.looks, x[0].shape[1]), 50)), np.log(steps), maps).mean())
+
 def _evaluate(model, config, split, team=None) -> dict:
     logits,gates = predict_split(model, config, split, team=team)
     out = dict(map=mean_average_precision(softmax(logits[:,-1].numpy()), split.labels))
     if config.model=='hcms':
         out |= {f'skip_{m}': float(s) for m,s in zip(config.modalities[1:], skip_ratios(gates.numpy()))}
-    if isinstance(model, Rival): return out | dict(score=out['map']-model.penalty(gates))
+    if isinstance(model, Rival): return out | dict(score=_rival_score(model, config, split, out['map'], gates))
     penalty = usage_loss(gates, config.skip_targets).item() if config.model=='hcms' and config.policy=='learned' else 0.
     return out | dict(score=out['map']-config.weight*penalty)
 
@@ -164,7 +175,7 @@ def _train_epoch(model, config, x, y, optimizer, scaler, epoch, team=None) -> di
         at = torch.from_numpy(order[i:i+config.batch])
         progress = (epoch+n/len(starts))/config.epochs
         if config.model=='early': options = {}
-        elif config.model in RIVALS: options = dict(tau=tau_at(progress, *config.tau), generator=generator)
+        elif config.model in RIVALS: options = dict(tau=tau_at(progress, *config.tau), progress=progress, generator=generator)
         else: options = dict(tau=tau_at(progress, *config.tau), hard=config.hard, generator=generator) | control_gates(config, len(at), x[0].shape[1], generator)
         weight = config.weight*min(1., progress/config.warmup) if config.warmup else config.weight
         targets = config.skip_targets if config.model=='hcms' else ()
