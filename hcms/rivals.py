@@ -69,6 +69,12 @@ class Rival(nn.Module, Saved, library_name='hcms', tags=['video-classification']
     def given(self, x, chosen) -> RivalOutput:
         "The same network on steps (B, T), or on features (B, T, n), that somebody else chose."
         raise NotImplementedError(f'{type(self).__name__} does not select')
+    def evenly(self, n, T) -> Tensor:   # (B, T)
+        "What it would look at without a choice: n (B,) evenly spaced steps of T."
+        use = torch.zeros(len(n), T)
+        for k in n.unique().tolist():
+            if k: use[n==k] = even_steps(1, T, k, use)
+        return use
     def loss(self, *features, target, generator=None, tau=1., progress=1., **named) -> tuple:   # RivalOutput, and what is added to its cross-entropy
         "A pass in training: choices are drawn. `progress`: share of the training that is done."
         return self.learn(self.inputs(features, named), target, generator, tau, progress)
@@ -285,6 +291,7 @@ class MARL(TSN):
     looks = 8
     per_step = ('step', 'context', 'policy')
     rounds = 3
+    warm,rollouts = .15,2   # Share of training that is the classifier's alone; walks for each video
     def build(self):
         super().build()
         self.context = nn.GRU(self.width+1, self.hidden_sizes[0], batch_first=True, bidirectional=True)
@@ -299,7 +306,7 @@ class MARL(TSN):
             logp = self.policy(self.context(seen)[0]).log_softmax(-1)                       # (B, k, 3)
             move = (logp.detach()+gumbel_noise(logp.shape, generator).to(logp) if draw else logp).argmax(-1)
             logps.append(logp.gather(-1, move[...,None]).squeeze(-1))
-            at = (at+(move-1)*max(1, T//at.shape[1]//(4*2**n))).clamp(0, T-1)
+            at = (at+(move-1)*max(1, T//at.shape[1]//2**n)).clamp(0, T-1)
             path.append(at)
         return path,logps
     def result(self, x, path):
@@ -308,13 +315,17 @@ class MARL(TSN):
         return answer(at_steps(steps, path[-1]).mean(1), everywhere(use, len(x))),steps
     def look(self, x, setting): return self.result(x, self.walk(x, setting or 4)[0])[0]
     def learn(self, x, target, generator, tau, progress):
-        path,logps = self.walk(x, 4, generator, draw=True)
-        out,steps = self.result(x, path)
-        p = of_target(steps, target)
+        spread,_ = super().learn(x, target, generator, tau, progress)
+        if progress<self.warm: return spread,0.
+        agents = self.settings[torch.randint(len(self.settings), (1,), generator=generator)]
+        many,y = [o.repeat(self.rollouts, 1, 1) for o in x],target.repeat(self.rollouts)
+        path,logps = self.walk(many, agents, generator, draw=True)
+        out,steps = self.result(many, path)
+        p = of_target(steps, y)
         gains = [p.gather(1, b)-p.gather(1, a) for a,b in zip(path, path[1:])]
         later = [sum(gains[n:]) for n in range(len(gains))]
-        spread,_ = super().learn(x, target, generator, tau, progress)
-        return out,F.cross_entropy(spread.logits, target) - sum(((r-r.mean())*l).mean() for r,l in zip(later, logps))
+        policy = -sum(((r-r.mean())*l).mean() for r,l in zip(later, logps))
+        return spread,F.cross_entropy(out.logits, y)+policy
 
 # %% ../nbs/23_rivals.ipynb #fc2caf79
 def coarse_to_fine(T:int, k:int) -> list:   # of k steps
@@ -328,20 +339,22 @@ def coarse_to_fine(T:int, k:int) -> list:   # of k steps
 
 class FrameExit(Rival):
     "Coarse to fine, maximum of what was seen, exit at a gate."
-    settings = (0., .05, .2, .5, .8, .95, 2.)   # How sure a gate must be: 0. exits after the second look, 2. never
-    looks,beta,confident = 10,1e-3,.99
+    settings = (0., .1, .2, .35, .5, .7, 2.)   # How sure a gate must be: 0. exits after the second look, 2. never
+    looks = 10
+    beta = .01          # Of the threshold: 0.03 at the second look, 1.5 at the tenth
+    confident = .99     # Probability that is enough after the first look
+    jitter = .1         # By what share of the video a step moves in training
     def build(self):
-        g = self.hidden_sizes[0]
         self.embed = nn.Linear(self.width, self.hidden)
         self.norm = nn.BatchNorm1d(self.hidden)
         self.heads = nn.ModuleList(nn.Linear(self.hidden, self.num_classes) for _ in range(self.looks))
-        gate = lambda: nn.Sequential(nn.Linear(2*self.hidden, g), nn.BatchNorm1d(g), nn.ReLU(), nn.Linear(g, 1))
+        gate = lambda: nn.Sequential(nn.Linear(2*self.hidden, self.hidden), nn.BatchNorm1d(self.hidden), nn.ReLU(), nn.Linear(self.hidden, 1))
         self.exits = nn.ModuleList(gate() for _ in range(self.looks-1))   # after the second look, the third, ...
     def walk(self, v):
         "Logits (B, k, C) after each of k looks at v (B, k, P), and the logits (B, k-1) of the gates."
         z = self.norm(self.embed(v).flatten(0, 1)).relu().unflatten(0, v.shape[:2]).cummax(1).values
         logits = torch.stack([f(o) for f,o in zip(self.heads, z.unbind(1))], 1)
-        both = torch.cat([z[:,:-1], z[:,1:]], -1).detach()
+        both = torch.cat([z[:,:-1], z[:,1:]], -1)
         gates = [f(o) for f,o in zip(self.exits, both.unbind(1))]
         return logits,torch.cat(gates, 1) if gates else logits[:,:0,0]
     def look(self, x, setting):
@@ -353,12 +366,24 @@ class FrameExit(Rival):
         use = torch.zeros_like(x[0][...,0])
         use[:,order] = (torch.arange(len(order), device=last.device)<=last[:,None]).to(use)
         return answer(logits[torch.arange(len(last)),last], everywhere(use, len(x)))
+    def evenly(self, n, T):
+        "The first n steps of its own order: it chooses when to exit, not where to look."
+        use = torch.zeros(len(n), T)
+        use[:,coarse_to_fine(T, self.looks)] = (torch.arange(min(T, self.looks))<n[:,None]).float()
+        return use
     def given(self, x, chosen):
         at,n = in_order(chosen, self.looks)
         return answer(self.walk(at_steps(torch.cat(x, -1), at))[0][torch.arange(len(n)),n-1], everywhere(chosen, len(x)))
+    def jittered(self, B, T, order, generator):
+        "Each step moved by up to `jitter` of the video, so that no video shows the same steps in every epoch."
+        most = int(self.jitter*T)
+        moved = torch.tensor(order)+torch.randint(-most, most+1, (B, len(order)), generator=generator)
+        return moved.clamp(0, T-1)
     def learn(self, x, target, generator, tau, progress):
-        order = coarse_to_fine(x[0].shape[1], self.looks)
-        logits,gate = self.walk(torch.cat([o[:,order] for o in x], -1))
+        B,T = x[0].shape[:2]
+        order = coarse_to_fine(T, self.looks)
+        at = self.jittered(B, T, order, generator).to(x[0].device)
+        logits,gate = self.walk(at_steps(torch.cat(x, -1), at))
         each = F.cross_entropy(logits.flatten(0, 1), target.repeat_interleave(len(order)), reduction='none').view(len(target), -1)
         allowed = self.beta*torch.arange(2, len(order)+1, device=each.device).div(2).exp()
         exits = F.binary_cross_entropy_with_logits(gate, (each.detach()[:,1:]<allowed).float())
@@ -420,12 +445,16 @@ def position(place:Tensor, octaves:int=3) -> Tensor:   # (..., 1+2*octaves)
 class AdaFrame(Previewing):
     "One step at a time: read the class, choose where next, stop when little more is to be gained."
     settings = (-1., 0., .02, .05, .1, .2, 9.)   # mu of the exit: -1. stops as soon as it may, 9. never
-    looks,waits = 10,1                           # the most looks, and p: how often the utility may lie below its best
+    looks = 10
+    waits = 1                 # p: how often the utility may lie below its highest value
     per_step = ('cell', 'query', 'where', 'utility')
     always = ('hear', 'memory')
     once = ('head',)
-    warm,rollouts,discount,remembered = .4,4,.9,16
-    spreads = (.1, .1)
+    warm = .15                # Share of training that is the warm-up
+    rollouts = 4              # Walks for each video
+    discount = .5
+    remembered = 16           # Entries of the memory
+    spreads = (.1, .05)       # Standard deviation of a place, first and last
     def build(self):
         super().build()
         d = self.proj[0]
@@ -441,26 +470,30 @@ class AdaFrame(Previewing):
         m = F.adaptive_avg_pool1d(heard.transpose(1, 2), min(self.remembered, heard.shape[1])).transpose(1, 2)
         place = position((torch.arange(m.shape[1], device=m.device)+.5)/m.shape[1]).expand(len(m), -1, -1)
         return torch.cat([self.memory(torch.cat([m, place], -1)), place], -1)
+    def attend(self, memory, h, spent):
+        "What the memory says to a state, of entries that were not looked at."
+        scores = torch.einsum('bmd,bd->bm', memory[...,:-7], self.query(h))-1e4*spent
+        return (memory*scores.softmax(-1)[...,None]).sum(1)
     def walk(self, x, looks=None, at=None, go=None, noise=None, spread=.1):
         "After each look: states (B, k, H), utility, log-probability of the next place, step looked at (B, k); `at` forces steps, `go` places."
         v,memory = torch.cat(x[:-1], -1),self.recall(x[-1])
         B,T = v.shape[:2]
-        d = memory.shape[-1]-7
-        attend = lambda h: (memory*(torch.einsum('bmd,bd->bm', memory[...,:d], self.query(h))).softmax(-1)[...,None]).sum(1)
+        M = memory.shape[1]
         steps = torch.arange(T, device=v.device)
         h,c = (v.new_zeros(B, self.hidden) for _ in range(2))
-        heard = attend(h)
+        heard = self.attend(memory, h, v.new_zeros(B, M))
         now = torch.full((B, 1), T//2, device=v.device) if at is None else at[:,:1]
         seen,out = torch.zeros(B, T, device=v.device),[]
         for n in range(min(looks or self.looks, T)):
             looked = torch.cat([at_steps(v, now)[:,0], position((now[:,0]+.5)/T)], -1)
             h,c = self.cell(torch.cat([looked, heard], -1), (h, c))
-            heard = attend(h)
+            seen.scatter_(1, now, 1.)
+            heard = self.attend(memory, h, F.adaptive_max_pool1d(seen, M))
             mean = self.where(torch.cat([h, heard], -1)).squeeze(-1).sigmoid()
             place = mean.detach() if noise is None else mean.detach()+spread*noise[:,n]
             out.append((h, self.utility(h.detach()).squeeze(-1), -((place-mean)/spread).square()/2, now[:,0]))
             if go is not None: place = go[:,n]
-            far = (steps+.5-T*place.clamp(0, 1)[:,None]).abs() + 2*T*seen.scatter_(1, now, 1.)
+            far = (steps+.5-T*place.clamp(0, 1)[:,None]).abs() + 2*T*seen
             now = far.argmin(1, keepdim=True) if at is None else at[:,min(n+1, at.shape[1]-1)][:,None]
         return [torch.stack(o, 1) for o in zip(*out)]
     def look(self, x, setting):
@@ -530,14 +563,16 @@ class LiteEval(Rival):
 # %% ../nbs/23_rivals.ipynb #bd37b84a
 class AdaMML(Previewing):
     "Independent decisions for each modality at each step; late fusion with learned weights."
-    always,prices = ('hear', 'policy'),(.99, 65.7)
-    warm,tuned,cooling = .3,.85,.965**40   # Shares of training: end of the warm-up, start of the finetuning; of the temperature, over a training
+    always = ('hear', 'policy')
+    prices = (.99, 65.7)
+    warm,tuned = .15,.85   # Shares of training: end of the warm-up, start of the finetuning
+    turns = .8             # Chance that a batch is the policy's
+    tau = (5., .965, 40)   # Temperature, its factor an epoch, and the epochs that a training stands for
     def build(self):
         super().build()
         self.policy = nn.ModuleList([nn.LSTM(self.proj[0], self.hidden_sizes[0], batch_first=True), nn.Linear(self.hidden_sizes[0], 2*(len(self.proj)-1))])
         self.each = nn.ModuleList(nn.Sequential(nn.Linear(p, self.hidden), nn.ReLU(), nn.Linear(self.hidden, self.num_classes)) for p in self.proj)
         self.weight = nn.Parameter(torch.zeros(len(self.proj)))
-        with torch.no_grad(): self.policy[1].bias.view(-1, 2)[:,USE] += 2   # all is used at first
     def scores(self, x): return self.policy[1](self.policy[0](x[-1])[0]).unflatten(-1, (-1, 2))   # (B, T, n-1, 2)
     def votes(self, x): return [f(o) for f,o in zip(self.each, x[:-1])]                           # of (B, T, C), a tensor a modality
     def fuse(self, votes, gates):
@@ -550,8 +585,9 @@ class AdaMML(Previewing):
         s = self.scores(x)
         if progress<self.warm: return self.fuse(self.votes(x), torch.ones_like(s[...,0])),0.*s.sum()
         if progress>=self.tuned: return self.fuse(self.votes(x), gumbel_gate(s, sample=False)),0.*s.sum()
-        policy_turn = torch.rand(1, generator=generator).item()<.5
-        gates = gumbel_gate(s, 5*self.cooling**progress, noise=gumbel_noise(s.shape, generator))
+        policy_turn = torch.rand(1, generator=generator).item()<self.turns
+        start,factor,epochs = self.tau
+        gates = gumbel_gate(s, start*factor**(epochs*progress), noise=gumbel_noise(s.shape, generator))
         if not policy_turn: return self.fuse(self.votes(x), gates.detach()),0.*s.sum()
         out = self.fuse([o.detach() for o in self.votes(x)], gates)
         right = (out.logits.argmax(-1)==target).float()
