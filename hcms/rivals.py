@@ -42,6 +42,7 @@ class Rival(nn.Module, Saved, library_name='hcms', tags=['video-classification']
     per_step = ()        # Networks that run once for each step that was looked at,
     always = ()          # at all steps,
     once = ()            # and once a video
+    tunes = ()           # Its own constant that is tuned: name, and the values that are tried
     def __init__(self,
         num_classes:int,             # C
         modalities=MODALITIES,       # Names, cheapest first
@@ -49,8 +50,10 @@ class Rival(nn.Module, Saved, library_name='hcms', tags=['video-classification']
         proj_sizes=PROJ_SIZES,       # As in `HCMS`
         hidden_sizes=HIDDEN_SIZES,   # As in `HCMS`
         setting=None,                # The operating point, where it is set before training
+        constant=None,               # Of the constant that `tunes` names, if not the class's own value
     ):
         super().__init__()
+        if constant is not None: setattr(self, self.tunes[0], constant)
         self.modalities,self.num_classes,self.setting = tuple(modalities),num_classes,setting
         sizes = dict(in_sizes=in_sizes, proj_sizes=proj_sizes, hidden_sizes=hidden_sizes)
         self.in_sizes,self.proj,self.hidden_sizes = (sizes_along(o, self.modalities, k) for k,o in sizes.items())
@@ -168,12 +171,15 @@ class TSN(Rival):
     settings = (1, 2, 4, 8, 16, 128)
     looks = 16
     per_step = ('step',)
+    share = .25   # Of the steps, that a video shows in training
+    tunes = ('share', (.25, .5))
     def build(self): self.step = nn.Sequential(nn.Linear(self.width, self.hidden), nn.ReLU(), nn.Linear(self.hidden, self.num_classes))
     def steps(self, x): return self.step(torch.cat(x, -1))   # (B, T, C)
     def given(self, x, chosen): return answer(consensus(self.steps(x), chosen), everywhere(chosen, len(x)))
     def look(self, x, setting): return self.given(x, even_steps(*x[0].shape[:2], setting or x[0].shape[1], x[0]))
     def learn(self, x, target, generator, tau, progress):
-        chosen = even_steps(*x[0].shape[:2], max(1, x[0].shape[1]//4), x[0], generator, jitter=True)
+        B,T = x[0].shape[:2]
+        chosen = even_steps(B, T, max(1, int(self.share*T)), x[0], generator, jitter=True)
         return answer(consensus(self.steps(x), chosen), everywhere(chosen, len(x))),0.
 
 # %% ../nbs/23_rivals.ipynb #283464b2
@@ -213,6 +219,8 @@ class SCSampler(Previewing):
     looks = 16
     per_step = ('step',)
     always = ('hear', 'score')
+    share = .25   # Of the steps, that a video shows its classifier in training
+    tunes = ('share', (.25, .5))
     def build(self):
         super().build()
         self.score = preview(self.proj[0])
@@ -224,7 +232,7 @@ class SCSampler(Previewing):
     def learn(self, x, target, generator, tau, progress):
         B,T = x[0].shape[:2]
         steps,s = self.steps(x),self.scores(x)
-        chosen = even_steps(B, T, max(1, T//4), s, generator, jitter=True)
+        chosen = even_steps(B, T, max(1, int(self.share*T)), s, generator, jitter=True)
         other = torch.randperm(T, generator=generator)
         p = of_target(steps, target)
         gap = p-p[:,other]
@@ -256,6 +264,7 @@ class OCSampler(Previewing):
     always = ('hear', 'score')
     once = ('head',)
     warm,draws,entropy = .5,4,.1   # Share of training in which the classifier learns; sets drawn for each video; weight
+    tunes = ('entropy', (.1, .02))
     def build(self):
         super().build()
         self.score = preview(self.proj[0])
@@ -291,6 +300,7 @@ class MARL(TSN):
     looks = 8
     per_step = ('step', 'context', 'policy')
     rounds = 3
+    tunes = ('warm', (.15, .4))
     warm,rollouts = .15,2   # Share of training that is the classifier's alone; walks for each video
     def build(self):
         super().build()
@@ -343,6 +353,7 @@ class FrameExit(Rival):
     looks = 10
     beta = .01          # Of the threshold: 0.03 at the second look, 1.5 at the tenth
     confident = .99     # Probability that is enough after the first look
+    tunes = ('beta', (.01, .03))
     jitter = .1         # By what share of the video a step moves in training
     def build(self):
         self.embed = nn.Linear(self.width, self.hidden)
@@ -383,7 +394,8 @@ class FrameExit(Rival):
         B,T = x[0].shape[:2]
         order = coarse_to_fine(T, self.looks)
         at = self.jittered(B, T, order, generator).to(x[0].device)
-        logits,gate = self.walk(at_steps(torch.cat(x, -1), at))
+        v = at_steps(torch.cat(x, -1), at)
+        logits,gate = (o[:B] for o in self.walk(v if B>1 else v.repeat(2, 1, 1)))   # BatchNorm needs two videos
         each = F.cross_entropy(logits.flatten(0, 1), target.repeat_interleave(len(order)), reduction='none').view(len(target), -1)
         allowed = self.beta*torch.arange(2, len(order)+1, device=each.device).div(2).exp()
         exits = F.binary_cross_entropy_with_logits(gate, (each.detach()[:,1:]<allowed).float())
@@ -403,6 +415,8 @@ class ListenToLook(Previewing):
     per_step = ('cell', 'query')
     always = ('hear', 'key')
     once = ('head',)
+    softness = 1.   # Of the pick's gradient: factor of the temperature
+    tunes = ('softness', (1., .5))
     def build(self):
         super().build()
         d = self.proj[0]
@@ -432,7 +446,7 @@ class ListenToLook(Previewing):
         return answer(logits[torch.arange(len(n)),n-1], previewed(chosen, len(x)-1))
     def learn(self, x, target, generator, tau, progress):
         noise = gumbel_noise((len(target), self.looks, x[0].shape[1]), generator).to(x[0])
-        logits,seen = self.walk(x, self.looks, noise, tau)
+        logits,seen = self.walk(x, self.looks, noise, tau*self.softness)
         each = F.cross_entropy(logits.flatten(0, 1), target.repeat_interleave(logits.shape[1]))
         return answer(logits[:,-1], previewed(seen, len(x)-1)),each
 
@@ -454,7 +468,8 @@ class AdaFrame(Previewing):
     rollouts = 4              # Walks for each video
     discount = .5
     remembered = 16           # Entries of the memory
-    spreads = (.1, .05)       # Standard deviation of a place, first and last
+    spread = .1               # Standard deviation of a place at first; it falls to a half
+    tunes = ('spread', (.1, .15))
     def build(self):
         super().build()
         d = self.proj[0]
@@ -513,7 +528,7 @@ class AdaFrame(Previewing):
         if progress<self.warm: return self.learn_to_read(x, target, generator)
         x,target = [o.repeat(self.rollouts, 1, 1) for o in x],target.repeat(self.rollouts)
         share = (progress-self.warm)/(1-self.warm)
-        spread = self.spreads[0]+(self.spreads[1]-self.spreads[0])*share
+        spread = self.spread*(1-share/2)
         noise = torch.randn(len(target), self.looks, generator=generator).to(x[0])
         h,utility,logp,at = self.walk(x, noise=noise, spread=spread)
         logits = self.head(h)
@@ -544,7 +559,9 @@ class AdaFrame(Previewing):
 
 # %% ../nbs/23_rivals.ipynb #1c0f8baa
 class LiteEval(Rival):
-    "HCMS with two levels: sound, and all else."
+    "HCMS with two levels: audio, and all else."
+    strength = 2.   # Weight of the usage's penalty
+    tunes = ('strength', (2., 5.))
     def build(self):
         fine = ('coarse', 'fine')
         self.hcms = HCMS(self.num_classes, fine, (self.proj[0], sum(self.proj[1:])), (self.proj[0], sum(self.proj[1:])), (self.hidden_sizes[0], self.hidden))
@@ -554,8 +571,8 @@ class LiteEval(Rival):
     def given(self, x, chosen): return answer((out := self.run(x, gates=chosen[...,-1:])).logits, self.asked(out))
     def learn(self, x, target, generator, tau, progress):
         out = self.run(x, sample=True, tau=tau, generator=generator)
-        return answer(out.logits, self.asked(out)),2*(out.gates.mean()-(self.setting or .1))**2
-    def penalty(self, gates): return 2*(gates[...,-1].mean().item()-(self.setting or .1))**2
+        return answer(out.logits, self.asked(out)),self.strength*(out.gates.mean()-(self.setting or .1))**2
+    def penalty(self, gates): return self.strength*(gates[...,-1].mean().item()-(self.setting or .1))**2
     def own_macs(self, use):
         low,high = self.hcms.levels
         return use.sum(1) @ use.new_tensor([float(macs(o)) for o in self.project]) + use.shape[1]*(macs(low)+macs(high.gate)) + use[...,-1].sum(1)*(macs(high.project)+macs(high.lstm)) + macs(self.hcms.head)
@@ -566,6 +583,7 @@ class AdaMML(Previewing):
     always = ('hear', 'policy')
     prices = (.99, 65.7)
     warm,tuned = .15,.85   # Shares of training: end of the warm-up, start of the finetuning
+    tunes = ('warm', (.15, .3))
     turns = .8             # Chance that a batch is the policy's
     tau = (5., .965, 40)   # Temperature, its factor an epoch, and the epochs that a training stands for
     def build(self):

@@ -31,7 +31,8 @@ class TrainConfig(BaseModel):
     model:Literal['hcms', 'early', *RIVALS] = 'hcms'  # HCMS, the LSTM of early fusion, or another paper's policy
     modalities:tuple[str, ...] = MODALITIES           # Lowest level first
     views:int|None = Field(None, ge=1)                # Time steps used, evenly spaced; None: all
-    setting:float|None = None                         # Of a rival's knob, where it is set before training
+    setting:float|None = None                         # A rival's operating point, where it is set before training
+    constant:float|None = None                        # A rival's own constant, if not its class's
     skip_targets:tuple[float, ...] = (.6, .94)        # gamma of Eq. 10, a gate each
     weight:float = Field(2., ge=0)                    # lambda of Eq. 11
     warmup:float = Field(0., ge=0, le=1)              # Share of training over which lambda rises from 0; 0: constant
@@ -56,7 +57,7 @@ class TrainConfig(BaseModel):
     precision:Literal['float32', 'bfloat16', 'float16'] = 'float32'   # Of training: autocast; what is learned is float32 in any case
     recompute:bool = False                            # HCMS: less memory for a forward pass more; decides no bits
     @model_serializer(mode='wrap')
-    def _plain(self, dump): return {k: v for k,v in dump(self).items() if k!='recompute' and (k, v) not in (('precision', 'float32'), ('setting', None))}   # so that runs of before keep their keys
+    def _plain(self, dump): return {k: v for k,v in dump(self).items() if k!='recompute' and (k, v) not in (('precision', 'float32'), ('setting', None), ('constant', None))}   # so that runs of before keep their keys
 
 def train_config(**kw) -> TrainConfig:
     "A checked configuration; a wrong name or value is an `InputError` that says what is right."
@@ -93,7 +94,7 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if config.model=='early': model = EarlyFusion(num_classes, config.modalities, **sizes)
-        elif config.model in RIVALS: model = RIVALS[config.model](num_classes, config.modalities, setting=config.setting, **sizes)
+        elif config.model in RIVALS: model = RIVALS[config.model](num_classes, config.modalities, setting=config.setting, constant=config.constant, **sizes)
         else:
             model = HCMS(num_classes, config.modalities, nested=config.nested, copy_cell=config.copy_cell, **sizes)
             model.recompute = config.recompute
