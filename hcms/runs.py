@@ -37,7 +37,7 @@ _OPEN = dict(epochs='', patience='0: every epoch is run', batch='', weight_decay
 def open_choices(preset:str='paper') -> pd.DataFrame:   # what, ours, note, stated
     "Every value of a training, and whether Sec. 4.1.3 states it; for both large data sets alike."
     config = train_config(**TRAINING[check_choice(preset, TRAINING, 'preset')])
-    rows = [dict(what=k, ours=str(getattr(config, k)), note=_OPEN.get(k, ''), stated='no' if k in _OPEN else 'yes') for k in TrainConfig.model_fields if k not in ('model', 'modalities', 'views', 'setting', 'policy', 'threads', 'recompute')]
+    rows = [dict(what=k, ours=str(getattr(config, k)), note=_OPEN.get(k, ''), stated='no' if k in _OPEN else 'yes') for k in TrainConfig.model_fields if k not in ('model', 'modalities', 'views', 'setting', 'constant', 'policy', 'threads', 'recompute')]
     return pd.DataFrame(rows).sort_values('stated', kind='stable').reset_index(drop=True)
 
 # %% ../nbs/50_runs.ipynb #a529d2f7
