@@ -77,7 +77,8 @@ def _with_interval(d, name, scale=1., digits=1):
 
 DID_NOT = 'Did not train here'
 
-def _named(rows) -> list: return [o.policy if o.admitted else f'{o.policy} ({DID_NOT.lower()})' for o in rows.itertuples()]
+def _named(rows) -> list:
+    return [o.policy if o.admitted else f'{o.policy} ({DID_NOT.lower()})' for o in rows.itertuples()]
 
 def _plainly(rows) -> list:
     "Where HCMS does not win, said plainly."
@@ -138,11 +139,14 @@ def _why_not(row) -> str:
 def show_admissions(rows, data, parameters, runs, out) -> pd.DataFrame:
     "Write rivals_admission.* and return it as it is shown: `rows` from `hcms.policies.admitted`."
     percent = lambda v: '–' if pd.isna(v) else f'{100*v:.1f}'
-    steps = [' / '.join('–' if pd.isna(v) else f'{v:.1f}' for v in (o.steps_audio, o.steps_appearance, o.steps_motion)) for o in rows.itertuples()]
+    used = rows[[f'steps_{m}' for m in MODALITIES]].to_numpy()
+    steps = [' / '.join('–' if pd.isna(v) else f'{v:.1f}' for v in o) for o in used]
     gain = [text if ok else '–' for ok,text in zip(rows.difference_mean.notna(), _with_interval(rows, 'difference', 100))]
-    shown = pd.DataFrame({'Policy': rows.policy, 'verdict': [_why_not(o) for _,o in rows.iterrows()], 'own choice: mAP %': rows.own.map(percent),
-        'even steps: mAP %': rows.even.map(percent), 'difference, points': gain, 'steps of A / I / M': steps,
-        'last slope, points an epoch': (100*rows.slope).map('{:+.2f}'.format), 'rise of the last quarter, points': (100*rows.rise).map('{:+.1f}'.format),
+    shown = pd.DataFrame({'Policy': rows.policy, 'verdict': [_why_not(o) for _,o in rows.iterrows()],
+        'own choice: mAP %': rows.own.map(percent), 'even steps: mAP %': rows.even.map(percent),
+        'difference, points': gain, 'steps of A / I / M': steps,
+        'last slope, points an epoch': (100*rows.slope).map('{:+.2f}'.format),
+        'rise of the last quarter, points': (100*rows.rise).map('{:+.1f}'.format),
         'epochs': rows.epochs.astype(str), 'tuning trials': rows.trials.astype(str)})
     notes,meta = describe(data, runs, parameters)
     notes += ['Own choice and even steps: the same trained network at an operating point near the middle of its curve, on the steps that it chose and on evenly spaced ones of the same mean number (modalities: each as often as it was used). FrameExit chooses when to exit, so its control is the same number of looks in its own order for every video. Intervals: 95%, over videos and seeds.',
@@ -156,7 +160,8 @@ def learning_curves(runs, seeds:int) -> pd.DataFrame:   # policy, change, epoch,
     for p in policies():
         for k in range(len(p.changes)):
             each,runs = runs[:seeds],runs[seeds:]
-            rows += [dict(policy=p.name, change=k, epoch=e, score=s) for r in each for e,s in zip(r.history.epoch, r.history.score)]
+            scores = [o for r in each for o in zip(r.history.epoch, r.history.score)]
+            rows += [dict(policy=p.name, change=k, epoch=e, score=s) for e,s in scores]
     return over_seeds(rows, ['policy', 'change', 'epoch'])
 
 def show_learning_curves(numbers, data, parameters, runs, out):
@@ -165,7 +170,8 @@ def show_learning_curves(numbers, data, parameters, runs, out):
     rows = -(-len(names)//5)
     fig,axes = panels(rows, 5, height=1.25*rows+.4, sharex=True, sharey=True)
     for ax,name in zip(axes.flat, names):
-        for k,d in numbers[numbers.policy==name].groupby('change'): ax.plot(d.epoch+1, 100*d.score_mean, lw=1, color=f'C{k}')
+        for k,d in numbers[numbers.policy==name].groupby('change'):
+            ax.plot(d.epoch+1, 100*d.score_mean, lw=1, color=f'C{k}')
         ax.set_title(name, fontsize=7)
         ax.tick_params(labelsize=6)
     for ax in axes.flat[len(names):]: ax.set_axis_off()

@@ -77,7 +77,7 @@ class Policy:
         return self
     def act(self, runs, view:View, setting) -> Acted: raise NotImplementedError
     def even(self, runs, view:View, setting, done:Acted) -> Acted|None:
-        "The same networks on evenly spaced steps, as many as `done` used; None for a policy that does not select."
+        "The same networks on as many evenly spaced steps as `done` used; None for a policy that does not select."
         return None
     @property
     def middle(self):
@@ -116,8 +116,8 @@ def whole_numbers(mean:float, N:int) -> torch.Tensor:   # (N,) int
     return (mean + (torch.arange(N)*.6180339887)%1).floor().long()
 
 def evenly_used(done:Acted, nested:bool) -> np.ndarray:   # (N, T, n)
-    "The first modality everywhere, each other at evenly spaced steps, as many as `done` used in the mean; nested: of those of the one before."
-    N,T,n = done.use.shape
+    "The first modality everywhere, each other at as many evenly spaced steps as `done` used in the mean."
+    N,T,n = done.use.shape   # nested: at steps that use the modality before
     use = np.ones((N, T, n), dtype=np.float32)
     for m in range(1, n):
         inside = use[...,m-1] if nested else np.ones((N, T))
@@ -155,15 +155,17 @@ class Retrained(Policy):
     def even(self, runs, view, setting, done):
         r = runs[setting]
         if r.config.model=='early': return None
-        if r.config.model!='hcms': return ask(r.model, view.split, chosen=torch.from_numpy(evenly_used(done, r.config.model=='liteeval')))
-        gates = torch.from_numpy(evenly_used(done, r.config.nested))[...,1:]
-        return forced(r, view.split, gates)
+        nested = r.config.nested if r.config.model=='hcms' else r.config.model=='liteeval'
+        use = torch.from_numpy(evenly_used(done, nested))
+        return forced(r, view.split, use[...,1:]) if r.config.model=='hcms' else ask(r.model, view.split, chosen=use)
 
 def forced(run, split:Split, gates, batch=64) -> Acted:
     "What HCMS says where its gates (N, T, n-1) are given."
     x,out = split.take(run.config.modalities),[]
     with torch.no_grad():
-        for i in range(0, len(split), batch): out.append(run.model(*(o[i:i+batch].float() for o in x), gates=gates[i:i+batch]).logits)
+        for i in range(0, len(split), batch):
+            at = slice(i, i+batch)
+            out.append(run.model(*(o[at].float() for o in x), gates=gates[at]).logits)
     use = np.concatenate([np.ones_like(gates[...,:1]), gates.numpy()], -1)
     return Acted(softmax(torch.cat(out).numpy()), use, own_macs(run.model, gates.numpy()))
 
@@ -325,24 +327,29 @@ def tested(policy, view:View, draws:int=300) -> list:   # of dicts, a seed each;
     rows,y = [],view.split.labels
     for runs in policy.runs:
         rises = [last_rise(r.history.score) for r in runs]
-        row = dict(policy=policy.name, seed=runs[0].config.seed, slope=max(s for s,_ in rises), rise=max(r for _,r in rises), epochs=max(len(r.history) for r in runs))
+        slope,rise = (max(o) for o in zip(*rises))
+        epochs = max(len(r.history) for r in runs)
+        row = dict(policy=policy.name, seed=runs[0].config.seed, slope=slope, rise=rise, epochs=epochs)
         rows.append(row)
         if isinstance(policy, Oracle) and view.evidence is None: continue
         done = policy.act(runs, view, policy.middle)
         even = policy.even(runs, view, policy.middle, done)
         best = policy.act(runs, view, policy.settings[-1])
-        row |= dict(own=mean_average_precision(done.scores, y), best=mean_average_precision(best.scores, y)) | {f'steps_{m}': done.use[...,n].sum(1).mean() for n,m in enumerate(MODALITIES)}
+        row |= dict(own=mean_average_precision(done.scores, y), best=mean_average_precision(best.scores, y))
+        row |= {f'steps_{m}': done.use[...,n].sum(1).mean() for n,m in enumerate(MODALITIES)}
         if even is not None:
             both = [bootstrap_map(o.scores, y, draws) for o in (done, even)]
             row |= dict(even=mean_average_precision(even.scores, y), draws=both[0]-both[1])
     return rows
 
 # %% ../nbs/57_policies.ipynb #3993aeda
+_T = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}   # quantiles, .975
+
 def _difference(each, draws, level=1.96) -> tuple:   # estimate, low, high
     "Mean over seeds; the variance of seeds and of videos added, a t quantile for the first."
     each = np.asarray(each, dtype=float)
     of_seeds = each.std(ddof=1)/math.sqrt(len(each)) if len(each)>1 else 0.
-    wide = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}.get(len(each)-1, level)   # of t
+    wide = _T.get(len(each)-1, level)
     half = math.hypot(wide*of_seeds, level*np.std(draws))
     return each.mean(),each.mean()-half,each.mean()+half
 
@@ -351,23 +358,24 @@ LEARNED,FLAT = .5,.01   # Share of early fusion's mAP that is learning; the rise
 def admissions(
     rows:pd.DataFrame,    # A row a policy and seed, from `tested`
     draws:np.ndarray,     # (rows, n) of the difference; NaN where there is none
-) -> pd.DataFrame:        # A row a policy: verdict, admitted, selects, converged, learned, own, even, difference_*, steps_*, slope, rise, trials
-    "Which policies work on this data set."
+) -> pd.DataFrame:        # A row a policy
+    "Which policies work on this data set: verdict, admitted, selects, converged, learned, and the numbers for it."
     fused = rows[rows.policy=='UNIFORM'].best.mean()   # at all steps
     tried = trials().groupby('model').size()
     models = {p.name: {c.get('model', 'hcms') for c in p.changes} for p in policies()}
     out = []
     for name,d in rows.groupby('policy', sort=False):
         has = d.even.notna().all()
-        own,best = d.own.mean(),d.best.mean()
         mean,low,high = _difference(d.own-d.even, draws[d.index].mean(0)) if has else (np.nan,)*3
-        rise = d.rise.mean()
-        row = dict(policy=name, selects=bool(low>0) if has else None, converged=bool(rise<=FLAT), learned=bool(best>=LEARNED*fused))
-        row['admitted'] = row['converged'] and row['learned'] and row['selects'] is not False
-        row['verdict'] = ('admitted' if has else 'admitted; does not learn to select') if row['admitted'] else 'did not train here'
-        row |= dict(own=own, best=best, even=d.even.mean(), difference_mean=mean, difference_low=low, difference_high=high, **{f'steps_{m}': d[f'steps_{m}'].mean() for m in MODALITIES})
-        row |= dict(slope=d.slope.mean(), rise=rise, epochs=d.epochs.max(), trials=int(sum(tried.get(m, 0) for m in models.get(name, ()))), seeds=len(d))
-        out.append(row)
+        rise,best = d.rise.mean(),d.best.mean()
+        passed = dict(selects=bool(low>0) if has else None, converged=bool(rise<=FLAT), learned=bool(best>=LEARNED*fused))
+        ok = not any(o is False for o in passed.values())
+        says = 'admitted' if has else 'admitted; does not learn to select'
+        steps = {f'steps_{m}': d[f'steps_{m}'].mean() for m in MODALITIES}
+        out.append(dict(policy=name, verdict=says if ok else 'did not train here', admitted=ok, **passed,
+            own=d.own.mean(), even=d.even.mean(), difference_mean=mean, difference_low=low, difference_high=high,
+            best=best, **steps, slope=d.slope.mean(), rise=rise, epochs=d.epochs.max(),
+            trials=int(sum(tried.get(m, 0) for m in models.get(name, ()))), seeds=len(d)))
     return pd.DataFrame(out)
 
 # %% ../nbs/57_policies.ipynb #fc31a24e
@@ -390,24 +398,29 @@ def _all_measured(data, seeds, epochs, workers, draws):   # folder of what is ke
     train_runs(data, [c for o in configs.values() for c in o], workers)
     folders = {k: [run_folder(data, c) for c in o] for k,o in configs.items()}
     settings = {p.name: list(map(str, p.settings)) for p in policies()}
-    kept = data.folder/'policies'/fingerprint([MEASURED, draws, {k: [f.name for f in o] for k,o in folders.items()}, settings])
+    names = {k: [f.name for f in o] for k,o in folders.items()}
+    kept = data.folder/'policies'/fingerprint([MEASURED, draws, names, settings])
     if (kept/'curves.csv').exists(): return kept
     kept.mkdir(parents=True, exist_ok=True)
     with worker_pool(workers, _start, (data,), doing=f'measure the policies, {data.label}') as pool:
         jobs = [(k, [o[s::seeds] for s in range(seeds)], draws) for k,o in folders.items()]
-        done = list(tqdm(pool.map(_measure, jobs), total=len(jobs), desc=f'policies, {data.bar_label}', unit='policy'))
+        bar = dict(total=len(jobs), desc=f'policies, {data.bar_label}', unit='policy')
+        done = list(tqdm(pool.map(_measure, jobs), **bar))
     rows,tests = ([r for o in each for r in o] for each in zip(*done))
     none = np.full(draws, np.nan)
     arrays = dict(draws=np.stack([r.pop('draws') for r in rows]), tests=np.stack([r.pop('draws', none) for r in tests]))
     with sealing(kept/SEAL, 'draws.safetensors', 'tests.csv', 'curves.csv'):
         write_whole(kept/'draws.safetensors', save(arrays))
-        write_whole(kept/'tests.csv', pd.DataFrame(tests).reindex(columns=_TESTED).to_csv(index=False, lineterminator='\n'))
+        tests = pd.DataFrame(tests).reindex(columns=_TESTED)
+        write_whole(kept/'tests.csv', tests.to_csv(index=False, lineterminator='\n'))
         write_whole(kept/'curves.csv', pd.DataFrame(rows).to_csv(index=False, lineterminator='\n'))
     return kept
 
 _TESTED = ['policy', 'seed', 'own', 'best', 'even', *(f'steps_{m}' for m in MODALITIES), 'slope', 'rise', 'epochs']
 
-def _admitted(kept): return admissions(pd.read_csv(kept/'tests.csv'), load((kept/'draws.safetensors').read_bytes())['tests'])
+def _admitted(kept):
+    draws = load((kept/'draws.safetensors').read_bytes())['tests']
+    return admissions(pd.read_csv(kept/'tests.csv'), draws)
 
 def admitted(data, seeds:int=3, epochs:int=0, workers:int=2, draws:int=300) -> pd.DataFrame:
     "Which policies work on a data set, as of `admissions`; what is missing is trained and measured."
@@ -422,7 +435,7 @@ def measured(
     workers:int=2,     # Processes
     draws:int=300,     # Resamples of the videos
 ) -> tuple:            # A frame with a row a policy, operating point and seed; their resampled mAPs (rows, n)
-    "Every policy on the evaluated split; what is missing is trained and measured. `admitted` says which of them work."
+    "Every policy on the evaluated split, and whether it works; what is missing is trained and measured."
     kept = _all_measured(data, seeds, epochs, workers, draws)
     check_seal(kept/SEAL)
     curves = pd.read_csv(kept/'curves.csv')

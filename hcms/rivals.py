@@ -35,7 +35,7 @@ def macs(module:nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.ndim>1)
 
 class Rival(nn.Module, Saved, library_name='hcms', tags=['video-classification']):
-    "A policy of selection with its own recognizer. A subclass says what it looks at (`look`) and what it learns from (`learn`)."
+    "A policy of selection with its own recognizer: `look` says what it looks at, `learn` what it learns from."
     settings = (None,)   # Its operating points at test time, cheapest first
     looks = 0            # Of a policy that chooses steps: the most that its epoch is judged by
     previews = False     # Is the first modality asked for at all steps, whatever is chosen?
@@ -56,16 +56,18 @@ class Rival(nn.Module, Saved, library_name='hcms', tags=['video-classification']
         if constant is not None: setattr(self, self.tunes[0], constant)
         self.modalities,self.num_classes,self.setting = tuple(modalities),num_classes,setting
         sizes = dict(in_sizes=in_sizes, proj_sizes=proj_sizes, hidden_sizes=hidden_sizes)
-        self.in_sizes,self.proj,self.hidden_sizes = (sizes_along(o, self.modalities, k) for k,o in sizes.items())
+        sizes = {k: sizes_along(o, self.modalities, k) for k,o in sizes.items()}
+        self.in_sizes,self.proj,self.hidden_sizes = sizes.values()
         self.hidden,self.width = self.hidden_sizes[-1],sum(self.proj)
         self.project = nn.ModuleList(projection(i, p) for i,p in zip(self.in_sizes, self.proj))
         self.build()
     def build(self): "Makes the networks beyond the projections."
     def inputs(self, features, named) -> list:   # of (B, T, P)
         "Projected features, a tensor a modality."
-        return [f(o) for f,o in zip(self.project, features_of(features, named, self.modalities, self.in_sizes))]
+        x = features_of(features, named, self.modalities, self.in_sizes)
+        return [f(o) for f,o in zip(self.project, x)]
     def forward(self, *features, setting=None, chosen=None, **named) -> RivalOutput:
-        "Features (B, T, D) by place or by name; `setting` is the operating point, `chosen` takes the choice away."
+        "Features (B, T, D) by place or name; `setting`: the operating point; `chosen` takes the choice away."
         x = self.inputs(features, named)
         if chosen is not None: return self.given(x, chosen)
         return self.look(x, self.setting if setting is None else setting)
@@ -78,8 +80,8 @@ class Rival(nn.Module, Saved, library_name='hcms', tags=['video-classification']
         for k in n.unique().tolist():
             if k: use[n==k] = even_steps(1, T, k, use)
         return use
-    def loss(self, *features, target, generator=None, tau=1., progress=1., **named) -> tuple:   # RivalOutput, and what is added to its cross-entropy
-        "A pass in training: choices are drawn. `progress`: share of the training that is done."
+    def loss(self, *features, target, generator=None, tau=1., progress=1., **named) -> tuple:
+        "A pass in training, where choices are drawn: RivalOutput, and what is added to its cross-entropy."
         return self.learn(self.inputs(features, named), target, generator, tau, progress)
     def penalty(self, gates) -> float:
         "What the choice of the epoch takes from mAP."
@@ -89,7 +91,8 @@ class Rival(nn.Module, Saved, library_name='hcms', tags=['video-classification']
         "Multiply-accumulates of everything but the backbones."
         looked = (use[...,-1] if self.previews else use.amax(-1)).sum(1)
         projected = use.sum(1) @ use.new_tensor([float(macs(o)) for o in self.project])
-        return projected + self.macs_of(self.per_step)*looked + self.macs_of(self.always)*use.shape[1] + self.macs_of(self.once)
+        fixed = self.macs_of(self.always)*use.shape[1] + self.macs_of(self.once)
+        return projected + self.macs_of(self.per_step)*looked + fixed
 
 class Previewing(Rival):
     "Hears the audio of the whole video before it looks: one more input, with a projection of its own."
@@ -131,11 +134,15 @@ def at_steps(v:Tensor, at:Tensor) -> Tensor:   # (B, k, P)
     "The entries of v (B, T, P) at steps `at` (B, k)."
     return v.gather(1, at[...,None].expand(-1, -1, v.shape[-1]))
 
-def in_order(chosen:Tensor, most:int=None) -> tuple:   # (B, k) steps, the last of a video repeated, and (B,) how many
-    "The chosen steps (B, T) of each video, in the order of time; at least one, at most `most`."
+def in_order(
+    chosen:Tensor,   # (B, T) of 0. and 1.
+    most:int=None,   # Steps of a video
+) -> tuple:          # (B, k) steps, the last of a video repeated, and (B,) how many there are, at least one
+    "The chosen steps of each video, in the order of time."
     n = chosen.sum(1).long().clamp(1, most)
     first = (chosen.cumsum(1)<=n[:,None])*chosen
-    at = (first-torch.arange(chosen.shape[1], device=chosen.device)/chosen.shape[1]).argsort(1, descending=True)
+    T = chosen.shape[1]
+    at = (first-torch.arange(T, device=chosen.device)/T).argsort(1, descending=True)
     k = torch.arange(int(n.max()), device=chosen.device)
     return at.gather(1, k.minimum(n[:,None]-1)),n
 
@@ -176,7 +183,9 @@ class TSN(Rival):
     def build(self): self.step = nn.Sequential(nn.Linear(self.width, self.hidden), nn.ReLU(), nn.Linear(self.hidden, self.num_classes))
     def steps(self, x): return self.step(torch.cat(x, -1))   # (B, T, C)
     def given(self, x, chosen): return answer(consensus(self.steps(x), chosen), everywhere(chosen, len(x)))
-    def look(self, x, setting): return self.given(x, even_steps(*x[0].shape[:2], setting or x[0].shape[1], x[0]))
+    def look(self, x, setting):
+        B,T = x[0].shape[:2]
+        return self.given(x, even_steps(B, T, setting or T, x[0]))
     def learn(self, x, target, generator, tau, progress):
         B,T = x[0].shape[:2]
         chosen = even_steps(B, T, max(1, int(self.share*T)), x[0], generator, jitter=True)
@@ -224,11 +233,14 @@ class SCSampler(Previewing):
     def build(self):
         super().build()
         self.score = preview(self.proj[0])
-        self.step = nn.Sequential(nn.Linear(self.width, self.hidden), nn.ReLU(), nn.Linear(self.hidden, self.num_classes))
+        classify = nn.Linear(self.hidden, self.num_classes)
+        self.step = nn.Sequential(nn.Linear(self.width, self.hidden), nn.ReLU(), classify)
     def scores(self, x): return self.score[1](self.score[0](x[-1])[0]).squeeze(-1)   # (B, T)
     def steps(self, x): return self.step(torch.cat(x[:-1], -1))                      # (B, T, C)
     def given(self, x, chosen): return answer(consensus(self.steps(x), chosen), previewed(chosen, len(x)-1))
-    def look(self, x, setting): return self.given(x, top_steps(self.scores(x), setting or max(1, x[0].shape[1]//8)))
+    def look(self, x, setting):
+        k = setting or max(1, x[0].shape[1]//8)
+        return self.given(x, top_steps(self.scores(x), k))
     def learn(self, x, target, generator, tau, progress):
         B,T = x[0].shape[:2]
         steps,s = self.steps(x),self.scores(x)
@@ -263,7 +275,9 @@ class OCSampler(Previewing):
     per_step = ('embed',)
     always = ('hear', 'score')
     once = ('head',)
-    warm,draws,entropy = .5,4,.1   # Share of training in which the classifier learns; sets drawn for each video; weight
+    warm = .5      # Share of training in which the classifier learns
+    draws = 4      # Sets for each video
+    entropy = .1   # Weight
     tunes = ('entropy', (.1, .02))
     def build(self):
         super().build()
@@ -271,15 +285,21 @@ class OCSampler(Previewing):
         self.embed = nn.Sequential(nn.Linear(self.width, self.hidden), nn.ReLU())
         self.head = nn.Linear(self.hidden, self.num_classes)
     def scores(self, x): return self.score[1](self.score[0](x[-1])[0]).squeeze(-1)   # (B, T)
-    def pooled(self, z, chosen): return self.head((z*chosen[...,None]).amax(-2))     # (..., C) of z (..., T, H), not negative
-    def given(self, x, chosen): return answer(self.pooled(self.embed(torch.cat(x[:-1], -1)), chosen), previewed(chosen, len(x)-1))
-    def look(self, x, setting): return self.given(x, top_steps(self.scores(x), setting or max(1, x[0].shape[1]//8)))
+    def pooled(self, z, chosen):
+        "(..., C) logits of the maximum of z (..., T, H), which is not negative."
+        return self.head((z*chosen[...,None]).amax(-2))
+    def given(self, x, chosen):
+        z = self.embed(torch.cat(x[:-1], -1))
+        return answer(self.pooled(z, chosen), previewed(chosen, len(x)-1))
+    def look(self, x, setting):
+        k = setting or max(1, x[0].shape[1]//8)
+        return self.given(x, top_steps(self.scores(x), k))
     def learn(self, x, target, generator, tau, progress):
         B,T = x[0].shape[:2]
         k = self.settings[torch.randint(len(self.settings), (1,), generator=generator)]
         k = min(k, T-1)
         even = even_steps(B, T, k, x[0], generator, jitter=True)
-        if progress<self.warm: return self.given(x, even),0.*x[-1].sum()
+        if progress<self.warm: return self.given(x, even),0.
         with torch.no_grad():
             z = self.embed(torch.cat(x[:-1], -1))
             base = self.pooled(z, even)
@@ -349,7 +369,7 @@ def coarse_to_fine(T:int, k:int) -> list:   # of k steps
 
 class FrameExit(Rival):
     "Coarse to fine, maximum of what was seen, exit at a gate."
-    settings = (0., .1, .2, .35, .5, .7, 2.)   # How sure a gate must be: 0. exits after the second look, 2. never
+    settings = (0., .1, .2, .35, .5, .7, 2.)   # How sure a gate must be; 0. exits after two looks, 2. never
     looks = 10
     beta = .1           # Of the threshold: 0.27 at the second look, 0.45 at the third, then `lax`
     lax = math.log(2)   # No threshold is above the loss of an even chance
@@ -360,8 +380,10 @@ class FrameExit(Rival):
         self.embed = nn.Linear(self.width, self.hidden)
         self.norm = nn.BatchNorm1d(self.hidden)
         self.heads = nn.ModuleList(nn.Linear(self.hidden, self.num_classes) for _ in range(self.looks))
-        gate = lambda: nn.Sequential(nn.Linear(2*self.hidden, self.hidden), nn.BatchNorm1d(self.hidden), nn.ReLU(), nn.Linear(self.hidden, 1))
-        self.exits = nn.ModuleList(gate() for _ in range(self.looks-1))   # after the second look, the third, ...
+        self.exits = nn.ModuleList(self.gate() for _ in range(self.looks-1))   # after the second look, the third, ...
+    def gate(self):
+        H = self.hidden
+        return nn.Sequential(nn.Linear(2*H, H), nn.BatchNorm1d(H), nn.ReLU(), nn.Linear(H, 1))
     def walk(self, v):
         "Logits (B, k, C) after each of k looks at v (B, k, P), and the logits (B, k-1) of the gates."
         z = self.norm(self.embed(v).flatten(0, 1)).relu().unflatten(0, v.shape[:2]).cummax(1).values
@@ -372,7 +394,8 @@ class FrameExit(Rival):
     def look(self, x, setting):
         order = coarse_to_fine(x[0].shape[1], self.looks)
         logits,gate = self.walk(torch.cat([o[:,order] for o in x], -1))
-        sure = torch.cat([logits[:,:1].softmax(-1).amax(-1)>self.confident, gate.sigmoid()>=(.5 if setting is None else setting)], 1)
+        at_once = logits[:,:1].softmax(-1).amax(-1)>self.confident
+        sure = torch.cat([at_once, gate.sigmoid()>=(.5 if setting is None else setting)], 1)
         sure[:,-1] = True
         last = sure.float().argmax(1)
         use = torch.zeros_like(x[0][...,0])
@@ -385,7 +408,8 @@ class FrameExit(Rival):
         return use
     def given(self, x, chosen):
         at,n = in_order(chosen, self.looks)
-        return answer(self.walk(at_steps(torch.cat(x, -1), at))[0][torch.arange(len(n)),n-1], everywhere(chosen, len(x)))
+        logits,_ = self.walk(at_steps(torch.cat(x, -1), at))
+        return answer(logits[torch.arange(len(n)),n-1], everywhere(chosen, len(x)))
     def jittered(self, B, T, order, generator):
         "Each step moved by up to `jitter` of the video, so that no video shows the same steps in every epoch."
         most = int(self.jitter*T)
@@ -397,8 +421,10 @@ class FrameExit(Rival):
         at = self.jittered(B, T, order, generator).to(x[0].device)
         v = at_steps(torch.cat(x, -1), at)
         logits,gate = (o[:B] for o in self.walk(v if B>1 else v.repeat(2, 1, 1)))   # BatchNorm needs two videos
-        each = F.cross_entropy(logits.flatten(0, 1), target.repeat_interleave(len(order)), reduction='none').view(len(target), -1)
-        allowed = (self.beta*torch.arange(2, len(order)+1, device=each.device).div(2).exp()).clamp(max=self.lax)
+        y = target.repeat_interleave(len(order))
+        each = F.cross_entropy(logits.flatten(0, 1), y, reduction='none').view(B, -1)
+        look = torch.arange(2, len(order)+1, device=each.device)
+        allowed = (self.beta*look.div(2).exp()).clamp(max=self.lax)
         exits = F.binary_cross_entropy_with_logits(gate, (each.detach()[:,1:]<allowed).float())
         use = torch.zeros_like(x[0][...,0])
         use[:,order] = 1.
@@ -406,7 +432,8 @@ class FrameExit(Rival):
     def own_macs(self, use):
         n = use[...,-1].sum(1)
         look = sum(macs(o) for o in self.project)+macs(self.embed)
-        return look*n + macs(self.heads[0])*(1+(n>1)) + macs(self.exits[0])*(n-1)   # the first classifier decides whether to go on
+        classifiers = 1+(n>1)   # the first one decides whether to go on
+        return look*n + macs(self.heads[0])*classifiers + macs(self.exits[0])*(n-1)
 
 # %% ../nbs/23_rivals.ipynb #4476ebed
 class ListenToLook(Previewing):
@@ -453,7 +480,7 @@ class ListenToLook(Previewing):
 
 # %% ../nbs/23_rivals.ipynb #d9b4accb
 def position(place:Tensor, octaves:int=3) -> Tensor:   # (..., 1+2*octaves)
-    "Places from 0 to 1: their logit, which a linear layer and a sigmoid turn back into a place, and sines and cosines of 1/2, 1, 2, ... turns."
+    "Places from 0 to 1: their logits, which a sigmoid turns back, and sines and cosines of 1/2, 1, 2, ... turns."
     angle = math.pi*place[...,None]*2.**torch.arange(octaves, device=place.device)
     return torch.cat([place.clamp(.01, .99).logit()[...,None], angle.sin(), angle.cos()], -1)
 
@@ -475,8 +502,10 @@ class AdaFrame(Previewing):
         super().build()
         d = self.proj[0]
         self.memory,self.query = nn.Linear(d+7, d),nn.Linear(self.hidden, d)
-        self.cell,self.head = nn.LSTMCell(self.width+7+d+7, self.hidden),nn.Linear(self.hidden, self.num_classes)
-        self.where,self.utility = nn.Linear(self.hidden+d+7, 1),nn.Linear(self.hidden, 1)
+        self.cell = nn.LSTMCell(self.width+7+d+7, self.hidden)
+        self.head = nn.Linear(self.hidden, self.num_classes)
+        self.where = nn.Linear(self.hidden+d+7, 1)
+        self.utility = nn.Linear(self.hidden, 1)
         with torch.no_grad():
             self.where.weight.zero_()
             self.where.weight[0,-7] = 1.   # at first it goes where the memory's attention lies
@@ -490,8 +519,8 @@ class AdaFrame(Previewing):
         "What the memory says to a state, of entries that were not looked at."
         scores = torch.einsum('bmd,bd->bm', memory[...,:-7], self.query(h))-1e4*spent
         return (memory*scores.softmax(-1)[...,None]).sum(1)
-    def walk(self, x, looks=None, at=None, go=None, noise=None, spread=.1):
-        "After each look: states (B, k, H), utility, log-probability of the next place, step looked at (B, k); `at` forces steps, `go` places."
+    def walk(self, x, looks=None, at=None, go=None, noise=None, spread=.1):   # `at` (B, k) forces steps, `go` places
+        "After each look: states (B, k, H); utility, log-probability of the next place and step (B, k)."
         v,memory = torch.cat(x[:-1], -1),self.recall(x[-1])
         B,T = v.shape[:2]
         M = memory.shape[1]
@@ -507,7 +536,8 @@ class AdaFrame(Previewing):
             heard = self.attend(memory, h, F.adaptive_max_pool1d(seen, M))
             mean = self.where(torch.cat([h, heard], -1)).squeeze(-1).sigmoid()
             place = mean.detach() if noise is None else mean.detach()+spread*noise[:,n]
-            out.append((h, self.utility(h.detach()).squeeze(-1), -((place-mean)/spread).square()/2, now[:,0]))
+            logp = -((place-mean)/spread).square()/2
+            out.append((h, self.utility(h.detach()).squeeze(-1), logp, now[:,0]))
             if go is not None: place = go[:,n]
             far = (steps+.5-T*place.clamp(0, 1)[:,None]).abs() + 2*T*seen
             now = far.argmin(1, keepdim=True) if at is None else at[:,min(n+1, at.shape[1]-1)][:,None]
@@ -540,7 +570,8 @@ class AdaFrame(Previewing):
         few = len(target)//self.rollouts
         seen = torch.zeros_like(x[0][:few,:,0]).scatter_(1, at[:few], 1.)
         last = F.cross_entropy(logits[:,-1], target)
-        return answer(logits[:few,-1].detach(), previewed(seen, len(x)-1)),last+policy+F.mse_loss(utility, to_come)
+        extra = last+policy+F.mse_loss(utility, to_come)
+        return answer(logits[:few,-1].detach(), previewed(seen, len(x)-1)),extra
     def rewards(self, logits, target):
         "Discounted gains to come (B, k): by how much the margin of the true class exceeds its best so far."
         p = logits.detach().softmax(-1)
@@ -556,7 +587,8 @@ class AdaFrame(Previewing):
         h,_,_,at = self.walk(x, go=go)
         logits = self.head(h)
         each = F.cross_entropy(logits.flatten(0, 1), target.repeat_interleave(logits.shape[1]))
-        return answer(logits[:,-1], previewed(torch.zeros_like(x[0][...,0]).scatter_(1, at, 1.), len(x)-1)),each
+        seen = torch.zeros_like(x[0][...,0]).scatter_(1, at, 1.)
+        return answer(logits[:,-1], previewed(seen, len(x)-1)),each
 
 # %% ../nbs/23_rivals.ipynb #1c0f8baa
 class LiteEval(Rival):
@@ -569,7 +601,9 @@ class LiteEval(Rival):
     def run(self, x, **kw): return self.hcms(x[0], torch.cat(x[1:], -1), **kw)
     def asked(self, out): return previewed(out.gates[...,0], len(self.proj))
     def look(self, x, setting): return answer((out := self.run(x, sample=False)).logits, self.asked(out))
-    def given(self, x, chosen): return answer((out := self.run(x, gates=chosen[...,-1:])).logits, self.asked(out))
+    def given(self, x, chosen):
+        out = self.run(x, gates=chosen[...,-1:])
+        return answer(out.logits, self.asked(out))
     def learn(self, x, target, generator, tau, progress):
         out = self.run(x, sample=True, tau=tau, generator=generator)
         return answer(out.logits, self.asked(out)),self.strength*(out.gates.mean()-(self.setting or .1))**2
@@ -589,11 +623,14 @@ class AdaMML(Previewing):
     tau = (5., .965, 40)   # Temperature, its factor an epoch, and the epochs that a training stands for
     def build(self):
         super().build()
-        self.policy = nn.ModuleList([nn.LSTM(self.proj[0], self.hidden_sizes[0], batch_first=True), nn.Linear(self.hidden_sizes[0], 2*(len(self.proj)-1))])
-        self.each = nn.ModuleList(nn.Sequential(nn.Linear(p, self.hidden), nn.ReLU(), nn.Linear(self.hidden, self.num_classes)) for p in self.proj)
+        g,H,C = self.hidden_sizes[0],self.hidden,self.num_classes
+        self.policy = nn.ModuleList([nn.LSTM(self.proj[0], g, batch_first=True), nn.Linear(g, 2*(len(self.proj)-1))])
+        self.each = nn.ModuleList(nn.Sequential(nn.Linear(p, H), nn.ReLU(), nn.Linear(H, C)) for p in self.proj)
         self.weight = nn.Parameter(torch.zeros(len(self.proj)))
-    def scores(self, x): return self.policy[1](self.policy[0](x[-1])[0]).unflatten(-1, (-1, 2))   # (B, T, n-1, 2)
-    def votes(self, x): return [f(o) for f,o in zip(self.each, x[:-1])]                           # of (B, T, C), a tensor a modality
+    def scores(self, x) -> Tensor:   # (B, T, n-1, 2)
+        return self.policy[1](self.policy[0](x[-1])[0]).unflatten(-1, (-1, 2))
+    def votes(self, x) -> list:      # of (B, T, C), a tensor a modality
+        return [f(o) for f,o in zip(self.each, x[:-1])]
     def fuse(self, votes, gates):
         use = torch.cat([torch.ones_like(gates[...,:1]), gates], -1)
         means = [(v*u[...,None]).mean(1) for v,u in zip(votes, use.unbind(-1))]
@@ -602,12 +639,12 @@ class AdaMML(Previewing):
     def given(self, x, chosen): return self.fuse(self.votes(x), chosen[...,1:])
     def learn(self, x, target, generator, tau, progress):
         s = self.scores(x)
-        if progress<self.warm: return self.fuse(self.votes(x), torch.ones_like(s[...,0])),0.*s.sum()
-        if progress>=self.tuned: return self.fuse(self.votes(x), gumbel_gate(s, sample=False)),0.*s.sum()
+        if progress<self.warm: return self.fuse(self.votes(x), torch.ones_like(s[...,0])),0.
+        if progress>=self.tuned: return self.fuse(self.votes(x), gumbel_gate(s, sample=False)),0.
         policy_turn = torch.rand(1, generator=generator).item()<self.turns
         start,factor,epochs = self.tau
         gates = gumbel_gate(s, start*factor**(epochs*progress), noise=gumbel_noise(s.shape, generator))
-        if not policy_turn: return self.fuse(self.votes(x), gates.detach()),0.*s.sum()
+        if not policy_turn: return self.fuse(self.votes(x), gates.detach()),0.
         out = self.fuse([o.detach() for o in self.votes(x)], gates)
         right = (out.logits.argmax(-1)==target).float()
         price = s.new_tensor(self.prices[-s.shape[2]:])

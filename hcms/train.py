@@ -150,14 +150,17 @@ def _in_order(mine, team, batches) -> list:
 # %% ../nbs/40_train.ipynb #83147cd1
 @torch.no_grad()
 def _rival_score(model, config, split, at_default, gates) -> float:
-    "Mean mAP of all operating points over the logarithm of the number of steps looked at; with one point, its mAP less its penalty."
+    "Mean mAP over the logarithm of the number of steps looked at; of a single operating point, less its penalty."
     if len(model.settings)<2: return at_default-model.penalty(gates)
-    x,points = [o.float() for o in split.take(config.modalities, config.views)],[]
+    x = [o.float() for o in split.take(config.modalities, config.views)]
+    points = []
     for s in model.settings:
         out = model(*x, setting=s)
-        points.append((out.gates[...,-1].sum(1).mean().item(), mean_average_precision(softmax(out.logits.numpy()), split.labels)))
+        looks = out.gates[...,-1].sum(1).mean().item()
+        points.append((looks, mean_average_precision(softmax(out.logits.numpy()), split.labels)))
     steps,maps = map(np.array, zip(*sorted(points)))
-    return float(np.interp(np.log(np.geomspace(1, min(model.looks, x[0].shape[1]), 50)), np.log(steps), maps).mean())
+    grid = np.linspace(0, np.log(min(model.looks, x[0].shape[1])), 50)
+    return float(np.interp(grid, np.log(steps), maps).mean())
 
 def _evaluate(model, config, split, team=None) -> dict:
     logits,gates = predict_split(model, config, split, team=team)

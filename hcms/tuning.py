@@ -29,7 +29,7 @@ def candidates() -> list:   # of (model, constant, value, changes of a configura
     "Every trial, without its data set."
     out = []
     for model in ('hcms', 'early', *RIVALS):
-        name,values = RIVALS[model].tunes if model in RIVALS and RIVALS[model].tunes else ('weight_decay', DECAYS)
+        name,values = getattr(RIVALS.get(model), 'tunes', None) or ('weight_decay', DECAYS)
         for lr in RATES:
             for v in values:
                 own = dict(weight_decay=v) if name=='weight_decay' else dict(constant=v)
@@ -77,7 +77,9 @@ def _trial(job):
     _,history = train(config, *_splits)
     scores = [o['score'] for o in history]
     best = int(np.argmax(scores))
-    return dict(model=model, lr=changes['lr'], constant=name, value=value, score=scores[best], map=history[best]['map'], epoch=best, seconds=round(time.perf_counter()-since, 1))
+    took = round(time.perf_counter()-since, 1)
+    row = dict(model=model, lr=changes['lr'], constant=name, value=value)
+    return row | dict(score=scores[best], map=history[best]['map'], epoch=best, seconds=took)
 
 def choose(
     rows:pd.DataFrame,   # A row a trial
@@ -97,7 +99,8 @@ def tune(
     for m in models: check_choice(m, known, 'model')
     jobs = [(*o, epochs) for o in candidates() if not models or o[0] in models]
     with worker_pool(workers, _start, (data,), doing=f'tune, {data.label}') as pool:
-        rows = list(tqdm(pool.map(_trial, jobs), total=len(jobs), desc=f'tune, {data.bar_label}', unit='trial'))
+        bar = dict(total=len(jobs), desc=f'tune, {data.bar_label}', unit='trial')
+        rows = list(tqdm(pool.map(_trial, jobs), **bar))
     return stamped(data, choose(pd.DataFrame(rows)))
 
 def keep_trials(rows:pd.DataFrame, path) -> Path:
