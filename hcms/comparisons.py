@@ -171,11 +171,11 @@ def show_learning_curves(numbers, data, parameters, runs, out):
     fig,axes = panels(rows, 5, height=1.25*rows+.4, sharex=True, sharey=True)
     for ax,name in zip(axes.flat, names):
         for k,d in numbers[numbers.policy==name].groupby('change'):
-            ax.plot(d.epoch+1, 100*d.score_mean, lw=1, color=f'C{k}')
+            ax.plot(d.epoch+1, 100*d.score_mean, lw=1, marker='.', ms=2, color=f'C{k}')
         ax.set_title(name, fontsize=7)
         ax.tick_params(labelsize=6)
     for ax in axes.flat[len(names):]: ax.set_axis_off()
-    fig.supxlabel('epoch', fontsize=7)
+    for ax in axes[-1]: ax.set_xlabel('epoch', fontsize=7)
     fig.supylabel('selection score, points', fontsize=7)
     notes,meta = describe(data, runs, parameters)
     notes += ['The score that chooses the epoch, on the selection split, mean of the seeds: mAP less lambda times the penalty of usage for HCMS, the mean of mAP over the whole curve for a policy with several operating points. One line a configuration. Policies without networks of their own share one reader.']
