@@ -149,7 +149,7 @@ def show_admissions(rows, data, parameters, runs, out) -> pd.DataFrame:
         'rise of the last quarter, points': (100*rows.rise).map('{:+.1f}'.format),
         'epochs': rows.epochs.astype(str), 'tuning trials': rows.trials.astype(str)})
     notes,meta = describe(data, runs, parameters)
-    notes += ['Own choice and even steps: the same trained network at an operating point near the middle of its curve, on the steps that it chose and on evenly spaced ones of the same mean number (modalities: each as often as it was used). FrameExit chooses when to exit, so its control is the same number of looks in its own order for every video. Intervals: 95%, over videos and seeds.',
+    notes += ['Own choice and even steps: the same trained network at an operating point near the middle of its curve, on the steps that it chose and on evenly spaced ones of the same mean number (modalities: each as often as it was used). FrameExit chooses when to exit, so its control is the same number of looks in its own order for every video; MARL is read from where its agents stand at the end, so its control is as many agents that never move. Intervals: 95%, over videos and seeds.',
               'Admitted: the interval of the difference lies above 0, or there is no choice to test; the selection curve rises by no more than one point over the last quarter of the epochs; and mAP is at least half of that of early fusion at all steps. What is not admitted takes part in no comparison.']
     write_table(rows, shown, 'rivals_admission', out, f'Which policies work on {data.label}', notes, meta)
     return stamped(data, shown)

@@ -108,8 +108,10 @@ class Knob(Policy):
     def act(self, runs, view, setting): return ask(runs[0].model, view.split, setting=setting)
     def even(self, runs, view, setting, done):
         if self.kind!='steps': return None
-        n = whole_numbers(done.use[...,-1].sum(1).mean(), len(done.use))
-        return ask(runs[0].model, view.split, chosen=runs[0].model.evenly(n, done.use.shape[1]))
+        N,T,_ = done.use.shape
+        model = runs[0].model
+        n = whole_numbers(model.read_from(torch.from_numpy(done.use), setting), N)
+        return ask(model, view.split, chosen=model.evenly(n, T))
 
 def whole_numbers(mean:float, N:int) -> torch.Tensor:   # (N,) int
     "The two whole numbers around a mean, spread evenly over the videos, so that it is their mean."

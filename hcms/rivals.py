@@ -74,6 +74,9 @@ class Rival(nn.Module, Saved, library_name='hcms', tags=['video-classification']
     def given(self, x, chosen) -> RivalOutput:
         "The same network on steps (B, T), or on features (B, T, n), that somebody else chose."
         raise NotImplementedError(f'{type(self).__name__} does not select')
+    def read_from(self, use, setting) -> float:
+        "From how many steps its answer is read, in the mean: of those it looked at (B, T, n), all."
+        return use[...,-1].sum(1).mean().item()
     def evenly(self, n, T) -> Tensor:   # (B, T)
         "What it would look at without a choice: n (B,) evenly spaced steps of T."
         use = torch.zeros(len(n), T)
@@ -339,6 +342,9 @@ class MARL(TSN):
             at = (at+(move-1)*max(1, T//at.shape[1]//2**n)).clamp(0, T-1)
             path.append(at)
         return path,logps
+    def read_from(self, use, setting):
+        "From where the agents stand at the end, not from what they passed."
+        return float(min(setting or 4, use.shape[1]))
     def result(self, x, path):
         steps,use = self.steps(x),torch.zeros_like(x[0][...,0])
         for at in path: use.scatter_(1, at, 1.)
