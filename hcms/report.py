@@ -213,7 +213,7 @@ def write_figure(
     return pictures + write_side(name, title, notes, meta, numbers, Path(out_dir), kind='figure')
 
 # %% ../nbs/61_report.ipynb #7bf56f74
-ORDER = ('claims', 'claims_coverage', 'fig1', 'fig2', 'table1', 'table1_families', 'table1_gates', 'fig3', 'table2', 'table3', 'table3_measured', 'rivals', 'table3_quoted', 'fig4', 'fig5', 'fig6', 'table4', 'table5', 'table6', 'fig7', 'ablations', 'calibration', 'speed_lines', 'speed_ratios', 'speed', 'speed_decoding', 'speed_training', 'speed_growth', 'speed_projection', 'robustness', 'robustness_media')
+ORDER = ('claims', 'claims_coverage', 'fig1', 'fig2', 'table1', 'table1_families', 'table1_gates', 'fig3', 'table2', 'table3', 'table3_measured', 'rivals', 'rivals_admission', 'learning_curves', 'table3_quoted', 'fig4', 'fig5', 'fig6', 'table4', 'table5', 'table6', 'fig7', 'ablations', 'calibration', 'speed_lines', 'speed_ratios', 'speed', 'speed_decoding', 'speed_training', 'speed_growth', 'speed_projection', 'robustness', 'robustness_media')
 
 def _section(out, side) -> list:
     "The lines of one artifact."

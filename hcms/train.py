@@ -33,7 +33,8 @@ class TrainConfig(BaseModel):
     model:Literal['hcms', 'early', *RIVALS] = 'hcms'  # HCMS, the LSTM of early fusion, or another paper's policy
     modalities:tuple[str, ...] = MODALITIES           # Lowest level first
     views:int|None = Field(None, ge=1)                # Time steps used, evenly spaced; None: all
-    setting:float|None = None                         # Of a rival's knob, where it is set before training
+    setting:float|None = None                         # A rival's operating point, where it is set before training
+    constant:float|None = None                        # A rival's own constant, if not its class's
     skip_targets:tuple[float, ...] = (.6, .94)        # gamma of Eq. 10, a gate each
     weight:float = Field(2., ge=0)                    # lambda of Eq. 11
     warmup:float = Field(0., ge=0, le=1)              # Share of training over which lambda rises from 0; 0: constant
@@ -60,7 +61,7 @@ class TrainConfig(BaseModel):
     precision:Literal['float32', 'bfloat16', 'float16'] = 'float32'   # Of training: autocast; what is learned is float32 in any case
     recompute:bool = False                            # HCMS: less memory for a forward pass more; decides no bits
     @model_serializer(mode='wrap')
-    def _plain(self, dump): return {k: v for k,v in dump(self).items() if k!='recompute' and (k, v) not in (('precision', 'float32'), ('setting', None))}   # so that runs of before keep their keys
+    def _plain(self, dump): return {k: v for k,v in dump(self).items() if k!='recompute' and (k, v) not in (('precision', 'float32'), ('setting', None), ('constant', None))}   # so that runs of before keep their keys
 
 def train_config(**kw) -> TrainConfig:
     "A checked configuration; a wrong name or value is an `InputError` that says what is right."
@@ -97,7 +98,7 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if config.model=='early': model = EarlyFusion(num_classes, config.modalities, **sizes)
-        elif config.model in RIVALS: model = RIVALS[config.model](num_classes, config.modalities, setting=config.setting, **sizes)
+        elif config.model in RIVALS: model = RIVALS[config.model](num_classes, config.modalities, setting=config.setting, constant=config.constant, **sizes)
         else:
             model = HCMS(num_classes, config.modalities, nested=config.nested, copy_cell=config.copy_cell,
                 sizes_by=config.sizes_by, **sizes)
@@ -152,12 +153,26 @@ def _in_order(mine, team, batches) -> list:
     return [parts[n%team.num_processes][n//team.num_processes] for n in range(batches)]
 
 # %% ../nbs/40_train.ipynb #83147cd1
+@torch.no_grad()
+def _rival_score(model, config, split, at_default, gates) -> float:
+    "Mean mAP over the logarithm of the number of steps looked at; of a single operating point, less its penalty."
+    if len(model.settings)<2: return at_default-model.penalty(gates)
+    x = [o.float() for o in split.take(config.modalities, config.views)]
+    points = []
+    for s in model.settings:
+        out = model(*x, setting=s)
+        looks = out.gates[...,-1].sum(1).mean().item()
+        points.append((looks, mean_average_precision(softmax(out.logits.numpy()), split.labels)))
+    steps,maps = map(np.array, zip(*sorted(points)))
+    grid = np.linspace(0, np.log(min(model.looks, x[0].shape[1])), 50)
+    return float(np.interp(grid, np.log(steps), maps).mean())
+
 def _evaluate(model, config, split, team=None) -> dict:
     logits,gates = predict_split(model, config, split, team=team)
     out = dict(map=mean_average_precision(softmax(logits[:,-1].numpy()), split.labels))
     if config.model=='hcms':
         out |= {f'skip_{m}': float(s) for m,s in zip(config.modalities[1:], skip_ratios(gates.numpy()))}
-    if isinstance(model, Rival): return out | dict(score=out['map']-model.penalty(gates))
+    if isinstance(model, Rival): return out | dict(score=_rival_score(model, config, split, out['map'], gates))
     penalty = usage_loss(gates, config.skip_targets).item() if config.model=='hcms' and config.policy=='learned' else 0.
     return out | dict(score=out['map']-config.weight*penalty)
 
@@ -169,7 +184,7 @@ def _train_epoch(model, config, x, y, optimizer, scaler, epoch, team=None) -> di
         at = torch.from_numpy(order[i:i+config.batch])
         progress = (epoch+n/len(starts))/config.epochs
         if config.model=='early': options = {}
-        elif config.model in RIVALS: options = dict(tau=tau_at(progress, *config.tau), generator=generator)
+        elif config.model in RIVALS: options = dict(tau=tau_at(progress, *config.tau), progress=progress, generator=generator)
         else: options = dict(tau=tau_at(progress, *config.tau), hard=config.hard, generator=generator) | control_gates(config, len(at), x[0].shape[1], generator)
         weight = config.weight*min(1., progress/config.warmup) if config.warmup else config.weight
         targets = config.skip_targets if config.model=='hcms' else ()
@@ -222,8 +237,8 @@ def out_of_patience(
     scores,            # (E,) on the selection split
     config:TrainConfig,
 ) -> bool:
-    "Has the smoothed score been no better for `patience` epochs, all after the first `min_epochs`?"
-    if not config.patience or len(scores)<max(config.min_epochs, 1)+config.patience: return False
+    "Has the smoothed score been no better for `patience` epochs, all after the first `min_epochs`? Rivals that learn in phases run all epochs."
+    if config.model in RIVALS or not config.patience or len(scores)<max(config.min_epochs, 1)+config.patience: return False
     s = smoothed(scores)
     return s[-config.patience:].max() <= s[:-config.patience].max()
 
