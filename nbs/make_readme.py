@@ -18,6 +18,7 @@ def ledgers(reports=Path(__file__).parents[1]/'reports') -> str:
     for path in sorted(reports.glob('*/claims.csv')):
         table = pd.read_csv(path)
         if 'failing' in table: each[path.parent.name] = table.set_index('claim').verdict
+    if not each: return 'The ledgers are being made anew.'
     return pd.DataFrame(each).rename_axis('claim').reset_index().to_markdown(index=False)
 
 def readme() -> str:
