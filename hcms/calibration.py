@@ -289,6 +289,8 @@ def show_calibration(numbers, tried, data, parameters, runs, out) -> pd.DataFram
     write_table(numbers, shown, 'calibration', out, f"Calibration: the paper's Table 1 on {data.label}", notes, meta)
     return stamped(data, shown)
 
+_SHADES = (*(COLORS[m] for m in MODALITIES), '#DE8F05', '#0173B2', '#CA9161', '#222222')   # As `combinations`
+
 def plot_trials(tried, data):
     "Differences from the paper of all trials, a panel for each number of views."
     fig,axes = panels(1, 2, height=2.8, sharey=True)
@@ -298,9 +300,8 @@ def plot_trials(tried, data):
         for n,k in enumerate(combinations()):
             off = tried[f'{k}@{views}']-wanted[k, views]
             at,nets = tried['round']+(n-3)/10,tried.kind=='LSTM'
-            color = COLORS[combinations()[k][0]] if '+' not in k else f'C{n}'
-            ax.plot(at[~nets], off[~nets], '.', ms=2, alpha=.3, color=color)
-            ax.plot(at[nets], off[nets], 'o', ms=4, color=color, label=k)
+            ax.plot(at[~nets], off[~nets], '.', ms=2, alpha=.3, color=_SHADES[n])
+            ax.plot(at[nets], off[nets], 'o', ms=4, color=_SHADES[n], label=k)
         ax.set(xlabel='round of the search', title=f'{data.label}: {views} views', ylim=(-10, 10))
         ax.set_xticks(sorted(set(tried['round'])))
     axes[0].set_ylabel('mAP, difference from the paper (points)')
