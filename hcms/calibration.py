@@ -173,19 +173,20 @@ def _at(data, free) -> SimulatedDataset:
 START = dict(   # Where the search begins: audio of FCVID is clearer and rarer
     activitynet=dict(zip(FREE, (-2.4, 2.1, 2.5, .9, .3, .8, .25))),
     fcvid=dict(zip(FREE, (-.7, 2.35, 2.3, .97, .37, .965, .215))))
-# What networks had more than the closed form, with 10 and 128 views, in a look at other parameters: a guess to begin with
+# What networks had more than the closed form, with 10 and 128 views, in a look at other parameters: a first guess
 GAP = dict(
-    activitynet={'A': (-.02, -.02), 'I': (.01, .01), 'M': (0., 0.), 'A+I': (-.04, -.04), 'A+M': (-.035, -.035),
-                 'I+M': (0., 0.), 'A+I+M': (-.02, -.02)},
-    fcvid={'A': (-.023, -.011), 'I': (.028, .03), 'M': (.021, .027), 'A+I': (-.037, -.059), 'A+M': (-.028, -.039),
-           'I+M': (.028, .023), 'A+I+M': (-.012, -.024)})
+    activitynet={'A': (-.02, -.02), 'I': (.01, .01), 'M': (0., 0.),
+                 'A+I': (-.04, -.04), 'A+M': (-.035, -.035), 'I+M': (0., 0.), 'A+I+M': (-.02, -.02)},
+    fcvid={'A': (-.023, -.011), 'I': (.028, .03), 'M': (.021, .027),
+           'A+I': (-.037, -.059), 'A+M': (-.028, -.039), 'I+M': (.028, .023), 'A+I+M': (-.012, -.024)})
 
 def _trial(kind, turn, free, reached, name) -> dict:
     "A line of the list of trials."
     miss = (reached-targets(name)).abs()
     numbers = {f'{k}@{v}': 100*o for (k,v),o in reached.items()}
     rounded = {k: round(float(v), 3) for k,v in free.items()}
-    return dict(dataset=name, round=turn, kind=kind) | rounded | numbers | dict(within=int((miss<=WITHIN).sum()), worst=100*miss.max())
+    summary = dict(within=int((miss<=WITHIN).sum()), worst=100*miss.max())
+    return dict(dataset=name, round=turn, kind=kind) | rounded | numbers | summary
 
 def improve(data, free:dict, gap, trials:list, turn:int, steps:int=5, pull:float=.3) -> dict:
     "Free parameters whose closed form, plus the networks' distance from it, comes nearest to the paper."
@@ -195,7 +196,7 @@ def improve(data, free:dict, gap, trials:list, turn:int, steps:int=5, pull:float
         there = _at(data, _from_line(v))
         reached = closed_form(there.sim, there.world)
         trials.append(_trial('closed form', turn, _from_line(v), reached, data.name))
-        return np.append(100*(reached+gap-wanted)[wanted.index], pull*(v-start))   # points, and what leaving the start costs
+        return np.append(100*(reached+gap-wanted)[wanted.index], pull*(v-start))   # points, and the pull back
     r,damping = misses(v),1.
     for _ in range(steps):
         J = np.stack([(misses(v+.2*o)-r)/.2 for o in np.eye(len(v))], 1)
@@ -242,7 +243,7 @@ def shipped_trials(name:str) -> pd.DataFrame:
 def fit(
     data:SimulatedDataset,
     runs,                # From `calibration_configs`: early fusion, and HCMS, every seed
-) -> pd.DataFrame:       # A row a number of Table 1: mAP from 0 to 1 on the evaluated split, the paper's, their difference
+) -> pd.DataFrame:       # A row a number of Table 1: mAP from 0 to 1, evaluated split; the paper's; difference
     "How near the stand-in comes to the paper, and what it predicts of HCMS."
     name = {v: '+'.join(LETTERS[m] for m in v) for v in {r.config.modalities for r in runs}}
     rows = []
@@ -284,8 +285,9 @@ def show_calibration(numbers, tried, data, parameters, runs, out) -> pd.DataFram
     if len(hcms):
         skips = ', '.join(f'{hcms[f"skip_{m}_mean"].iloc[0]:.3f} of the steps skip {m}' for m in MODALITIES[1:])
         notes += [f'HCMS: {skips}. The paper has .525 and .940 on ActivityNet.']
-    write_figure(plot_trials(tried, data), tried, 'calibration_trials', out, f'Trials of the calibration of {data.label}',
-                 notes[:1]+['Difference of each number from the paper, by round of the search. Small: closed form. Full: trained networks.'], meta)
+    below = [notes[0], 'Differences from the paper, by round. Small marks: closed form. Large: trained networks.']
+    title = f'Trials of the calibration of {data.label}'
+    write_figure(plot_trials(tried, data), tried, 'calibration_trials', out, title, below, meta)
     write_table(numbers, shown, 'calibration', out, f"Calibration: the paper's Table 1 on {data.label}", notes, meta)
     return stamped(data, shown)
 

@@ -25,8 +25,8 @@ class Simulation:
     clarity:tuple                   # mu_m of audio, appearance and motion; fitted
     spread:tuple                    # sigma_m of the same
     correlation:float               # Of the luck of appearance and motion, 0 to 1; fitted
-    misleading:tuple                # Probability that audio, and the picture, show another class where not their own; fitted
-    density:tuple                   # Probability that a modality shows what it has in an active step; audio's is fitted
+    misleading:tuple                # Probability of another class where not the own: audio, picture; fitted
+    density:tuple                   # Probability of a showing in an active step; audio's is fitted
     activity:float = .75            # Share of a video that is active
     strength:float = 12.            # Norm of a prototype
     noise:float = .6                # Standard deviation of the noise at each step, along each latent direction
@@ -47,13 +47,15 @@ CUE = 4.                # Norm of a cue
 CLEAR_AUDIO = tuple(o for o in dict.fromkeys(paper_table(4).category) if o!='Overall')
 SPREAD = dict(activitynet=(3., 1.4, .6), fcvid=(3., .75, .45))   # Chosen: how much classes differ in each modality
 FITTED = dict(
-    activitynet=dict(clarity=(-2.557, 2.222, 2.535), correlation=0.968, misleading=(0.217, 0.931), density=(0.283, .75, .9)),
-    fcvid=dict(clarity=(-0.668, 2.284, 2.319), correlation=0.979, misleading=(0.399, 0.98), density=(0.215, .75, .9)))
+    activitynet=dict(clarity=(-2.557, 2.222, 2.535), correlation=0.968,
+        misleading=(0.217, 0.931), density=(0.283, .75, .9)),
+    fcvid=dict(clarity=(-0.668, 2.284, 2.319), correlation=0.979,
+        misleading=(0.399, 0.98), density=(0.215, .75, .9)))
 
 # %% ../nbs/05_simulated.ipynb #1ee18d5c
 def simulation(
     name:str,          # activitynet or fcvid
-    paper_size=False,  # The paper's numbers of videos and lengths of features? By default a size that trains in a minute
+    paper_size=False,  # The paper's numbers of videos and lengths of features? Else a size that trains in a minute
     **changes,         # Of `Simulation`
 ) -> Simulation:
     "The stand-in of a data set."
