@@ -28,7 +28,7 @@ class Simulation:
     misleading:tuple                # Probability of another class where not the own: audio, picture; fitted
     density:tuple                   # Probability of a showing in an active step; audio's is fitted
     activity:float = .75            # Share of a video that is active
-    strength:float = 12.            # Norm of a prototype
+    strength:tuple = (12., 12., 12.)   # Norm of a prototype, by modality
     noise:float = .6                # Standard deviation of the noise at each step, along each latent direction
     background:float = .25          # The same of what stays through a video
     steps:int = PAPER.steps         # T
@@ -47,8 +47,8 @@ CUE = 4.                # Norm of a cue
 CLEAR_AUDIO = tuple(o for o in dict.fromkeys(paper_table(4).category) if o!='Overall')
 SPREAD = dict(activitynet=(3., 1.4, .6), fcvid=(3., .75, .45))   # Chosen: how much classes differ in each modality
 FITTED = dict(
-    activitynet=dict(clarity=(-2.557, 2.222, 2.535), correlation=0.968,
-        misleading=(0.217, 0.931), density=(0.283, .75, .9)),
+    activitynet=dict(clarity=(-2.397, 2.177, 2.525), correlation=0.97,
+        misleading=(0.275, 0.98), density=(0.246, .75, .9)),
     fcvid=dict(clarity=(-0.668, 2.284, 2.319), correlation=0.979,
         misleading=(0.399, 0.98), density=(0.215, .75, .9)))
 
@@ -83,7 +83,7 @@ class World:
         if sim.name=='activitynet': logit[np.isin(sim.classes, CLEAR_AUDIO),0] = 3.5
         self.clarity = 1/(1+np.exp(-logit))                               # (C, 3)
         self.threshold = _quantile(self.clarity)                          # (C, 3) a modality shows where luck is below
-        self.prototypes = [_single(sim.strength*unit(rng.standard_normal((C, d)))) for d in LATENT]
+        self.prototypes = [_single(s*unit(rng.standard_normal((C, d)))) for s,d in zip(sim.strength, LATENT)]
         self.cue = [_single(CUE*unit(rng.standard_normal(d))) for d in LATENT]
         self.lift = [_lift(rng, D, d) for D,d in zip(sim.sizes, LATENT)]
 
