@@ -12,17 +12,17 @@ __all__ = ['OWN_PIPELINES', 'DID_NOT', 'TABLE3', 'PANELS', 'ORDERS', 'table3_con
 # %% ../nbs/63_comparisons.ipynb #0612b97e
 import numpy as np
 import pandas as pd
-from .core import LETTERS, MODALITIES, InputError
+from .core import LETTERS, InputError
 from .costs import gflops_per_video
 from .datasets import open_dataset, stamped
 from .evaluate import headline
 from .metrics import per_class_ap
-from .paper import later_methods, paper_table
+from .paper import PAPER, later_methods, paper_table
 from .plots import panels, plot_policies
 from .policies import policies, policy_configs
 from .report import describe, mean_pm, write_figure, write_table
 from .runs import config_for, variants
-from .tables import hcms_configs, over_seeds
+from .tables import hcms_configs, over_seeds, table1_configs
 
 # %% ../nbs/63_comparisons.ipynb #f99bfcb9
 _FULL = dict(activitynet='ActivityNet', fcvid='FCVID')
@@ -336,6 +336,6 @@ def _nothing_to_calibrate(name):
     return InputError(f'data set {name!r}', f'is not simulated: there is nothing to calibrate; {where}')
 
 def calibration_configs(data, seeds:int=3, epochs:int=0) -> list:   # of TrainConfig
-    "An LSTM on each modality alone; the trials around them are of other simulations, and train their own."
+    "Early fusion of all combinations with few and with all views, and HCMS: the runs of Table 1 without its control."
     if not data.simulated: raise _nothing_to_calibrate(data.label)
-    return variants(data, [dict(model='early', modalities=(m,)) for m in MODALITIES], seeds, epochs)
+    return [c for c in table1_configs(data, seeds, PAPER.views[0], epochs) if c.policy=='learned']

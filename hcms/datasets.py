@@ -26,7 +26,7 @@ from .media import MediaSpec
 from .packs import PackedView
 from .paper import PAPER_DATASETS
 from .rendered import Recipe, evidence, read_recipe, render_demo
-from .simulated import World, simulate_video, simulation
+from .simulated import World, simulate_split, simulate_video, simulation
 from .store import FeatureStore
 from .streaming import finetune_streaming, stream_config
 from .train import Split
@@ -355,9 +355,7 @@ def _videos(self, name:str) -> list:   # of (id, class)
 def _split(self, name:str) -> Split:
     "Features of a split in memory."
     videos = self.videos(name)
-    x = {m: np.empty((len(videos), self.steps, d), dtype=np.float32) for m,d in zip(MODALITIES, self.sim.sizes)}
-    for i,(id,y) in enumerate(videos):
-        for m,o in zip(MODALITIES, simulate_video(self.sim, self.world, id, y)[0]): x[m][i] = o
+    x = dict(zip(MODALITIES, simulate_split(self.sim, self.world, videos)))
     ids,y = zip(*videos)
     return Split(list(ids), {m: torch.from_numpy(o) for m,o in x.items()}, torch.tensor(y), np.eye(len(self.classes), dtype=int)[list(y)])
 

@@ -29,8 +29,11 @@ from .train import TrainConfig, predict_split, train, train_config
 
 # %% ../nbs/50_runs.ipynb #868e5db2
 _SMALL = dict(audio=24, appearance=48, motion=96)
-TRAINING = dict(paper=dict(), demo=dict(proj_sizes=_SMALL, hidden_sizes=_SMALL, lr=4e-3, decay=.95, weight_decay=1e-3, batch=64, epochs=30, min_epochs=15, patience=8, skip_targets=(.53, .97), weight=16.),
-    simulated=dict(proj_sizes=_SMALL, hidden_sizes=_SMALL, lr=4e-3, decay=.95, batch=32, epochs=24, patience=3, forget_bias=3.))
+_SIMULATED = dict(audio=32, appearance=48, motion=64)
+TRAINING = dict(paper=dict(),
+    demo=dict(proj_sizes=_SMALL, hidden_sizes=_SMALL, lr=4e-3, decay=.95, weight_decay=1e-3, batch=64, epochs=30, min_epochs=15,
+        patience=8, skip_targets=(.53, .97), weight=16.),
+    simulated=dict(proj_sizes=_SIMULATED, hidden_sizes=_SIMULATED, lr=6e-3, decay=.7, batch=32, epochs=8, forget_bias=2.))
 
 # %% ../nbs/50_runs.ipynb #078d750b
 _OPEN = dict(epochs='', min_epochs='', patience='0: every epoch is run', sizes_by='hidden sizes belong to the place in the hierarchy', batch='', weight_decay='', clip='largest norm of the gradient', seed='first of the runs', forget_bias='added to the initial forget gates',
