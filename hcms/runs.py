@@ -32,7 +32,7 @@ _SMALL = dict(audio=24, appearance=48, motion=96)
 _SIMULATED = dict(audio=32, appearance=48, motion=64)
 TRAINING = dict(paper=dict(),
     demo=dict(proj_sizes=_SMALL, hidden_sizes=_SMALL, lr=4e-3, decay=.95, weight_decay=1e-3, batch=64, epochs=30, min_epochs=15,
-        patience=8, skip_targets=(.53, .97), weight=16.),
+        patience=8, skip_targets=(.524, 1.), weight=8.),
     simulated=dict(proj_sizes=_SIMULATED, hidden_sizes=_SIMULATED, lr=6e-3, decay=.7, batch=32, epochs=8, forget_bias=2.))
 
 # %% ../nbs/50_runs.ipynb #078d750b
