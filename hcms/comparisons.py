@@ -12,7 +12,7 @@ __all__ = ['OWN_PIPELINES', 'DID_NOT', 'TABLE3', 'PANELS', 'ORDERS', 'table3_con
 # %% ../nbs/63_comparisons.ipynb #0612b97e
 import numpy as np
 import pandas as pd
-from .core import LETTERS, InputError
+from .core import LETTERS, MODALITIES, InputError
 from .costs import gflops_per_video
 from .datasets import open_dataset, stamped
 from .evaluate import headline
