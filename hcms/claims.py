@@ -432,7 +432,7 @@ def adaframe(e):
     test = 'AdaFrame written anew for the same features, prices and seeds: mAP of HCMS less that of AdaFrame at equal cost, mean over the logarithm of the cost, above 0'
     return Row(test, numbers, i.verdict if a.admitted else UNTESTABLE, SHOWN_ONLY)
 
-DID_NOT_TRAIN = 'AdaFrame did not train here: its own choice is no better than evenly spaced steps'
+DID_NOT_TRAIN = 'AdaFrame did not train here; the table of admissions says why'
 
 @claim('HCMS is better than the other methods of Table 3', 'Sec. 4.2.3, Table 3',
     'another way to choose, or to fuse, would be better on the same features')

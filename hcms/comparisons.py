@@ -107,7 +107,7 @@ def show_measured(rows, data, parameters, runs, out) -> pd.DataFrame:
         'at GFLOPs': [f'{a:.0f} to {b:.0f}' for a,b in zip(rows.equal_from, rows.equal_to)],
         "GFLOPs at HCMS's mAP": _with_interval(rows, 'cost', 1, 0), 'area %': _with_interval(rows, 'area', 100)})
     notes,meta = describe(data, runs, parameters)
-    notes += ['Every policy saw the same features, with the same prices, seeds, optimizer and epochs, and had the same number of tuning trials. At equal cost: the mean difference over the logarithm of the cost, from where both have an operating point to where neither has a more expensive one. Area: mean mAP over the logarithm of the cost from hearing everything to using everything, chance before the cheapest operating point, so it rewards cheap ones. Intervals: 95%, over videos and seeds.', *_plainly(rows),
+    notes += ['Every policy saw the same features, with the same prices, seeds, optimizer and epochs; how many tuning trials each had stands in the table of admissions. At equal cost: the mean difference over the logarithm of the cost, from where both have an operating point to where neither has a more expensive one. Area: mean mAP over the logarithm of the cost from hearing everything to using everything, chance before the cheapest operating point, so it rewards cheap ones. Intervals: 95%, over videos and seeds.', *_plainly(rows),
               f"Of the paper's Table 3, {', '.join(OWN_PIPELINES)} stay quoted: each is a way to make features, not to choose among them."]
     write_table(rows, shown, 'table3_measured', out, f'Selection policies on the same features, {data.label}', notes, meta)
     return stamped(data, shown)
