@@ -20,8 +20,9 @@ from safetensors.numpy import load, save
 from tqdm.auto import tqdm
 from .baselines import uniform_views
 from .core import MODALITIES, check_count, check_seal, fingerprint, rng_for, sealing, worker_pool, write_whole
-from .costs import PAPER_PRICES, gflops_per_video, module_costs, within_budget
+from .costs import PAPER_PRICES, gflops_per_video
 from .datasets import stamped
+from .evaluate import Predictions, budget_scores
 from .hlstm import SEAL
 from .intervals import Estimate, Interval, leave_one_out, strata_of
 from .metrics import mean_average_precision, softmax
@@ -188,9 +189,9 @@ def stopped(run, split:Split, share:float) -> Acted:
     "What HCMS did before a video had spent a share of the mean cost."
     logits,gates = (o.numpy() for o in predict_split(run.model, run.config, split))
     budget = share*gflops_per_video(gates, PAPER_PRICES, run.model)['total'].mean()
-    spent = within_budget(gates, budget, module_costs(run.model, PAPER_PRICES))
-    N,T,C = logits.shape
-    scores = np.where((spent.steps>0)[:,None], softmax(logits[np.arange(N),spent.steps-1]), 1/C)
+    p = Predictions(logits[:,-1], gates, split.y.numpy(), split.labels, logits)
+    scores,spent = budget_scores(p, run.model, budget)
+    T = gates.shape[1]
     use = np.concatenate([np.ones_like(gates[...,:1]), gates], -1)*(np.arange(T)<spent.steps[:,None])[...,None]
     use = spread(use, run.config.modalities, np.arange(T), T)
     return Acted(scores, use, 1e9*(spent.gflops-gflops(Acted(scores, use, 0.))))   # a feature that was paid for in an unfinished step is among its own
