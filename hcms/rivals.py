@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RIVALS_VERSION', 'RIVALS', 'RivalOutput', 'macs', 'Rival', 'Previewing', 'answer', 'everywhere', 'previewed',
            'top_steps', 'even_steps', 'consensus', 'at_steps', 'in_order', 'of_target', 'Reader', 'TSN', 'Keyless',
-           'GatedFusion', 'preview', 'SCSampler', 'set_log_prob', 'OCSampler', 'MARL', 'coarse_to_fine', 'FrameExit',
-           'ListenToLook', 'position', 'AdaFrame', 'LiteEval', 'AdaMML']
+           'GatedFusion', 'preview', 'Salient', 'SCSampler', 'set_log_prob', 'OCSampler', 'MARL', 'coarse_to_fine',
+           'FrameExit', 'ListenToLook', 'position', 'AdaFrame', 'LiteEval', 'AdaMML']
 
 # %% ../nbs/23_rivals.ipynb #e447d9a3
 import math
@@ -225,25 +225,30 @@ class GatedFusion(Rival):
 # %% ../nbs/23_rivals.ipynb #3d2bf809
 def preview(size:int) -> nn.Module: return nn.ModuleList([nn.GRU(size, size, batch_first=True, bidirectional=True), nn.Linear(2*size, 1)])
 
-class SCSampler(Previewing):
-    "The k most salient steps by audio, and the mean of their logits."
+class Salient(Previewing):
+    "Scores every step by audio and looks at the k best."
     settings = (1, 2, 4, 8, 16)
     looks = 16
-    per_step = ('step',)
     always = ('hear', 'score')
+    def build(self):
+        super().build()
+        self.score = preview(self.proj[0])
+    def scores(self, x): return self.score[1](self.score[0](x[-1])[0]).squeeze(-1)   # (B, T)
+    def look(self, x, setting):
+        k = setting or max(1, x[0].shape[1]//8)
+        return self.given(x, top_steps(self.scores(x), k))
+
+class SCSampler(Salient):
+    "The k most salient steps by audio, and the mean of their logits."
+    per_step = ('step',)
     share = .25   # Of the steps, that a video shows its classifier in training
     tunes = ('share', (.25, .5))
     def build(self):
         super().build()
-        self.score = preview(self.proj[0])
         classify = nn.Linear(self.hidden, self.num_classes)
         self.step = nn.Sequential(nn.Linear(self.width, self.hidden), nn.ReLU(), classify)
-    def scores(self, x): return self.score[1](self.score[0](x[-1])[0]).squeeze(-1)   # (B, T)
     def steps(self, x): return self.step(torch.cat(x[:-1], -1))                      # (B, T, C)
     def given(self, x, chosen): return answer(consensus(self.steps(x), chosen), previewed(chosen, len(x)-1))
-    def look(self, x, setting):
-        k = setting or max(1, x[0].shape[1]//8)
-        return self.given(x, top_steps(self.scores(x), k))
     def learn(self, x, target, generator, tau, progress):
         B,T = x[0].shape[:2]
         steps,s = self.steps(x),self.scores(x)
@@ -271,12 +276,9 @@ def set_log_prob(
     return torch.logsumexp(inside + (3*v.squeeze(-1)**2*_WEIGHTS.to(scores)/2).log(), -1)
 
 # %% ../nbs/23_rivals.ipynb #239743d6
-class OCSampler(Previewing):
+class OCSampler(Salient):
     "k steps drawn at once by a policy that heard the whole video."
-    settings = (1, 2, 4, 8, 16)
-    looks = 16
     per_step = ('embed',)
-    always = ('hear', 'score')
     once = ('head',)
     warm = .5      # Share of training in which the classifier learns
     draws = 4      # Sets for each video
@@ -284,19 +286,14 @@ class OCSampler(Previewing):
     tunes = ('entropy', (.1, .02))
     def build(self):
         super().build()
-        self.score = preview(self.proj[0])
         self.embed = nn.Sequential(nn.Linear(self.width, self.hidden), nn.ReLU())
         self.head = nn.Linear(self.hidden, self.num_classes)
-    def scores(self, x): return self.score[1](self.score[0](x[-1])[0]).squeeze(-1)   # (B, T)
     def pooled(self, z, chosen):
         "(..., C) logits of the maximum of z (..., T, H), which is not negative."
         return self.head((z*chosen[...,None]).amax(-2))
     def given(self, x, chosen):
         z = self.embed(torch.cat(x[:-1], -1))
         return answer(self.pooled(z, chosen), previewed(chosen, len(x)-1))
-    def look(self, x, setting):
-        k = setting or max(1, x[0].shape[1]//8)
-        return self.given(x, top_steps(self.scores(x), k))
     def learn(self, x, target, generator, tau, progress):
         B,T = x[0].shape[:2]
         k = self.settings[torch.randint(len(self.settings), (1,), generator=generator)]
