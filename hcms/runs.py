@@ -31,8 +31,8 @@ from .train import TrainConfig, predict_split, train, train_config
 _SMALL = dict(audio=24, appearance=48, motion=96)
 _SIMULATED = dict(audio=32, appearance=48, motion=64)
 TRAINING = dict(paper=dict(),
-    demo=dict(proj_sizes=_SMALL, hidden_sizes=_SMALL, lr=4e-3, decay=.95, weight_decay=1e-3, batch=64, epochs=30, min_epochs=15,
-        patience=8, skip_targets=(.524, 1.), weight=8.),
+    demo=dict(proj_sizes=_SMALL, hidden_sizes=_SMALL, lr=8e-3, decay=.95, weight_decay=1e-3, batch=64, epochs=30, min_epochs=15,
+        patience=8, skip_targets=(.527, 1.), weight=4.),
     simulated=dict(proj_sizes=_SIMULATED, hidden_sizes=_SIMULATED, lr=6e-3, decay=.7, batch=32, epochs=8, forget_bias=2.))
 
 # %% ../nbs/50_runs.ipynb #078d750b
@@ -220,20 +220,22 @@ def operating_point(
     epochs:int=0,
 ) -> pd.DataFrame:                    # A row a trial, the last one is the operating point: weight, targets, reached, map, close
     "Trials of targets and lambda until the reached skip ratios are the wanted ones."
-    ranges = PAPER.appearance_skip,PAPER.motion_skip
+    ranges,free = (PAPER.appearance_skip, PAPER.motion_skip),((0., 1.),)*len(want)
+    stages = [(weight, limits) for weight in weights for limits in ((ranges, free) if weight==PAPER.usage_weight else (free,))]
     trials = []
-    for weight in weights:
-        targets = tuple(low for low,_ in ranges)
-        for _ in range(tries):
+    for weight,limits in stages:
+        if limits is ranges or weight!=PAPER.usage_weight: wished = tuple(low for low,_ in ranges)
+        tried = []
+        while len(tried)<tries:
+            targets = tuple(round(min(max(v, low), high), 3) for v,(low,high) in zip(wished, limits))
+            if targets in tried: break
+            tried.append(targets)
             configs = [config_for(dataset, epochs, skip_targets=targets, weight=weight, seed=s) for s in seeds]
             runs = get_runs(dataset, configs, workers)
             got = tuple(np.mean([reached(r) for r in runs], 0).round(4).tolist())
             close = max(abs(a-b) for a,b in zip(got, want))<=CLOSE
-            trials.append(dict(weight=weight, targets=targets, reached=got, map=np.mean([r.history['map'].max() for r in runs]), close=close))
+            best = np.mean([r.history['map'].max() for r in runs])
+            trials.append(dict(weight=weight, targets=targets, reached=got, map=best, close=close))
             if close: return pd.DataFrame(trials)
-            moved = [t+w-g for t,w,g in zip(targets, want, got)]
-            limits = ranges if weight==PAPER.usage_weight else ((0., 1.),)*len(moved)
-            new = tuple(round(min(max(m, low), high), 3) for m,(low,high) in zip(moved, limits))
-            if new==targets: break
-            targets = new
+            wished = tuple(t+w-g for t,w,g in zip(targets, want, got))
     return pd.DataFrame(trials)

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from .core import check_choice, worker_pool, write_whole
 from .datasets import stamped
 from .rivals import RIVALS
-from .runs import config_for
+from .runs import TRAINING, config_for
 from .train import Split, train
 
 # %% ../nbs/58_tuning.ipynb #9affdec0
