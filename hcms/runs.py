@@ -19,8 +19,8 @@ from safetensors.torch import load, save
 from tqdm.auto import tqdm
 from .backbones import check_device
 from .baselines import EarlyFusion
-from .core import (MODALITIES, InputError, check_choice, check_count, check_seal, fingerprint, first_line, read_json, sealing,
-                       versions, worker_pool, write_whole)
+from .core import (MODALITIES, InputError, check_choice, check_count, check_seal, fingerprint,
+    first_line, read_json, sealing, versions, worker_pool, write_whole)
 from .evaluate import Predictions
 from .hlstm import HCMS, SEAL, SEALED
 from .paper import PAPER, paper_table
@@ -30,20 +30,45 @@ from .train import TrainConfig, predict_split, train, train_config
 # %% ../nbs/50_runs.ipynb #868e5db2
 _SMALL = dict(audio=24, appearance=48, motion=96)
 _SIMULATED = dict(audio=32, appearance=48, motion=64)
-TRAINING = dict(paper=dict(),
-    demo=dict(proj_sizes=_SMALL, hidden_sizes=_SMALL, lr=8e-3, decay=.95, weight_decay=1e-3, batch=64, epochs=30, min_epochs=15,
-        patience=8, skip_targets=(.527, 1.), weight=4.),
-    simulated=dict(proj_sizes=_SIMULATED, hidden_sizes=_SIMULATED, lr=6e-3, decay=.7, batch=32, epochs=8, forget_bias=2.))
+TRAINING = dict(
+    paper=dict(),
+    demo=dict(
+        proj_sizes=_SMALL, hidden_sizes=_SMALL, skip_targets=(.527, 1.), weight=4.,
+        lr=8e-3, decay=.95, weight_decay=1e-3, batch=64, epochs=30, min_epochs=15, patience=8),
+    simulated=dict(
+        proj_sizes=_SIMULATED, hidden_sizes=_SIMULATED, forget_bias=2.,
+        lr=6e-3, decay=.7, batch=32, epochs=8))
 
 # %% ../nbs/50_runs.ipynb #078d750b
-_OPEN = dict(epochs='', min_epochs='', patience='0: every epoch is run', sizes_by='hidden sizes belong to the place in the hierarchy', batch='', weight_decay='', clip='largest norm of the gradient', seed='first of the runs', forget_bias='added to the initial forget gates',
-    skip_targets='one of the ranges 0.6 to 0.85 and 0.94 to 0.98', tau='temperature of Eq. 9, first and last', warmup='of lambda', per_video='Eq. 10 on the mean of the batch, or as printed',
-    hard='gates of exactly 0 and 1 in training', nested='motion only where appearance is used', copy_cell='the copy takes c as well as h', precision='')
+_OPEN = dict(   # name -> note
+    epochs='',
+    min_epochs='',
+    patience='0: every epoch is run',
+    sizes_by='hidden sizes belong to the place in the hierarchy',
+    batch='',
+    weight_decay='',
+    clip='largest norm of the gradient',
+    seed='first of the runs',
+    forget_bias='added to the initial forget gates',
+    skip_targets='one of the ranges 0.6 to 0.85 and 0.94 to 0.98',
+    tau='temperature of Eq. 9, first and last',
+    warmup='of lambda',
+    per_video='Eq. 10 on the mean of the batch, or as printed',
+    hard='gates of exactly 0 and 1 in training',
+    nested='motion only where appearance is used',
+    copy_cell='the copy takes c as well as h',
+    precision='')
+_NO_CHOICE = ('model', 'modalities', 'views', 'setting', 'constant', 'policy', 'threads', 'recompute')
 
 def open_choices(preset:str='paper') -> pd.DataFrame:   # what, ours, note, stated
     "Every value of a training, and whether Sec. 4.1.3 states it; for both large data sets alike."
     config = train_config(**TRAINING[check_choice(preset, TRAINING, 'preset')])
-    rows = [dict(what=k, ours=str(getattr(config, k)), note=_OPEN.get(k, ''), stated='no' if k in _OPEN else 'yes') for k in TrainConfig.model_fields if k not in ('model', 'modalities', 'views', 'setting', 'constant', 'policy', 'threads', 'recompute')]
+    rows = []
+    for k in TrainConfig.model_fields:
+        if k in _NO_CHOICE:
+            continue
+        stated = 'no' if k in _OPEN else 'yes'
+        rows.append(dict(what=k, ours=str(getattr(config, k)), note=_OPEN.get(k, ''), stated=stated))
     return pd.DataFrame(rows).sort_values('stated', kind='stable').reset_index(drop=True)
 
 # %% ../nbs/50_runs.ipynb #a529d2f7
@@ -79,6 +104,7 @@ def variants(
     return [config_for(dataset, epochs, **kw, seed=s) for kw in changes for s in range(seeds)]
 
 def run_folder(dataset, config:TrainConfig) -> Path:
+    "Where a run is kept; its name is the key."
     version = [VERSION, RIVALS_VERSION] if config.model in RIVALS else VERSION
     return dataset.folder/'runs'/fingerprint([version, config.model_dump(mode='json'), dataset.fingerprint])
 
@@ -86,40 +112,56 @@ def run_folder(dataset, config:TrainConfig) -> Path:
 def make_run(dataset, config:TrainConfig, splits:dict, team=None) -> Path:
     "Train a configuration and keep everything a table may ask for; goes on where it was stopped."
     folder = run_folder(dataset, config)
-    if (folder/SEAL).exists(): return folder   # it is written last
+    if (folder/SEAL).exists():   # it is written last
+        return folder
     folder.mkdir(parents=True, exist_ok=True)
-    model,history = train(config, splits['training'], splits['selection'], folder/'state.pt', team=team)
-    if team is not None and not team.is_main_process: return folder
+    state = folder/'state.pt'
+    model,history = train(config, splits['training'], splits['selection'], state, team=team)
+    if team is not None and not team.is_main_process:
+        return folder
     model.save_pretrained(folder)
     test = splits[dataset.evaluated]
     logits,gates = predict_split(model, config, test)
-    tensors = dict(logits=logits[:,-1], gates=gates.to(torch.uint8), y=test.y, labels=torch.as_tensor(test.labels, dtype=torch.uint8))
+    tensors = dict(logits=logits[:,-1], gates=gates.to(torch.uint8), y=test.y,
+        labels=torch.as_tensor(test.labels, dtype=torch.uint8))
+    note = dict(key=folder.name, dataset=dataset.label, data=dataset.fingerprint,
+        config=config.model_dump(mode='json'), versions=versions())
     with sealing(folder/SEAL, *SEALED, 'predictions.safetensors', 'history.csv', 'run.json'):
         write_whole(folder/'predictions.safetensors', save({k: v.contiguous() for k,v in tensors.items()}))
         write_whole(folder/'history.csv', pd.DataFrame(history).to_csv(index=False, lineterminator='\n'))
-        write_whole(folder/'run.json', json.dumps(dict(key=folder.name, dataset=dataset.label, data=dataset.fingerprint, config=config.model_dump(mode='json'), versions=versions()), indent=1))
-    (folder/'state.pt').unlink(missing_ok=True)
+        write_whole(folder/'run.json', json.dumps(note, indent=1))
+    state.unlink(missing_ok=True)
     return folder
 
-def _history(path): return pd.read_csv(path).astype(dict(epoch=int))
+# %% ../nbs/50_runs.ipynb #10d5947d
+def _history(path):
+    return pd.read_csv(path).astype(dict(epoch=int))
 
 def _predictions(path):
     t = {k: v.numpy() for k,v in load(path.read_bytes()).items()}
     return Predictions(**t | dict(gates=t['gates'].astype('float32')))
 
 def _read(path, f):
-    try: return f(path)
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as e: raise InputError(path, f'cannot be read ({first_line(e)}); delete its folder to train it anew') from None
+    try:
+        return f(path)
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as e:
+        rule = f'cannot be read ({first_line(e)}); delete its folder to train it anew'
+        raise InputError(path, rule) from None
 
 def load_run(folder) -> Run:
     "A finished run from its folder."
     folder = Path(folder)
     check_seal(folder/SEAL)
     note = read_json(folder/'run.json')
-    try: key,config = note['key'],train_config(**note['config'])
-    except (KeyError, TypeError): raise InputError(folder/'run.json', 'is no note of a run') from None
+    try:
+        key = note['key']
+        config = train_config(**note['config'])
+    except (KeyError, TypeError):
+        raise InputError(folder/'run.json', 'is no note of a run') from None
     model = dict(RIVALS, hcms=HCMS, early=EarlyFusion)[config.model].from_pretrained(folder)
-    return Run(key, config, model.eval(), *(_read(folder/o, f) for o,f in {'history.csv': _history, 'predictions.safetensors': _predictions}.items()))
+    history = _read(folder/'history.csv', _history)
+    predictions = _read(folder/'predictions.safetensors', _predictions)
+    return Run(key, config, model.eval(), history, predictions)
 
 # %% ../nbs/50_runs.ipynb #65c0cadc
 def check_configs(
@@ -130,10 +172,11 @@ def check_configs(
     dataset.check()
     most = max((c.views or 0 for c in configs), default=0)
     if most>dataset.steps:
-        rule = f'a comparison with {most} views needs as many time steps, and {dataset.label} has {dataset.steps}'
-        raise InputError('views', rule)
+        has = f'{dataset.label} has {dataset.steps}'
+        raise InputError('views', f'a comparison with {most} views needs as many time steps, and {has}')
     for c in configs:
-        for m in c.modalities: check_choice(m, MODALITIES, 'modality')
+        for m in c.modalities:
+            check_choice(m, MODALITIES, 'modality')
         if len(set(c.modalities))<len(c.modalities) or not c.modalities:
             raise InputError('modalities', f'must be different ones, at least one, not {c.modalities}')
         if c.model=='hcms' and len(c.skip_targets)!=len(c.modalities)-1:
@@ -147,8 +190,11 @@ def with_steps(
 ) -> list:       # of Run
     "The same runs, their predictions with the scores after every step."
     test = dataset.split(dataset.evaluated)
-    said = [predict_split(r.model, r.config, test) for r in runs]
-    return [replace(r, predictions=r.predictions._replace(step_logits=logits.numpy())) for r,(logits,_) in zip(runs, said)]
+    out = []
+    for r in runs:
+        logits,_ = predict_split(r.model, r.config, test)
+        out.append(replace(r, predictions=r.predictions._replace(step_logits=logits.numpy())))
+    return out
 
 # %% ../nbs/50_runs.ipynb #233341c1
 def train_together(
@@ -161,8 +207,9 @@ def train_together(
     "The runs of some configurations, each trained by all processes that `accelerate launch` started."
     from accelerate import Accelerator
     team = Accelerator(cpu=check_device(device)=='cpu' if device else None)   # None: as it was launched
-    precision = precision or dict(no='float32', bf16='bfloat16', fp16='float16').get(team.mixed_precision, 'float32')
-    configs = [train_config(**c.model_dump() | dict(precision=precision, recompute=recompute)) for c in configs]
+    launched = dict(no='float32', bf16='bfloat16', fp16='float16').get(team.mixed_precision, 'float32')
+    own = dict(precision=precision or launched, recompute=recompute)
+    configs = [train_config(**c.model_dump() | own) for c in configs]
     check_configs(dataset, configs)
     splits = {k: dataset.split(k) for k in ('training', 'selection', dataset.evaluated)}
     for c in configs:
@@ -177,7 +224,8 @@ def _start_worker(dataset):
     _dataset = dataset
     _splits = {k: _dataset.split(k) for k in ('training', 'selection', _dataset.evaluated)}
 
-def _work(config): return make_run(_dataset, config, _splits)
+def _work(config):
+    return make_run(_dataset, config, _splits)
 
 def train_runs(
     dataset,
@@ -188,12 +236,14 @@ def train_runs(
     check_count(workers, 'workers')
     check_configs(dataset, configs)
     folders = [run_folder(dataset, c) for c in configs]
-    todo = list({f: c for f,c in zip(folders, configs) if not (f/SEAL).exists()}.values())
+    missing = {f: c for f,c in zip(folders, configs) if not (f/SEAL).exists()}
+    todo = list(missing.values())
     todo.sort(key=lambda c: (c.model!='hcms', c.views is not None, -len(c.modalities)))
     if todo:
-        doing = f'train, {dataset.label}'
-        with worker_pool(min(workers, len(todo)), _start_worker, (dataset,), doing=doing) as pool:
-            for _ in tqdm(pool.map(_work, todo, chunksize=1), total=len(todo), desc=f'train, {dataset.bar_label}', unit='run'): pass
+        bar = dict(total=len(todo), desc=f'train, {dataset.bar_label}', unit='run')
+        processes = min(workers, len(todo))
+        with worker_pool(processes, _start_worker, (dataset,), doing=f'train, {dataset.label}') as pool:
+            list(tqdm(pool.map(_work, todo, chunksize=1), **bar))
     return folders
 
 def get_runs(dataset, configs:list, workers:int=2) -> list:   # of Run, in the order of `configs`
@@ -218,24 +268,33 @@ def operating_point(
     seeds=(100, 101),
     workers:int=2,
     epochs:int=0,
-) -> pd.DataFrame:                    # A row a trial, the last one is the operating point: weight, targets, reached, map, close
-    "Trials of targets and lambda until the reached skip ratios are the wanted ones."
-    ranges,free = (PAPER.appearance_skip, PAPER.motion_skip),((0., 1.),)*len(want)
-    stages = [(weight, limits) for weight in weights for limits in ((ranges, free) if weight==PAPER.usage_weight else (free,))]
+) -> pd.DataFrame:                    # A row a trial: weight, targets, reached, map, close
+    "Trials of targets and lambda until the reached skip ratios are the wanted ones: the last one."
+    ranges = PAPER.appearance_skip,PAPER.motion_skip
+    free = ((0., 1.),)*len(want)
+    stages = []
+    for weight in weights:
+        if weight==PAPER.usage_weight:
+            stages.append((weight, ranges))
+        stages.append((weight, free))
     trials = []
     for weight,limits in stages:
-        if limits is ranges or weight!=PAPER.usage_weight: wished = tuple(low for low,_ in ranges)
+        if limits is ranges or weight!=PAPER.usage_weight:
+            wished = tuple(low for low,_ in ranges)
         tried = []
         while len(tried)<tries:
             targets = tuple(round(min(max(v, low), high), 3) for v,(low,high) in zip(wished, limits))
-            if targets in tried: break
+            if targets in tried:
+                break
             tried.append(targets)
-            configs = [config_for(dataset, epochs, skip_targets=targets, weight=weight, seed=s) for s in seeds]
+            changes = dict(skip_targets=targets, weight=weight)
+            configs = [config_for(dataset, epochs, **changes, seed=s) for s in seeds]
             runs = get_runs(dataset, configs, workers)
             got = tuple(np.mean([reached(r) for r in runs], 0).round(4).tolist())
             close = max(abs(a-b) for a,b in zip(got, want))<=CLOSE
             best = np.mean([r.history['map'].max() for r in runs])
             trials.append(dict(weight=weight, targets=targets, reached=got, map=best, close=close))
-            if close: return pd.DataFrame(trials)
+            if close:
+                return pd.DataFrame(trials)
             wished = tuple(t+w-g for t,w,g in zip(targets, want, got))
     return pd.DataFrame(trials)
