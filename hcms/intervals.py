@@ -21,30 +21,32 @@ def leave_one_out(
     scores,           # (N, C)
     targets,          # (N,) class indices or (N, C) of 0 and 1
 ) -> np.ndarray:      # (N,) mAP less the mAP without each video
-    "What each video contributes to mAP. A class with one positive video is left as it is where that video is left out."
+    "What each video contributes to mAP. A class keeps its AP where its only positive video is left out."
     s,t = scores_and_targets(scores, targets)
     classes = np.flatnonzero(t.any(0))
-    if not len(classes): raise InputError('targets', 'name no class at all: mAP is undefined')
+    if not len(classes):
+        raise InputError('targets', 'name no class at all: mAP is undefined')
     return np.mean([_ap_changes(s[:,c], t[:,c]) for c in classes], 0)
 
 def _ap_changes(s, positive):
     "(N,) AP of one class less its AP without each video."
-    s_pos = -np.sort(-s[positive])                                   # (P,) scores of the positives, best first
+    s_pos = -np.sort(-s[positive])                               # (P,) scores of the positives, best first
     P = len(s_pos)
-    rank = len(s)-np.searchsorted(np.sort(s), s_pos, 'left')         # videos at or above each positive
-    hits = P-np.searchsorted(s_pos[::-1], s_pos, 'left')             # positives at or above it
-    from_here = lambda x: np.append(x[::-1].cumsum()[::-1], 0.)      # sums over this positive and those below
+    rank = len(s)-np.searchsorted(np.sort(s), s_pos, 'left')     # videos at or above each positive
+    hits = P-np.searchsorted(s_pos[::-1], s_pos, 'left')         # positives at or above it
+    from_here = lambda x: np.append(x[::-1].cumsum()[::-1], 0.)  # sums over this positive and those below
     as_it_is = from_here(hits/rank)
-    one_less = from_here(hits/np.maximum(rank-1, 1))                 # without a negative above
-    both_less = from_here((hits-1)/np.maximum(rank-1, 1))            # without a positive above
-    first = np.searchsorted(-s_pos, -s, 'left')                      # the first positive at or below each video
-    own = (hits-1)/np.maximum(rank-1, 1)                             # what `both_less` holds of the video itself
+    one_less = from_here(hits/np.maximum(rank-1, 1))             # without a negative above
+    own = (hits-1)/np.maximum(rank-1, 1)                         # without a positive above, at each positive
+    both_less = from_here(own)
+    first = np.searchsorted(-s_pos, -s, 'left')                  # the first positive at or below each video
     above = as_it_is[0]-as_it_is[first]
     without = (above+one_less[first])/P
     at = np.flatnonzero(positive)
     without[at] = (above[at]+both_less[first[at]]-own[first[at]])/max(P-1, 1)
     ap = as_it_is[0]/P
-    if P==1: without[at] = ap
+    if P==1:
+        without[at] = ap
     return ap-without
 
 # %% ../nbs/33_intervals.ipynb #707dcdba
@@ -53,10 +55,12 @@ def strata_of(
 ) -> np.ndarray:      # (N,) int
     "The class within which a video counts as drawn: its first one."
     t = np.asarray(targets)
-    if t.ndim==1: return t
+    if t.ndim==1:
+        return t
     return np.where(t.any(1), t.argmax(1), -1)
 
 class Variance(NamedTuple):
+    "A variance and how well it is known."
     value:float
     freedom:int       # Degrees of freedom
 
@@ -77,7 +81,8 @@ class Interval(NamedTuple):
     mean:float
     low:float
     high:float
-    def undecided(self, limit=0.) -> bool: return bool(self.low<=limit<=self.high)
+    def undecided(self, limit=0.) -> bool:
+        return bool(self.low<=limit<=self.high)
     def times_more(self, limit=0.) -> float:
         "How many times the videos and seeds would decide, if the estimate stays."
         away = abs(self.mean-limit)
@@ -90,21 +95,24 @@ def interval(
     comparisons=1,    # Made in the same row
     level=.95,
 ) -> Interval:
-    "The mean over seeds, and where it may lie with other videos and other seeds. One seed: other videos only."
+    "The mean over seeds, and where it may lie with other videos and seeds. One seed: other videos only."
     each = np.asarray(each, dtype=np.float64)
     changes = np.asarray(changes, dtype=np.float64)
     seeds = len(each)
     tail = 1-(1-level)/2/comparisons
     common = changes.mean(0)
     videos = variance_over_videos(common, strata)
-    if not videos.freedom: return Interval(float(each.mean()), -np.inf, np.inf)
+    mean = float(each.mean())
+    if not videos.freedom:
+        return Interval(mean, -np.inf, np.inf)
     square = stdtrit(videos.freedom, tail)**2*videos.value
     if seeds>1:
-        of_videos = np.mean([variance_over_videos(o-common, strata).value for o in changes])/(seeds-1)
+        own = [variance_over_videos(o-common, strata).value for o in changes]
+        of_videos = np.mean(own)/(seeds-1)
         of_seeds = max(each.var(ddof=1)/seeds-of_videos, 0.)
         square += stdtrit(seeds-1, tail)**2*of_seeds
     half = square**.5
-    return Interval(float(each.mean()), float(each.mean()-half), float(each.mean()+half))
+    return Interval(mean, float(mean-half), float(mean+half))
 
 # %% ../nbs/33_intervals.ipynb #ffc08be4
 @dataclass(frozen=True)
@@ -114,23 +122,31 @@ class Estimate:
     changes:np.ndarray   # (S, N)
     strata:np.ndarray    # (N,)
     @property
-    def mean(self) -> float: return float(np.mean(self.each))
-    def __add__(self, other): return Estimate(self.each+other.each, self.changes+other.changes, self.strata)
-    def __sub__(self, other): return self+other*-1.
-    def __mul__(self, factor:float): return Estimate(self.each*factor, self.changes*factor, self.strata)
+    def mean(self) -> float:
+        return float(np.mean(self.each))
+    def __add__(self, other):
+        return Estimate(self.each+other.each, self.changes+other.changes, self.strata)
+    def __sub__(self, other):
+        return self+other*-1.
+    def __mul__(self, factor:float):
+        return Estimate(self.each*factor, self.changes*factor, self.strata)
     def __truediv__(self, other):
         "A ratio, to first order in the changes."
         ratio = self.each/other.each
-        return Estimate(ratio, (self.changes-ratio[:,None]*other.changes)/other.each[:,None], self.strata)
-    def interval(self, comparisons=1) -> Interval: return interval(self.each, self.changes, self.strata, comparisons)
+        changes = (self.changes-ratio[:,None]*other.changes)/other.each[:,None]
+        return Estimate(ratio, changes, self.strata)
+    def interval(self, comparisons=1) -> Interval:
+        return interval(self.each, self.changes, self.strata, comparisons)
 
+# %% ../nbs/33_intervals.ipynb #cda453e9
 def estimate_map(
     scores,       # S of (N, C)
     targets,      # (N,) class indices or (N, C) of 0 and 1
 ) -> Estimate:
     "mAP of the runs of one configuration."
     each = np.array([mean_average_precision(o, targets) for o in scores])
-    return Estimate(each, np.array([leave_one_out(o, targets) for o in scores]), strata_of(targets))
+    changes = np.array([leave_one_out(o, targets) for o in scores])
+    return Estimate(each, changes, strata_of(targets))
 
 def estimate_mean(
     values,       # (S, N)
@@ -139,7 +155,8 @@ def estimate_mean(
     "Mean over all videos."
     x = np.asarray(values, dtype=np.float64)
     each = x.mean(1)
-    return Estimate(each, (x-each[:,None])/(x.shape[1]-1), np.asarray(strata))
+    changes = (x-each[:,None])/(x.shape[1]-1)
+    return Estimate(each, changes, np.asarray(strata))
 
 # %% ../nbs/33_intervals.ipynb #1b89733d
 def experiment(
@@ -194,17 +211,21 @@ def rank_interval(
     level=.95,
 ) -> Interval:
     "Spearman's correlation over classes and its interval; classes where either is NaN are left out."
-    a,b = np.asarray(a, dtype=np.float64),np.asarray(b, dtype=np.float64)
+    a = np.asarray(a, dtype=np.float64)
+    b = np.asarray(b, dtype=np.float64)
     known = np.isfinite(a) & np.isfinite(b)
-    n = int(known.sum())
-    if n<4 or np.ptp(a[known])==0 or np.ptp(b[known])==0: return Interval(float('nan'), -1., 1.)
-    r = float(spearmanr(a[known], b[known]).statistic)
+    a = a[known]
+    b = b[known]
+    n = len(a)
+    if n<4 or np.ptp(a)==0 or np.ptp(b)==0:
+        return Interval(float('nan'), -1., 1.)
+    r = float(spearmanr(a, b).statistic)
     z = np.arctanh(np.clip(r, -1+1e-12, 1-1e-12))
     half = -ndtri((1-level)/2/comparisons)*((1+r*r/2)/(n-3))**.5
     return Interval(r, float(np.tanh(z-half)), float(np.tanh(z+half)))
 
 def rank_coverage(classes:int, videos:int, seeds:int, repeats:int) -> float:
-    "How often the interval of Spearman's correlation contains the truth, for values with the noise of videos and seeds."
+    "How often Spearman's interval contains the truth, for values with the noise of videos and seeds."
     rng = rng_for('rank coverage', classes, videos, seeds)
     def draw(n):
         a = rng.normal(size=n)
@@ -227,5 +248,6 @@ def coverage_table(
     rows = []
     for v in videos:
         for s in seeds:
-            rows.append(dict(videos=v, seeds=s, **coverage(classes, v, s, repeats), spearman=rank_coverage(2*classes, v, s, repeats)))
+            row = dict(videos=v, seeds=s) | coverage(classes, v, s, repeats)
+            rows.append(row | dict(spearman=rank_coverage(2*classes, v, s, repeats)))
     return pd.DataFrame(rows)

@@ -30,10 +30,10 @@ def candidates() -> list:   # of (model, constant, value, changes of a configura
     out = []
     for model in ('hcms', 'early', *RIVALS):
         name,values = getattr(RIVALS.get(model), 'tunes', None) or ('weight_decay', DECAYS)
+        key = 'weight_decay' if name=='weight_decay' else 'constant'
         for lr in RATES:
             for v in values:
-                own = dict(weight_decay=v) if name=='weight_decay' else dict(constant=v)
-                out.append((model, name, v, dict(model=model, lr=lr) | own))
+                out.append((model, name, v, dict(model=model, lr=lr) | {key: v}))
     return out
 
 # %% ../nbs/58_tuning.ipynb #26090520
@@ -43,7 +43,9 @@ def part(
 ) -> Split:
     "Some videos of a split."
     at = np.asarray(at)
-    return Split([split.ids[i] for i in at], {m: x[at] for m,x in split.x.items()}, split.y[at], split.labels[at])
+    ids = [split.ids[i] for i in at]
+    x = {m: v[at] for m,v in split.x.items()}
+    return Split(ids, x, split.y[at], split.labels[at])
 
 def together(a:Split, b:Split) -> Split:
     "The videos of two splits."
@@ -55,7 +57,7 @@ def tuning_splits(
     selection:Split,
     share:float=HELD_OUT,
 ) -> tuple:   # Split to train on, Split that scores
-    "The last videos of each class are held out of training, and score together with the selection split."
+    "The last videos of each class are held out of training, and score trials with the selection split."
     held = []
     for c in training.y.unique():
         own = torch.nonzero(training.y==c).flatten().tolist()
@@ -81,6 +83,7 @@ def _trial(job):
     row = dict(model=model, lr=changes['lr'], constant=name, value=value)
     return row | dict(score=scores[best], map=history[best]['map'], epoch=best, seconds=took)
 
+# %% ../nbs/58_tuning.ipynb #a2daac67
 def choose(
     rows:pd.DataFrame,   # A row a trial
 ) -> pd.DataFrame:       # With a column `chosen`
@@ -93,10 +96,11 @@ def tune(
     workers:int=2,    # Processes
     models=(),        # Some of them; by default all
     epochs:int=0,     # 0: the data set's own schedule
-) -> pd.DataFrame:    # A row a trial: model, lr, constant, value, score, map (from 0 to 1), epoch, seconds, chosen
-    "Make all trials on a data set."
+) -> pd.DataFrame:    # A row a trial: model, lr, constant, value, score, map, epoch, seconds, chosen
+    "Make all trials on a data set; score and mAP are from 0 to 1."
     known = list(dict.fromkeys(o[0] for o in candidates()))
-    for m in models: check_choice(m, known, 'model')
+    for m in models:
+        check_choice(m, known, 'model')
     jobs = [(*o, epochs) for o in candidates() if not models or o[0] in models]
     with worker_pool(workers, _start, (data,), doing=f'tune, {data.label}') as pool:
         bar = dict(total=len(jobs), desc=f'tune, {data.bar_label}', unit='trial')
