@@ -21,7 +21,7 @@ from .paper import PAPER, later_methods, paper_table
 from .plots import panels, plot_policies
 from .policies import policies, policy_configs
 from .report import describe, mean_pm, write_figure, write_table
-from .runs import config_for, variants
+from .runs import REACHED_BY, config_for, variants
 from .tables import hcms_configs, over_seeds, table1_configs
 
 # %% ../nbs/63_comparisons.ipynb #f99bfcb9
@@ -370,8 +370,7 @@ def show_table45(name, numbers, data, parameters, runs, out) -> pd.DataFrame:
     return stamped(data, shown)
 
 # %% ../nbs/63_comparisons.ipynb #07542b75
-_MODALITY = {letter: m for m,letter in LETTERS.items()}
-ORDERS = tuple(tuple(_MODALITY[o] for o in order.split('>')) for order in paper_table(6).order)
+ORDERS = tuple(REACHED_BY)
 
 def arrow(modalities) -> str:
     return ' → '.join(LETTERS[m] for m in modalities)
