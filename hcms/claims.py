@@ -45,6 +45,7 @@ class Judged(NamedTuple):
     verdict:str
     text:str     # The estimate and its interval
 
+# %% ../nbs/65_claims.ipynb #61c63a4d
 def judge(
     x,                  # An `Estimate`, or an `Interval`
     limit=0.,
@@ -127,6 +128,7 @@ def claim_seeds(seeds:int) -> int:
     "Two more than the tables have: with three seeds, Student's t alone doubles an interval."
     return seeds+2 if seeds>2 else seeds   # a trial with one or two seeds keeps them
 
+# %% ../nbs/65_claims.ipynb #b6826a50
 def claim_changes() -> list:
     "Every configuration that the ledger asks for."
     alone = [('audio',), ('appearance',), ('motion',)]
@@ -165,6 +167,7 @@ class Claim(NamedTuple):
     about:str      # 'method' or 'data'
     check:object   # Evidence -> Row
 
+# %% ../nbs/65_claims.ipynb #f5e218de
 CLAIMS = []
 def claim(text:str, place:str, failing:str, about:str='method'):
     "Decorator: a row of the ledger."
@@ -216,6 +219,7 @@ def matches_fusion(e):
     numbers = f'{gain.text} at {share.mean:.1%} of the cost'
     return Row(test, numbers, together([gain, cheap]), _each_paper(paper))
 
+# %% ../nbs/65_claims.ipynb #200ea131
 def _additions():
     "The nine pairs of combinations of which the second has one modality more."
     one = [(m,) for m in MODALITIES]
@@ -256,6 +260,7 @@ def audio_weak(e):
     test = 'mAP of appearance alone and of motion alone, less that of audio alone, above 0'
     return Row(test, numbers+_fitted(e), verdict, _each_paper(paper))
 
+# %% ../nbs/65_claims.ipynb #cd6372a3
 @claim('Added to the others, audio brings 2 to 3 points', 'Sec. 4.2.1, Table 1',
     'audio would be worth more or less on these data; the method would not be touched', 'data')
 def audio_adds(e):
@@ -285,6 +290,7 @@ def _uniform_at(e, cost:float) -> Estimate:
     share = float(np.clip((cost-costs[k-1])/(costs[k]-costs[k-1]), 0, 1))
     return e.map(**points[k-1])*(1-share) + e.map(**points[k])*share
 
+# %% ../nbs/65_claims.ipynb #f04c997f
 @claim('At equal cost HCMS is better than UNIFORM, over a range of costs', 'Sec. 4.2.2, Fig. 3',
     'evenly spaced looks would do, and the gates would have learned nothing of use')
 def beats_uniform(e):
@@ -307,6 +313,7 @@ def _at_budget(e, share) -> Estimate:
     scores = [budget_scores(r.predictions, r.model, share*_gflops(r).mean())[0] for r in runs]
     return estimate_map(scores, runs[0].predictions.labels)
 
+# %% ../nbs/65_claims.ipynb #8db36b2f
 @claim('A budget at test time degrades mAP gracefully', 'Sec. 4.2.2, Table 2',
     'HCMS would need its whole budget, and could not be stopped early')
 def budgets(e):
@@ -355,6 +362,7 @@ def usage_varies(e):
         'spread within classes at least a tenth of the mean usage')
     return Row(test, numbers, together([differs, within_enough]), SHOWN_ONLY)
 
+# %% ../nbs/65_claims.ipynb #6fa4c630
 @claim('Classes that audio or appearance tell need less motion', 'Sec. 4.3.1, Fig. 4',
     'the gates would not know when the cheap modalities are enough')
 def cheap_classes(e):
@@ -386,6 +394,7 @@ def _random_at_reached_usage(e) -> Estimate:
         scores.append(softmax(logits[:,-1].numpy()))
     return estimate_map(scores, test.labels)
 
+# %% ../nbs/65_claims.ipynb #8bab874e
 HITS = 1.25   # Times chance
 
 @claim('The chosen steps are the informative ones', 'Sec. 4.3.2, Fig. 5',
@@ -426,6 +435,7 @@ def audio_cheap(e):
         'over the mean of all, below 1 (equal: within 0.02)')
     return Row(test, i.text, i.verdict, f'ActivityNet: {paper:.2f}')
 
+# %% ../nbs/65_claims.ipynb #908571ca
 @claim('Other orders of the modalities also work, and the natural one is cheapest', 'Sec. 4.3.4, Table 6',
     'the hierarchy would depend on one order of the modalities')
 def orders(e):
@@ -450,6 +460,7 @@ def _over_seeds(each) -> Estimate:
     each = np.asarray(each)
     return Estimate(each, np.zeros((len(each), 2)), np.zeros(2))
 
+# %% ../nbs/65_claims.ipynb #fcf1e3d3
 @claim('Gates reach their targets early, while mAP keeps rising', 'Sec. 4.3.5, Fig. 7',
     'the choice of steps would be learned no sooner than the classes')
 def gates_early(e):
@@ -473,6 +484,7 @@ def gates_early(e):
         'from there on, and mAP is below 95% of its best')
     return Row(test, numbers, together([early_gates, late_map]), SHOWN_ONLY)
 
+# %% ../nbs/65_claims.ipynb #07776d94
 @claim('Stricter skipping costs accuracy', 'Sec. 4.3.5, Fig. 7', 'most of what HCMS pays for could be saved')
 def stricter(e):
     a,b,c = (e.map(skip_targets=g) for g in FIG7_GROUPS.values())
@@ -535,6 +547,7 @@ def state_of_the_art(e):
     verdict = together(judged.values()) if judged else UNTESTABLE
     return Row(test, numbers, verdict, _each_paper(_best_quoted))
 
+# %% ../nbs/65_claims.ipynb #4bf9b5f8
 def _best_quoted(d) -> str:
     column = f'{d}_map_pct'
     others = paper_table(3).query('method!="HCMS"').dropna(subset=[column])
@@ -557,6 +570,7 @@ def claims_table(e:Evidence) -> pd.DataFrame:   # claim, place, about, failing, 
             test=row.test, numbers=row.numbers, paper=row.paper, failing=c.failing))
     return stamped(e.data, pd.DataFrame(rows))
 
+# %% ../nbs/65_claims.ipynb #2c908f4a
 _COLUMNS = dict(
     n='#', claim='Claim', place='Where', verdict='Verdict', test='Test', numbers='Numbers',
     paper="The paper's own numbers", about='A sentence about', failing='If it failed,')

@@ -31,6 +31,7 @@ def table3_configs(data, seeds:int=3, epochs:int=0) -> list:   # of TrainConfig
     "HCMS, and every policy that is measured beside it."
     return hcms_configs(data, seeds, epochs) + policy_configs(data, seeds, epochs)
 
+# %% ../nbs/63_comparisons.ipynb #04de37ca
 def table3(
     data,
     runs,            # HCMS, a run a seed
@@ -138,6 +139,7 @@ def _plainly(rows) -> list:
         out.append(f"At HCMS's own mAP, less one point, cheaper than HCMS: {', '.join(each)}.")
     return out + _above_the_oracle(rows.set_index('policy').hcms_more_mean)
 
+# %% ../nbs/63_comparisons.ipynb #313bf10e
 def _above_the_oracle(more) -> list:
     if 'Oracle' not in more.index:
         return []
@@ -156,6 +158,7 @@ TABLE3 = {   # policy -> its row in Table 3
     'MARL': 'MARL',
     'Listen to Look': 'IMGAUD2VID'}
 
+# %% ../nbs/63_comparisons.ipynb #ce5298f4
 def show_measured(rows, data, parameters, runs, out) -> pd.DataFrame:
     "Write table3_measured.* and return it as it is shown: `rows` from `hcms.policies.compare`."
     more = [text if ok else '–' for ok,text in zip(rows.admitted, _with_interval(rows, 'hcms_more', 100))]
@@ -194,6 +197,7 @@ PANELS = {
         'HCMS', 'Oracle', 'AdaFrame', 'MARL', 'SCSampler', 'Listen to Look', 'FrameExit', 'OCSampler'),
     'which modalities': ('HCMS', 'Oracle', 'LiteEval', 'AdaMML', 'HCMS, independent')}
 
+# %% ../nbs/63_comparisons.ipynb #f751411a
 def show_rivals(curves, data, parameters, runs, out):
     "Write rivals.* and return the figure: `curves` from `hcms.policies.measured`."
     fig,axes = panels(2, 2, height=5.4, sharex=True, sharey=True)
@@ -236,6 +240,7 @@ _ADMISSION_NOTES = (
     'curve rises by no more than one point over the last quarter of the epochs; and mAP is at least half of '
     'that of early fusion at all steps. What is not admitted takes part in no comparison.'))
 
+# %% ../nbs/63_comparisons.ipynb #79a59fce
 def show_admissions(rows, data, parameters, runs, out) -> pd.DataFrame:
     "Write rivals_admission.* and return it as it is shown: `rows` from `hcms.policies.admitted`."
     used = rows[[f'steps_{m}' for m in MODALITIES]].to_numpy()
@@ -270,6 +275,7 @@ def learning_curves(runs, seeds:int) -> pd.DataFrame:   # policy, change, epoch,
             left = left[seeds:]
     return over_seeds(rows, ['policy', 'change', 'epoch'])
 
+# %% ../nbs/63_comparisons.ipynb #4929dde9
 def show_learning_curves(numbers, data, parameters, runs, out):
     "Write learning_curves.* and return the figure: `numbers` from `learning_curves`."
     names = list(dict.fromkeys(numbers.policy))
@@ -306,6 +312,7 @@ def _class_cost(r):
     classes = range(r.predictions.labels.shape[1])
     return np.array([total[y==c].mean() if (y==c).any() else np.nan for c in classes])
 
+# %% ../nbs/63_comparisons.ipynb #1c43d210
 def audio_classes(audio_runs, most:int=7) -> np.ndarray:   # indices, best first
     "The classes with the highest AP by audio alone, mean over seeds."
     ap = np.mean([_ap(r) for r in audio_runs], 0)
@@ -347,6 +354,7 @@ _TITLES = dict(
     table4='Table 4. AP by sound alone of the most audio-sensitive classes',
     table5='Table 5. HCMS on the same classes: AP and cost')
 
+# %% ../nbs/63_comparisons.ipynb #81896ed6
 def show_table45(name, numbers, data, parameters, runs, out) -> pd.DataFrame:
     "Write table4.* or table5.* and return it as it is shown."
     shown = pd.DataFrame({'Category': numbers.category})
@@ -382,6 +390,7 @@ def table6_configs(data, seeds:int=3, epochs:int=0) -> list:   # of TrainConfig
         changes += [dict(modalities=o, sizes_by='modality') for o in ORDERS[1:]]
     return variants(data, changes, seeds, epochs)
 
+# %% ../nbs/63_comparisons.ipynb #cb7d9e52
 def table6(
     data,
     runs,            # HCMS in all orders
@@ -459,6 +468,7 @@ def ablations(data) -> dict:   # what is done -> changes of the configuration
         f'lambda {weight*4:g}': dict(weight=weight*4),
         'lambda rising over the first 40% of training': dict(warmup=.4)}
 
+# %% ../nbs/63_comparisons.ipynb #171f03e3
 def ablation_configs(data, seeds:int=3, epochs:int=0) -> list:   # of TrainConfig
     "Every choice undone; not on a stand-in: what a choice is worth cannot be learned from a simulation."
     if data.simulated:
@@ -486,6 +496,7 @@ def ablation_table(
                 spread_appearance=use[:,0].std(), spread_motion=use[:,1].std()))
     return stamped(data, over_seeds(rows, ['choice']))
 
+# %% ../nbs/63_comparisons.ipynb #e383f0cf
 def show_ablations(numbers, data, parameters, runs, out) -> pd.DataFrame:
     "Write ablations.* and return it as it is shown."
     shown = pd.DataFrame({

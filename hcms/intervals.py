@@ -28,6 +28,7 @@ def leave_one_out(
         raise InputError('targets', 'name no class at all: mAP is undefined')
     return np.mean([_ap_changes(s[:,c], t[:,c]) for c in classes], 0)
 
+# %% ../nbs/33_intervals.ipynb #7aedd384
 def _ap_changes(s, positive):
     "(N,) AP of one class less its AP without each video."
     s_pos = -np.sort(-s[positive])                               # (P,) scores of the positives, best first
@@ -59,6 +60,7 @@ def strata_of(
         return t
     return np.where(t.any(1), t.argmax(1), -1)
 
+# %% ../nbs/33_intervals.ipynb #51771eb3
 class Variance(NamedTuple):
     "A variance and how well it is known."
     value:float
@@ -88,6 +90,7 @@ class Interval(NamedTuple):
         away = abs(self.mean-limit)
         return ((self.high-self.low)/2/away)**2 if away else np.inf
 
+# %% ../nbs/33_intervals.ipynb #08684c41
 def interval(
     each,             # (S,) the statistic of each seed, on all videos
     changes,          # (S, N) the statistic of each seed less itself without each video
@@ -148,6 +151,7 @@ def estimate_map(
     changes = np.array([leave_one_out(o, targets) for o in scores])
     return Estimate(each, changes, strata_of(targets))
 
+# %% ../nbs/33_intervals.ipynb #64276bf3
 def estimate_mean(
     values,       # (S, N)
     strata,       # (N,)
@@ -181,6 +185,7 @@ def experiment(
         methods.append(np.array(runs))
     return y,methods
 
+# %% ../nbs/33_intervals.ipynb #dc4bf79f
 def coverage(
     classes:int,
     videos:int,
@@ -224,6 +229,7 @@ def rank_interval(
     half = -ndtri((1-level)/2/comparisons)*((1+r*r/2)/(n-3))**.5
     return Interval(r, float(np.tanh(z-half)), float(np.tanh(z+half)))
 
+# %% ../nbs/33_intervals.ipynb #ecad0d94
 def rank_coverage(classes:int, videos:int, seeds:int, repeats:int) -> float:
     "How often Spearman's interval contains the truth, for values with the noise of videos and seeds."
     rng = rng_for('rank coverage', classes, videos, seeds)

@@ -148,6 +148,7 @@ def whole_numbers(mean:float, N:int) -> torch.Tensor:   # (N,) int
     "The two whole numbers around a mean, spread evenly over the videos, so that it is their mean."
     return (mean + (torch.arange(N)*.6180339887)%1).floor().long()
 
+# %% ../nbs/57_policies.ipynb #093ea678
 def evenly_used(
     done:Acted,
     nested:bool,   # At steps that use the modality before?
@@ -177,6 +178,7 @@ def spread(use, modalities, at, T) -> np.ndarray:   # (N, T, 3)
         out[:,at,MODALITIES.index(m)] = use[...,k]
     return out
 
+# %% ../nbs/57_policies.ipynb #efea6e9e
 def acted(run, split:Split) -> Acted:
     "What HCMS or early fusion did."
     logits,gates = (o.numpy() for o in predict_split(run.model, run.config, split))
@@ -209,6 +211,7 @@ class Retrained(Policy):
             return forced(r, view.split, use[...,1:])
         return ask(r.model, view.split, chosen=use)
 
+# %% ../nbs/57_policies.ipynb #9000aa89
 def forced(run, split:Split, gates, batch=64) -> Acted:
     "What HCMS says where its gates (N, T, n-1) are given."
     x = split.take(run.config.modalities)
@@ -240,6 +243,7 @@ class Hierarchical(Retrained):
             return super().act(runs, view, k)
         return stopped(runs[k], view.split, share)
 
+# %% ../nbs/57_policies.ipynb #f1916f1a
 def stopped(run, split:Split, share:float) -> Acted:
     "What HCMS did before a video had spent a share of the mean cost."
     logits,gates = (o.numpy() for o in predict_split(run.model, run.config, split))
@@ -271,6 +275,7 @@ class Loudest(Policy):
         use = previewed(top_steps(length, setting), 3)
         return ask(runs[0].model, view.split, use=use)
 
+# %% ../nbs/57_policies.ipynb #0266d9a7
 def cheapest_evidence(evidence, k:int, one_is_enough:bool, rng) -> np.ndarray:   # (N, T, n)
     "Up to k steps of evidence in each modality that carries some, or in the cheapest of them."
     order = np.where(evidence, rng.random(evidence.shape), 2.)   # steps of evidence first, at random
@@ -398,6 +403,7 @@ def measure(policy, view:View) -> list:   # of dicts: policy, kind, setting, see
             rows.append(row)
     return rows
 
+# %% ../nbs/57_policies.ipynb #6891ead0
 def along(cost, maps, grid, floor=0.) -> np.ndarray:   # (G, n) for cost (K,), maps (K, n), grid (G,)
     "The curve at some costs: straight between its points, level beyond the last, `floor` before the first."
     order = np.argsort(cost, kind='stable')
@@ -433,6 +439,7 @@ def last_rise(
     slope = float(np.polyfit(np.arange(len(last)), last, 1)[0])
     return slope,slope*(len(last)-1)
 
+# %% ../nbs/57_policies.ipynb #1dba7d69
 def tested(policy, view:View) -> list:   # of dicts, a seed each; changes (N,) of the difference
     "A fitted policy at its middle operating point, against its own networks on evenly spaced steps."
     if isinstance(policy, Oracle) and view.evidence is None:
@@ -548,6 +555,7 @@ def admitted(data, seeds:int=3, epochs:int=0, workers:int=2) -> pd.DataFrame:
     check_seal(kept/SEAL)
     return stamped(data, _admitted(kept))
 
+# %% ../nbs/57_policies.ipynb #69f2ca25
 def measured(
     data,
     seeds:int=3,
@@ -568,6 +576,7 @@ def chance(data) -> float:
     share = data.split(data.evaluated).labels.mean(0)
     return float(share[share>0].mean())
 
+# %% ../nbs/57_policies.ipynb #5476ca67
 class Line(NamedTuple):
     "The curve of a policy: mAP over cost, at its K operating points."
     cost:np.ndarray      # (K,) GFLOPs a video, mean over seeds
@@ -589,6 +598,7 @@ class Line(NamedTuple):
         high = max(first([o.low>=0 for o in differences]), mean)
         return Interval(mean, low, high)
 
+# %% ../nbs/57_policies.ipynb #ae9b3f43
 def line(rows:pd.DataFrame, changes, strata) -> Line:
     "The curve of one policy from its rows of `measured`."
     settings = sorted(rows.setting.unique())
