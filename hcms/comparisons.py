@@ -203,9 +203,10 @@ def show_rivals(curves, data, parameters, runs, out):
     fig,axes = panels(2, 2, height=5.4, sharex=True, sharey=True)
     works = curves.groupby('policy').admitted.first()
     label = {n: n if ok else f'{n}: {DID_NOT.lower()}' for n,ok in works.items()}
-    drawn = curves.assign(policy=curves.policy.map(label))
     for ax,(title,names) in zip(axes.flat, PANELS.items()):
-        plot_policies(drawn, [label[n] for n in names if n in label], ax, f'{data.label}: {title}')
+        plot_policies(curves, [n for n in names if n in label], ax, f'{data.label}: {title}')
+        for text in ax.get_legend().get_texts():
+            text.set_text(label[text.get_text()])
     for ax in axes[0]:
         ax.set_xlabel('')
     for ax in axes[:,1]:
