@@ -33,7 +33,7 @@ _SIMULATED = dict(audio=32, appearance=48, motion=64)
 TRAINING = dict(
     paper=dict(),
     demo=dict(
-        proj_sizes=_SMALL, hidden_sizes=_SMALL, forget_bias=1., skip_targets=(.527, 1.), weight=4.,
+        proj_sizes=_SMALL, hidden_sizes=_SMALL, forget_bias=1., skip_targets=(.51, 1.), weight=16., warmup=.3,
         lr=8e-3, decay=.9, weight_decay=1e-3, batch=64, epochs=30, min_epochs=15, patience=8),
     simulated=dict(
         proj_sizes=_SIMULATED, hidden_sizes=_SIMULATED, forget_bias=2.,
@@ -279,7 +279,7 @@ def operating_point(
     dataset,
     want=REACHED,
     weights=(2., 4., 8., 16., 32.),   # lambda
-    tries:int=5,                      # of targets with each lambda
+    tries:int=3,                      # of targets with each lambda
     seeds=(100, 101),
     workers:int=2,
     epochs:int=0,
