@@ -118,8 +118,8 @@ def _with_files(rows, root, found, default) -> list:
 
 def _twice(several, n:int) -> str:
     taken,others = several[0]
-    said = f'{len(several)} of {n} videos have more than one file; the largest is taken'
-    return f'{said}, such as {taken} and not {", ".join(others)}'
+    text = f'{len(several)} of {n} videos have more than one file; the largest is taken'
+    return f'{text}, such as {taken} and not {", ".join(others)}'
 
 # %% ../nbs/07_annotations.ipynb #636e0c4a
 def _outside(root, paths) -> set:

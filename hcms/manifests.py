@@ -304,17 +304,17 @@ def _draw(id:str, seed:int) -> float:
 # %% ../nbs/02_manifests.ipynb #28e81c43
 def _too_few(n:int, largest:int, share:float, stratified:bool) -> str:
     "What to do where a share of so few videos is none or all of them."
-    said = f'holding out {share:g} of {n} training videos for selection leaves one part empty. '
+    rule = f'holding out {share:g} of {n} training videos for selection leaves one part empty. '
     if stratified:
         # the smallest class whose share rounds to neither none nor all
         needed = int(.5/min(share, 1-share))+1
-        said += f'For that share a class needs {needed} training videos, '
-        said += f'and the largest has {largest}: add some, '
+        rule += f'For that share a class needs {needed} training videos, '
+        rule += f'and the largest has {largest}: add some, '
         if largest>1:
-            said += f'or take share={1/largest:.3g}, '
+            rule += f'or take share={1/largest:.3g}, '
     else:
-        said += 'Take another share, '
-    return said+"or write 'selection' as the split of some rows (and delete the manifest's .sha256 file)"
+        rule += 'Take another share, '
+    return rule+"or write 'selection' as the split of some rows (and delete the manifest's .sha256 file)"
 
 def hold_out(
     m:Manifest,            # With training videos and no selection yet
