@@ -52,8 +52,8 @@ def _decode_one(job, folder, spec):
 
 def _decode_all(jobs, folder, spec, workers) -> list:   # for each job None, or why it failed
     with worker_pool(workers, doing='decode the train split') as pool:
-        said = pool.map(partial(_decode_one, folder=folder, spec=spec), jobs, chunksize=4)
-        return list(tqdm(said, total=len(jobs), desc='decode', unit='video'))
+        errors = pool.map(partial(_decode_one, folder=folder, spec=spec), jobs, chunksize=4)
+        return list(tqdm(errors, total=len(jobs), desc='decode', unit='video'))
 
 # %% ../nbs/13_finetune.ipynb #fb54bb69
 def decode_split(
