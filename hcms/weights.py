@@ -135,7 +135,7 @@ def install(
     return out
 
 def install_random(folder, preset:str='paper', seed:int=0) -> list:
-    "Random weights, for tests of the pipeline; the note marks them, and everything that reads it says so."
+    "Random weights, for tests of the pipeline; the note marks them as random."
     out = []
     mark = dict(what='RANDOM WEIGHTS', address=f'random:{seed}', licence='none', sha256=None)
     for m in MODALITIES:
@@ -148,7 +148,7 @@ def install_random(folder, preset:str='paper', seed:int=0) -> list:
 
 # %% ../nbs/14_weights.ipynb #3d9f2c05
 def fetch(modality:str, folder) -> Path:
-    "Download the published weights of a modality; says what to do where there is no network."
+    "Download the published weights of a modality; without a network, the error names another way."
     s = SOURCES[check_choice(modality, MODALITIES, 'modality')]
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
