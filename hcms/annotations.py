@@ -18,13 +18,13 @@ from .manifests import BAR, Manifest, is_outside
 from .paper import PAPER_DATASETS
 
 # %% ../nbs/07_annotations.ipynb #d95b5c07
-MEDIA = ('.mp4', '.m4v', '.mov', '.qt', '.3gp', '.3g2', '.f4v', '.mkv', '.webm', '.avi', '.divx', '.flv', '.wmv',
-         '.asf', '.mpg', '.mpeg', '.mpe', '.m1v', '.m2v', '.vob', '.ts', '.m2ts', '.mts', '.m2t', '.ogv', '.ogm',
-         '.rm', '.rmvb', '.mxf', '.dv')
-UNFINISHED = ('.part', '.ytdl', '.aria2', '.crdownload', '.tmp', '.temp')   # as downloaders name what is not whole
+MEDIA = ('.mp4', '.m4v', '.mov', '.qt', '.3gp', '.3g2', '.f4v', '.mkv', '.webm', '.avi', '.divx', '.flv',
+         '.wmv', '.asf', '.mpg', '.mpeg', '.mpe', '.m1v', '.m2v', '.vob', '.ts', '.m2ts', '.mts', '.m2t',
+         '.ogv', '.ogm', '.rm', '.rmvb', '.mxf', '.dv')
+UNFINISHED = ('.part', '.ytdl', '.aria2', '.crdownload', '.tmp', '.temp')   # downloaders' unfinished files
 
 def is_video(name:str) -> bool:
-    "Is `name` that of a video, neither hidden nor half downloaded?"
+    "Is `name` that of a video, neither hidden nor partly downloaded?"
     *before,last = Path(name.lower()).suffixes or ['']
     unfinished = any(o in UNFINISHED or o.startswith(('.tmp-', '.part-')) for o in before)
     return last in MEDIA and not unfinished and not name.startswith('.')
@@ -32,43 +32,52 @@ def is_video(name:str) -> bool:
 def video_name(path) -> str:
     "The name without its ending. A download may have two: `v_ID.mp4.mkv` is `v_ID`."
     name = Path(Path(path).name)
-    while name.suffix.lower() in MEDIA: name = name.with_suffix('')
+    while name.suffix.lower() in MEDIA:
+        name = name.with_suffix('')
     return name.name
 
 # %% ../nbs/07_annotations.ipynb #b0e60358
 def _kind(o:os.DirEntry) -> str:
-    "'folder', 'file', or nothing: links are followed, and one that leads nowhere is no file."
+    "'folder', 'file' or '', with links followed; a broken link is no file."
     try:
-        if o.is_dir(): return 'folder'
+        if o.is_dir():
+            return 'folder'
         return 'file' if o.is_file() else ''
-    except OSError: return ''
+    except OSError:
+        return ''
 
 def _listed(folder) -> list:
-    "What a folder holds, in order, without what is hidden; nothing where it cannot be read."
+    "A folder's entries in order, without hidden ones; none where it cannot be read."
     try:
-        with os.scandir(folder) as entries: shown = [o for o in entries if o.name[0]!='.']
+        with os.scandir(folder) as entries:
+            shown = [o for o in entries if o.name[0]!='.']
         return sorted(shown, key=lambda o: o.name)
-    except OSError: return []
+    except OSError:
+        return []
 
 def videos_in(
     folder,   # Links below it are followed
 ) -> list:    # of Path
     "All video files under a folder, in order."
     found = []
-    entered = {str(o) for o in Path(os.path.realpath(folder)).parents}   # a link to one of them would be a circle
-    real,linked = [Path(folder)],[]
+    entered = {str(o) for o in Path(os.path.realpath(folder)).parents}   # links to these would be circular
+    real = [Path(folder)]
+    linked = []
     while real or linked:
         here = real.pop() if real else linked.pop(0)
         place = os.path.realpath(here)
-        if place in entered: continue
+        if place in entered:
+            continue
         entered.add(place)
         entries = _listed(here)
         names = {o.name for o in entries}
         for o in entries:
             kind = _kind(o)
-            if kind=='folder': (linked if o.is_symlink() else real).append(here/o.name)
-            whole = names.isdisjoint((f'{o.name}.aria2', f'{o.name}.ytdl'))   # notes on a file that is still written
-            if kind=='file' and is_video(o.name) and whole: found.append(here/o.name)
+            if kind=='folder':
+                (linked if o.is_symlink() else real).append(here/o.name)
+            whole = names.isdisjoint((f'{o.name}.aria2', f'{o.name}.ytdl'))   # beside an unfinished download
+            if kind=='file' and is_video(o.name) and whole:
+                found.append(here/o.name)
     return sorted(found)
 
 # %% ../nbs/07_annotations.ipynb #5e82fb54
@@ -78,53 +87,60 @@ def find_files(
 ) -> dict:     # Name without ending -> paths relative to root
     "All video files under a folder, by name."
     if Path(folder).is_absolute() or '..' in Path(folder).parts:
-        rule = f'must be a folder below that of the manifest, {root}, not {folder}; a link there to another will do'
-        raise InputError('videos', rule)
+        raise InputError('videos', f'must be a folder below that of the manifest, {root}, not {folder}; '
+            'a link there to another will do')
     out = {}
-    for p in videos_in(Path(root)/folder): out.setdefault(video_name(p), []).append(p.relative_to(root).as_posix())
+    for p in videos_in(Path(root)/folder):
+        out.setdefault(video_name(p), []).append(p.relative_to(root).as_posix())
     return out
 
 def _files_of(id, ids, found) -> list:
     "The files of a video, named `ID` or `v_ID`."
-    names = [id] if f'v_{id}' in ids else [id, f'v_{id}']   # there are ids that begin with v_
+    names = [id] if f'v_{id}' in ids else [id, f'v_{id}']   # some ids begin with v_
     return [p for n in names for p in found.get(n, ())]
 
 def _with_files(rows, root, found, default) -> list:
-    "Rows with the path of each id's file, of several the largest; or with the usual path and the status `absent`."
+    "Rows with the path of each id's (largest) file; or with the usual path and the status `absent`."
     root = Path(root)
     ids = {r['id'] for r in rows}
     several = []
     for r in rows:
         files = _files_of(r['id'], ids, found)
-        path = max(files, key=lambda o: (root/o).stat().st_size) if len(files)>1 else ''.join(files)
-        if len({os.path.realpath(root/o) for o in files})>1: several.append((path, [o for o in files if o!=path]))
+        path = ''.join(files)
+        if len(files)>1:
+            path = max(files, key=lambda o: (root/o).stat().st_size)
+        if len({os.path.realpath(root/o) for o in files})>1:
+            several.append((path, [o for o in files if o!=path]))
         r |= dict(path=path or default(r['id']), status='' if path else 'absent')
-    if several: warnings.warn(_twice(several, len(rows)), stacklevel=4)
+    if several:
+        warnings.warn(_twice(several, len(rows)), stacklevel=4)
     return rows
 
 def _twice(several, n:int) -> str:
     taken,others = several[0]
-    said = f'{len(several)} of {n} videos have more than one file; the largest is taken'
-    return f'{said}, such as {taken} and not {", ".join(others)}'
+    text = f'{len(several)} of {n} videos have more than one file; the largest is taken'
+    return f'{text}, such as {taken} and not {", ".join(others)}'
 
 # %% ../nbs/07_annotations.ipynb #636e0c4a
 def _outside(root, paths) -> set:
-    "Those of the paths that links lead out of the root."
+    "The paths that lead out of the root by a link."
     full = {p: Path(root)/p for p in paths}
-    folders = {f: is_outside(f, root) for f in {o.parent for o in full.values()}}   # looked at once each
+    folders = {f: is_outside(f, root) for f in {o.parent for o in full.values()}}   # each checked once
     return {p for p,o in full.items() if folders[o.parent] or (o.is_symlink() and is_outside(o, root))}
 
 def _manifest(rows, classes, root, name, videos, default, links_out, **lines) -> Manifest:
     "A manifest of rows that have no path yet."
     found = find_files(root, videos)
     outside = _outside(root, [p for paths in found.values() for p in paths])
-    if not links_out: found = {n: [p for p in paths if p not in outside] for n,paths in found.items()}
+    if not links_out:
+        found = {n: [p for p in paths if p not in outside] for n,paths in found.items()}
     rows = _with_files(rows, root, found, default)
     used = any(r['path'] in outside for r in rows if not r['status'])
     return Manifest(pd.DataFrame(rows, **lines), classes, root, name, links_out=used)
 
 # %% ../nbs/07_annotations.ipynb #c8b5be2e
-class _Segment(BaseModel): label:str
+class _Segment(BaseModel):
+    label:str
 
 class _Video(BaseModel):
     subset:Literal['training', 'validation', 'testing']
@@ -137,7 +153,7 @@ class _Node(BaseModel):
     parentId:int|None = None
 
 class _Tree(BaseModel):
-    "What is read of ActivityNet's file."
+    "The parts of ActivityNet's file that are used."
     database:dict[str, _Video]
     taxonomy:list[_Node] = []
     def leaves(self) -> list:
@@ -146,11 +162,14 @@ class _Tree(BaseModel):
         return sorted(o.nodeName for o in self.taxonomy if o.nodeId not in parents)
 
 def _read_tree(path) -> _Tree:
-    try: return _Tree.model_validate(read_json(path, 1<<28))
+    try:
+        return _Tree.model_validate(read_json(path, 1<<28))
     except ValidationError as e:
         o = e.errors()[0]
-        raise InputError(f"{path}, {'.'.join(map(str, o['loc'])) or 'as a whole'}", f"{o['msg']}, not {str(o['input'])[:80]!r}") from None
+        at = '.'.join(map(str, o['loc'])) or 'as a whole'
+        raise InputError(f'{path}, {at}', f"{o['msg']}, not {str(o['input'])[:80]!r}") from None
 
+# %% ../nbs/07_annotations.ipynb #5f518780
 def activitynet_manifest(
     annotations,      # activity_net.v1-3.min.json
     root,             # Folder of the data set
@@ -158,12 +177,15 @@ def activitynet_manifest(
     links_out=True,   # Take files behind links that lead out of the root?
 ) -> Manifest:        # Columns id, path, split, labels, status, seconds
     "One row for every video of ActivityNet's annotation file."
-    tree,rows = _read_tree(annotations),[]
+    tree = _read_tree(annotations)
+    rows = []
     for id,v in tree.database.items():
         labels = list(dict.fromkeys(o.label for o in v.annotations))
-        if not labels and v.subset!='testing': raise InputError(f'{annotations}, video {id!r}', f'is in {v.subset} and has no annotation')
+        if not labels and v.subset!='testing':
+            raise InputError(f'{annotations}, video {id!r}', f'is in {v.subset} and has no annotation')
         rows.append(dict(id=id, split=v.subset, labels=BAR.join(labels), seconds=f'{v.duration or 0:g}'))
-    if not rows: raise InputError(annotations, 'lists no video')
+    if not rows:
+        raise InputError(annotations, 'lists no video')
     usual = lambda id: f'{videos}/v_{id}.mp4'
     return _manifest(rows, tree.leaves() or None, root, str(annotations), videos, usual, links_out)
 
@@ -173,9 +195,24 @@ def _split_line(where, text) -> dict:
     *path,split = text.rsplit(None, 1) or ['']
     name = Path(''.join(path).replace('\\', '/'))
     id = video_name(name) if is_video(name.name) else name.stem
-    if not path or split not in ('train', 'test'): raise InputError(where, f'must be a path and train or test, not {text!r}')
+    if not path or split not in ('train', 'test'):
+        raise InputError(where, f'must be a path and train or test, not {text!r}')
     return dict(id=id, split=dict(train='training', test='testing')[split])
 
+def _hot_labels(split, labels, n:int) -> np.ndarray:
+    "(n, classes) of 0 and 1 from FCVID_Label.txt, which has as many lines as the list of videos."
+    try:
+        hot = np.loadtxt(read_lines(labels), dtype=np.int64, ndmin=2, comments=None)
+    except ValueError as e:
+        raise InputError(labels, f'must hold as many columns of 0 and 1 on every line: {e}') from None
+    if len(hot)!=n:
+        raise InputError(labels, f'has {len(hot)} lines where {split} has {n}')
+    if not np.isin(hot, (0, 1)).all():
+        line = np.flatnonzero((hot*(hot-1)).any(1))[0]+1
+        raise InputError(f'{labels}, line {line}', 'holds something other than 0 and 1')
+    return hot
+
+# %% ../nbs/07_annotations.ipynb #190e49dd
 def fcvid_manifest(
     split,            # FCVID_VideoName_TrainTestSplit.txt
     labels,           # FCVID_Label.txt
@@ -186,17 +223,18 @@ def fcvid_manifest(
 ) -> Manifest:        # Columns id, path, split, labels, status
     "One row for every video of FCVID's lists."
     for o in (split, labels, *([classes] if classes else [])):
-        if not read_text(o).strip(): raise InputError(o, 'is empty')
+        if not read_text(o).strip():
+            raise InputError(o, 'is empty')
     lines = read_lines(split)
-    try: hot = np.loadtxt(read_lines(labels), dtype=np.int64, ndmin=2, comments=None)
-    except ValueError as e: raise InputError(labels, f'must hold as many columns of 0 and 1 on every line: {e}') from None
-    if len(hot)!=len(lines): raise InputError(labels, f'has {len(hot)} lines where {split} has {len(lines)}')
-    if not np.isin(hot, (0, 1)).all(): raise InputError(f'{labels}, line {np.flatnonzero((hot*(hot-1)).any(1))[0]+1}', 'holds something other than 0 and 1')
+    hot = _hot_labels(split, labels, len(lines))
     names = [f'fcvid_{k:03d}' for k in range(hot.shape[1])]
-    if classes: names = [o.strip() for o in read_lines(classes) if o.strip()]
-    if len(names)!=hot.shape[1]: raise InputError(classes, f'names {len(names)} classes where {labels} has {hot.shape[1]} columns')
+    if classes:
+        names = [o.strip() for o in read_lines(classes) if o.strip()]
+    if len(names)!=hot.shape[1]:
+        raise InputError(classes, f'names {len(names)} classes where {labels} has {hot.shape[1]} columns')
     rows = [_split_line(f'{split}, line {n}', o) for n,o in enumerate(lines, 1)]
-    for r,h in zip(rows, hot): r['labels'] = BAR.join(names[k] for k in np.flatnonzero(h))
+    for r,h in zip(rows, hot):
+        r['labels'] = BAR.join(names[k] for k in np.flatnonzero(h))
     usual = lambda id: f'{videos}/{id}.mp4'
     return _manifest(rows, names, root, str(split), videos, usual, links_out, index=range(1, len(rows)+1))
 
@@ -208,5 +246,10 @@ def completeness(
     "How a manifest compares with the official numbers."
     d = PAPER_DATASETS[name]
     there = m.df.status=='' if 'status' in m.df else pd.Series(True, m.df.index)
-    rows = [dict(split=s, official=d.n(s), listed=int((m.df.split==s).sum()), present=int((there & (m.df.split==s)).sum())) for s in ('training', 'validation', 'testing') if d.n(s)]
+    rows = []
+    for split in ('training', 'validation', 'testing'):
+        if d.n(split):
+            here = m.df.split==split
+            counts = dict(listed=int(here.sum()), present=int((there & here).sum()))
+            rows.append(dict(split=split, official=d.n(split), **counts))
     return pd.DataFrame(rows)

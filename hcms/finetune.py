@@ -18,58 +18,70 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 from .backbones import build_backbone, save_weights
-from .core import MODALITIES, InputError, check_count, fingerprint, read_json, rng_for, worker_pool, write_whole
+from .core import (MODALITIES, InputError, check_count, fingerprint, read_json, rng_for, worker_pool,
+                       write_whole)
 from .media import MediaSpec, read_steps
 from .resume import load_state, save_state, threads
 
 # %% ../nbs/13_finetune.ipynb #1f688695
 def pool_steps(
-    logits:Tensor,   # (B, K, C) scores of K time steps of each video
+    logits:Tensor,   # (B, K, C) of K time steps of each video
 ) -> Tensor:         # (B, C)
-    "Scores of a video from those of its steps: a soft maximum, less log K so that K equal steps count as one."
+    "A video's logits from those of its steps: a soft maximum, less log K, so K equal steps count as one."
     return torch.logsumexp(logits, 1) - np.log(logits.shape[1])
 
 # %% ../nbs/13_finetune.ipynb #6776af28
 def _shapes(spec:MediaSpec) -> dict:
-    F_,S,C = spec.frame_size,spec.clip_frames,spec.clip_size
-    return dict(audio=((96, 64), np.float16), appearance=((F_, F_, 3), np.uint8), motion=((S, C, C, 3), np.uint8))
+    "Shape and type of each modality's media at one time step."
+    frame = (spec.frame_size, spec.frame_size, 3)
+    clip = (spec.clip_frames, spec.clip_size, spec.clip_size, 3)
+    return dict(audio=((96, 64), np.float16), appearance=(frame, np.uint8), motion=(clip, np.uint8))
 
 def _decode_one(job, folder, spec):
     row,path = job
-    try: steps = read_steps(path, spec)
-    except InputError as e: return str(e)
+    try:
+        steps = read_steps(path, spec)
+    except InputError as e:
+        return str(e)
     for m,x in zip(MODALITIES, (steps.patches, steps.frames, steps.clips)):
         rows = np.load(folder/f'{m}.npy', mmap_mode='r')
         data = x.astype(rows.dtype).tobytes()
-        with open(folder/f'{m}.npy', 'r+b') as f: f.seek(rows.offset+row*len(data)); f.write(data)
+        with open(folder/f'{m}.npy', 'r+b') as f:
+            f.seek(rows.offset+row*len(data))
+            f.write(data)
 
+def _decode_all(jobs, folder, spec, workers) -> list:   # for each job None, or why it failed
+    with worker_pool(workers, doing='decode the train split') as pool:
+        errors = pool.map(partial(_decode_one, folder=folder, spec=spec), jobs, chunksize=4)
+        return list(tqdm(errors, total=len(jobs), desc='decode', unit='video'))
+
+# %% ../nbs/13_finetune.ipynb #fb54bb69
 def decode_split(
     manifest,            # Videos, with files
     spec:MediaSpec,      # What a time step is made of
     folder,              # Where the memory maps go
     workers:int=2,       # Processes
 ) -> dict:               # modality -> (N, T, ...) memory map, plus 'ok': (N,) bool
-    "Decode every video once. Those that cannot be read are named, and left out by `ok` until the next call."
+    "Decode every video once. Unreadable ones are named, and left out by `ok` until the next call."
     check_count(workers, 'workers')
-    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     key = fingerprint([manifest.fingerprint, asdict(spec)])
-    ids,done = list(manifest.df.id),folder/'done.json'
+    ids = list(manifest.df.id)
+    done = folder/'done.json'
     was = read_json(done) if done.is_file() else {}
     ok = was['ok'] if was.get('key')==key else [False]*len(ids)
     if was.get('key')!=key:
-        for m,(shape,dtype) in _shapes(spec).items(): open_memmap(folder/f'{m}.npy', 'w+', dtype, (len(ids), spec.steps, *shape))
+        for m,(shape,dtype) in _shapes(spec).items():
+            open_memmap(folder/f'{m}.npy', 'w+', dtype, (len(ids), spec.steps, *shape))
     jobs = [(i, manifest.path_of(id)) for i,id in enumerate(ids) if not ok[i]]
     if jobs:
         for (i,_),e in zip(jobs, _decode_all(jobs, folder, spec, workers)):
             ok[i] = e is None
-            if e: tqdm.write(f'left out: {e}')
+            if e:
+                tqdm.write(f'left out: {e}')
         write_whole(done, json.dumps(dict(key=key, ok=ok)))
     return {m: np.load(folder/f'{m}.npy', mmap_mode='r') for m in MODALITIES} | dict(ok=np.array(ok))
-
-def _decode_all(jobs, folder, spec, workers) -> list:   # of None or why not
-    with worker_pool(workers, doing='decode the train split') as pool:
-        said = pool.map(partial(_decode_one, folder=folder, spec=spec), jobs, chunksize=4)
-        return list(tqdm(said, total=len(jobs), desc='decode', unit='video'))
 
 # %% ../nbs/13_finetune.ipynb #570a432c
 @dataclass(frozen=True)
@@ -85,8 +97,9 @@ class FinetuneConfig:
     threads:int=1
 
 def check_config(config) -> FinetuneConfig:
-    "The configuration where its counts can be counted; otherwise an `InputError`."
-    for k in ('epochs', 'steps', 'videos', 'threads'): check_count(getattr(config, k), k)
+    "The configuration itself where its counts are valid; otherwise an `InputError`."
+    for k in ('epochs', 'steps', 'videos', 'threads'):
+        check_count(getattr(config, k), k)
     return config
 
 def _epoch_batches(n, T, config, epoch):
@@ -94,44 +107,60 @@ def _epoch_batches(n, T, config, epoch):
     rng = rng_for('finetune', config.seed, epoch)
     order = rng.permutation(n)
     for b in range(n//config.videos):
-        yield order[b*config.videos:(b+1)*config.videos], np.stack([rng.permutation(T)[:config.steps] for _ in range(config.videos)])
+        videos = order[b*config.videos:(b+1)*config.videos]
+        steps = np.stack([rng.permutation(T)[:config.steps] for _ in range(config.videos)])
+        yield videos,steps
 
 # %% ../nbs/13_finetune.ipynb #2527c1fc
 def with_head(modality:str, preset:str, num_classes:int, seed:int=0, start=None) -> tuple:
-    "A backbone, its weights from the file `start` or random, and a new linear head."
+    "A backbone, its weights from the file `start` or random, and a new linear classifier."
     net = build_backbone(modality, preset, seed)
-    if start: net.load_state_dict(load_file(start))
+    if start:
+        net.load_state_dict(load_file(start))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return net,nn.Linear(net.size, num_classes)
 
+def _resume(path, parts:dict, videos:int) -> list:
+    "The history of an interrupted training, its state loaded into `parts`; empty where there is none."
+    was = load_state(path)
+    if not was:
+        return []
+    of = was.get('videos', videos)
+    if of!=videos:
+        rule = f'is the state of a training on {of} videos, not {videos}; delete it to start anew'
+        raise InputError(path, rule)
+    for k,v in parts.items():
+        v.load_state_dict(was[k])
+    return was['history']
+
+# %% ../nbs/13_finetune.ipynb #59012105
 def finetune(
     modality:str,            # 'audio', 'appearance' or 'motion'
     preset:str,              # Whose network
     media:np.ndarray,        # (N, T, ...) decoded media of the train split
     targets:np.ndarray,      # (N,) class of each video
     num_classes:int,
-    out,                     # Where the weights go: OUT.safetensors; the state of the training lies beside it meanwhile
+    out,                     # The weights go to OUT.safetensors, the training's state meanwhile to OUT.state
     config:FinetuneConfig=FinetuneConfig(),
     start=None,              # Weights to start from; random ones by default
     position:int=0,          # Line of the progress bar
 ) -> list:                   # One dict an epoch: loss
-    "Train a network with a linear head on labels of whole videos; resumes where it was stopped."
+    "Train a network with a linear classifier on labels of whole videos; resumes where it was stopped."
     check_config(config)
-    if len(media)<config.videos: raise InputError('train split', f'{len(media)} videos are fewer than one batch of {config.videos}')
-    net,head = with_head(modality, preset, num_classes, config.seed, start)
-    model = nn.Sequential(net, head)
+    if len(media)<config.videos:
+        raise InputError('train split', f'{len(media)} videos are fewer than one batch of {config.videos}')
+    net,classifier = with_head(modality, preset, num_classes, config.seed, start)
+    model = nn.Sequential(net, classifier)
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=len(media)//config.videos*config.epochs, pct_start=.15)
-    parts,history,state = dict(model=model, optimizer=optimizer, schedule=schedule),[],Path(f'{out}.state')
-    if (was:=load_state(state)):
-        of = was.get('videos', len(media))
-        rule = f'is the state of a training on {of} videos, not {len(media)}; delete it to start anew'
-        if of!=len(media): raise InputError(state, rule)
-        for k,v in parts.items(): v.load_state_dict(was[k])
-        history = was['history']
+    total = len(media)//config.videos*config.epochs
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=total, pct_start=.15)
+    parts = dict(model=model, optimizer=optimizer, schedule=schedule)
+    state = Path(f'{out}.state')
+    history = _resume(state, parts, len(media))
     y = torch.as_tensor(targets)
-    bar = tqdm(range(len(history), config.epochs), desc=f'{Path(out).parent.name}: {modality}', unit='epoch', position=position, initial=len(history), total=config.epochs)
+    bar = tqdm(range(len(history), config.epochs), desc=f'{Path(out).parent.name}: {modality}',
+        unit='epoch', position=position, initial=len(history), total=config.epochs)
     with threads(config.threads):
         model.train()
         for epoch in bar:
@@ -139,21 +168,28 @@ def finetune(
             bar.set_postfix(loss=f"{history[-1]['loss']:.3f}")
             states = {k: v.state_dict() for k,v in parts.items()}
             save_state(state, history=history, videos=len(media), **states)
-    write_whole(f'{out}.json', json.dumps(dict(modality=modality, preset=preset, config=asdict(config), start=str(Path(start).name) if start else 'random', videos=len(media), history=history), indent=1))   # first: weights that are there have their record
+    record = dict(modality=modality, preset=preset, config=asdict(config),
+        start=str(Path(start).name) if start else 'random', videos=len(media), history=history)
+    # before the weights, so that these always have a record
+    write_whole(f'{out}.json', json.dumps(record, indent=1))
     save_weights(net, f'{out}.safetensors')
     state.unlink(missing_ok=True)
     return history
 
 # %% ../nbs/13_finetune.ipynb #565950d9
 def _train_epoch(model, media, y, parts, config, epoch) -> float:   # mean loss
-    total,n = 0.,0
+    total = 0.
+    n = 0
     for videos,steps in _epoch_batches(*media.shape[:2], config, epoch):
         x = torch.from_numpy(np.ascontiguousarray(media[videos[:,None], steps]))
         x = x.float() if x.dtype==torch.float16 else x
         logits = model(x.flatten(0, 1)).unflatten(0, steps.shape)
         loss = F.cross_entropy(pool_steps(logits), y[videos])
-        parts['optimizer'].zero_grad(); loss.backward()
+        parts['optimizer'].zero_grad()
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-        parts['optimizer'].step(); parts['schedule'].step()
-        total,n = total+loss.item(),n+1
+        parts['optimizer'].step()
+        parts['schedule'].step()
+        total += loss.item()
+        n += 1
     return total/n

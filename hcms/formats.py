@@ -26,55 +26,91 @@ class YamnetWeights(NamedTuple):
     head:np.ndarray       # (521, 1024)
     head_bias:np.ndarray  # (521,)
 
-NAMES = ('layer1/conv', *(f'layer{n}/{kind}_conv' for n in range(2, 15) for kind in ('depthwise', 'pointwise')))   # in order of execution
+# %% ../nbs/09_formats.ipynb #76d9584b
+_KINDS = ('depthwise', 'pointwise')
+NAMES = ('layer1/conv', *(f'layer{n}/{kind}_conv' for n in range(2, 15) for kind in _KINDS))   # as executed
 
 def check_yamnet(w:YamnetWeights, path) -> YamnetWeights:
     "`w` itself, when its shapes are those of a YAMNet (of any width)."
-    if len(w.convs)!=len(NAMES): raise InputError(path, f'holds {len(w.convs)} convolutions where YAMNet has {len(NAMES)}')
+    if len(w.convs)!=len(NAMES):
+        raise InputError(path, f'holds {len(w.convs)} convolutions where YAMNet has {len(NAMES)}')
     below = 1
     for name,c in zip(NAMES, w.convs):
         out,inner,*size = c.kernel.shape
-        want = (below, 1, [3, 3]) if 'depthwise' in name else (out, below, [1, 1] if 'pointwise' in name else [3, 3])
-        if (out, inner, size)!=want: raise InputError(f'{path}, {name}', f'kernel of shape {c.kernel.shape} (out, in, height, width) does not fit: it should have {want[1]} inputs a channel, {want[2]} pixels' + (f' and {below} channels' if 'depthwise' in name else ''))
+        want = (out, below, [3, 3])
+        if 'depthwise' in name:
+            want = (below, 1, [3, 3])
+        elif 'pointwise' in name:
+            want = (out, below, [1, 1])
+        if (out, inner, size)!=want:
+            rule = (f'kernel of shape {c.kernel.shape} (out, in, height, width) does not fit: '
+                    f'it should have {want[1]} inputs a channel, {want[2]} pixels')
+            if 'depthwise' in name:
+                rule += f' and {below} channels'
+            raise InputError(f'{path}, {name}', rule)
         for k in ('bias', 'mean', 'variance'):
-            if getattr(c, k).shape!=(out,): raise InputError(f'{path}, {name}', f'{k} of shape {getattr(c, k).shape} does not fit {out} channels')
+            shape = getattr(c, k).shape
+            if shape!=(out,):
+                raise InputError(f'{path}, {name}', f'{k} of shape {shape} does not fit {out} channels')
         below = out
-    if w.head.shape[1:]!=(below,) or w.head_bias.shape!=w.head.shape[:1]: raise InputError(f'{path}, classifier', f'of shapes {w.head.shape} and {w.head_bias.shape} does not fit {below} features')
+    if w.head.shape[1:]!=(below,) or w.head_bias.shape!=w.head.shape[:1]:
+        raise InputError(f'{path}, classifier',
+            f'of shapes {w.head.shape} and {w.head_bias.shape} does not fit {below} features')
     return w
 
 # %% ../nbs/09_formats.ipynb #c9c42f41
-_MOST = 1<<22   # Numbers of a tensor; the largest of YAMNet has a quarter of that
-_KERAS = re.compile(r'(?:^|/)(layer\d+/(?:depthwise_|pointwise_)?conv|logits)(/bn)?/(kernel|depthwise_kernel|beta|moving_mean|moving_variance|bias)(?::0)?$')
+_MOST = 1<<22   # Numbers in a tensor; YAMNet's largest has a quarter of that
+_KERAS = re.compile(r'(?:^|/)(layer\d+/(?:depthwise_|pointwise_)?conv|logits)(/bn)?/'
+                    r'(kernel|depthwise_kernel|beta|moving_mean|moving_variance|bias)(?::0)?$')
 
 def read_keras(path) -> YamnetWeights:
     "The official yamnet.h5."
     import h5py
-    path,found = Path(path),{}
-    if not path.is_file(): raise InputError(path, 'no such file')
+    path = Path(path)
+    found = {}
+    if not path.is_file():
+        raise InputError(path, 'no such file')
     def visit(name, o):
-        if not isinstance(o, h5py.Dataset) or not (m:=_KERAS.search(name)): return
-        if o.external or o.is_virtual: raise ValueError(f'{name} has its numbers in another file')
-        if o.size>_MOST: raise ValueError(f'{name} has {o.size} numbers; none of YAMNet has more than {_MOST}')
+        m = _KERAS.search(name)
+        if not isinstance(o, h5py.Dataset) or not m:
+            return
+        if o.external or o.is_virtual:
+            raise ValueError(f'{name} has its numbers in another file')
+        if o.size>_MOST:
+            raise ValueError(f'{name} has {o.size} numbers; none of YAMNet has more than {_MOST}')
         found[m[1], m[3]] = np.asarray(o, dtype=np.float32)
     try:
-        with h5py.File(path, 'r') as f: f.visititems(visit)
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, OverflowError) as e: raise InputError(path, f'is not a Keras file: {e}') from None
+        with h5py.File(path, 'r') as f:
+            f.visititems(visit)
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, OverflowError) as e:
+        raise InputError(path, f'is not a Keras file: {e}') from None
     def get(*key):
-        if key not in found: raise InputError(path, f'has no {"/".join(key)}; the official yamnet.h5 has')
-        if found[key].ndim!=dict(kernel=2 if key[0]=='logits' else 4, depthwise_kernel=4).get(key[1], 1): raise InputError(path, f'has {"/".join(key)} of shape {found[key].shape}')
+        if key not in found:
+            raise InputError(path, f'has no {"/".join(key)}; the official yamnet.h5 has')
+        if found[key].ndim!=dict(kernel=2 if key[0]=='logits' else 4, depthwise_kernel=4).get(key[1], 1):
+            raise InputError(path, f'has {"/".join(key)} of shape {found[key].shape}')
         return found[key]
-    convs = [ConvWeights(get(n, 'depthwise_kernel').transpose(2, 3, 0, 1) if 'depthwise' in n else get(n, 'kernel').transpose(3, 2, 0, 1), *(get(n, k) for k in ('beta', 'moving_mean', 'moving_variance'))) for n in NAMES]
+    convs = []
+    for n in NAMES:
+        if 'depthwise' in n:
+            kernel = get(n, 'depthwise_kernel').transpose(2, 3, 0, 1)
+        else:
+            kernel = get(n, 'kernel').transpose(3, 2, 0, 1)
+        convs.append(ConvWeights(kernel, *(get(n, k) for k in ('beta', 'moving_mean', 'moving_variance'))))
     return check_yamnet(YamnetWeights(convs, get('logits', 'kernel').T, get('logits', 'bias')), path)
 
 # %% ../nbs/09_formats.ipynb #0688c564
-_CONV,_DEPTHWISE,_FULLY = 3,4,9                       # Builtin operators of the schema
+_CONV = 3        # Builtin operators of the schema
+_DEPTHWISE = 4
+_FULLY = 9
 _TYPES = {0: np.float32, 1: np.float16, 2: np.int32, 3: np.uint8, 9: np.int8}
 
 class _Table:
     "A FlatBuffer table: fields by number."
     def __init__(self, data, at):
         from flatbuffers.table import Table
-        self.t,self.data = Table(data, at),data
+        self.t = Table(data, at)
+        self.data = data
     def _at(self, n): return self.t.Offset(4+2*n)
     def number(self, n, kind):
         from flatbuffers import number_types
@@ -82,45 +118,77 @@ class _Table:
         return self.t.Get(getattr(number_types, kind), o+self.t.Pos) if o else 0
     def array(self, n, dtype):
         o = self._at(n)
-        return np.frombuffer(self.data, dtype, self.t.VectorLen(o), self.t.Vector(o)) if o else np.zeros(0, dtype)
+        if not o:
+            return np.zeros(0, dtype)
+        return np.frombuffer(self.data, dtype, self.t.VectorLen(o), self.t.Vector(o))
     def tables(self, n):
         o = self._at(n)
-        if o and self.t.VectorLen(o)>len(self.data)//4: raise ValueError(f'a list of {self.t.VectorLen(o)} tables')
-        return [_Table(self.data, self.t.Indirect(self.t.Vector(o)+4*i)) for i in range(self.t.VectorLen(o))] if o else []
+        if not o:
+            return []
+        length = self.t.VectorLen(o)
+        if length>len(self.data)//4:
+            raise ValueError(f'a list of {length} tables')
+        return [_Table(self.data, self.t.Indirect(self.t.Vector(o)+4*i)) for i in range(length)]
     def table(self, n):
         o = self._at(n)
         return _Table(self.data, self.t.Indirect(o+self.t.Pos)) if o else None
 
+# %% ../nbs/09_formats.ipynb #f56a5a8e
 def _tensor(t, buffers):
     "The constant of a tensor as float32, integers scaled."
-    shape,kind = t.array(0, np.int32),t.number(1, 'Int8Flags')
-    if kind not in _TYPES: raise ValueError(f'tensor of type {kind}')
+    shape = t.array(0, np.int32)
+    kind = t.number(1, 'Int8Flags')
+    if kind not in _TYPES:
+        raise ValueError(f'tensor of type {kind}')
     x = buffers[t.number(2, 'Uint32Flags')].array(0, np.uint8).tobytes()
     x = np.frombuffer(x, _TYPES[kind]).reshape(shape)
     q = t.table(4)
-    scale,zero = (q.array(2, np.float32), q.array(3, np.int64)) if q else ([], [])
-    if not len(scale): return x.astype(np.float32)
-    along = [1]*x.ndim; along[q.number(6, 'Int32Flags') if len(scale)>1 else 0] = len(scale)
+    scale = []
+    if q:
+        scale = q.array(2, np.float32)
+        zero = q.array(3, np.int64)
+    if not len(scale):
+        return x.astype(np.float32)
+    along = [1]*x.ndim
+    along[q.number(6, 'Int32Flags') if len(scale)>1 else 0] = len(scale)
     return ((x.astype(np.float32)-np.reshape(zero, along))*np.reshape(scale, along)).astype(np.float32)
+
+# %% ../nbs/09_formats.ipynb #f61d9ff3
+def _conv_weights(kernel, bias, kind) -> ConvWeights:
+    "A convolution of a TFLite model, with a batch normalization that changes nothing."
+    axes = (3, 0, 1, 2) if kind==_DEPTHWISE else (0, 3, 1, 2)
+    return ConvWeights(kernel.transpose(axes), bias, np.zeros_like(bias), np.full_like(bias, 1-1e-4))
 
 def read_tflite(path) -> YamnetWeights:
     "YAMNet from its TFLite model, float or with 8-bit kernels."
     path = Path(path)
-    if not path.is_file(): raise InputError(path, 'no such file')
+    if not path.is_file():
+        raise InputError(path, 'no such file')
     data = path.read_bytes()
-    if data[4:8]!=b'TFL3': raise InputError(path, 'is not a TFLite model')
+    if data[4:8]!=b'TFL3':
+        raise InputError(path, 'is not a TFLite model')
     try:
         model = _Table(data, int.from_bytes(data[:4], 'little'))
         codes = [max(c.number(0, 'Int8Flags'), c.number(3, 'Int32Flags')) for c in model.tables(1)]
-        graph,buffers = model.tables(2)[0],model.tables(4)
-        tensors,convs,dense = graph.tables(0),[],None
+        graph = model.tables(2)[0]
+        buffers = model.tables(4)
+        tensors = graph.tables(0)
+        convs = []
+        dense = None
         for op in graph.tables(3):
-            kind,inputs = codes[op.number(0, 'Uint32Flags')],op.array(1, np.int32)
-            if kind not in (_CONV, _DEPTHWISE, _FULLY) or (kind==_FULLY and not convs): continue
+            kind = codes[op.number(0, 'Uint32Flags')]
+            inputs = op.array(1, np.int32)
+            if kind not in (_CONV, _DEPTHWISE, _FULLY) or (kind==_FULLY and not convs):
+                continue
             kernel,bias = (_tensor(tensors[i], buffers) for i in inputs[1:3])
-            if kind==_FULLY: dense = kernel,bias
-            else: convs.append(ConvWeights(kernel.transpose(3, 0, 1, 2) if kind==_DEPTHWISE else kernel.transpose(0, 3, 1, 2), bias, np.zeros_like(bias), np.full_like(bias, 1-1e-4)))
-    except (ValueError, IndexError, TypeError, OverflowError) as e: raise InputError(path, f'cannot be read as a TFLite model: {e}') from None
-    except Exception as e: raise InputError(path, f'cannot be read as a TFLite model: {type(e).__name__}: {e}') from None
-    if dense is None: raise InputError(path, 'has no classifier after its convolutions')
+            if kind==_FULLY:
+                dense = (kernel, bias)
+            else:
+                convs.append(_conv_weights(kernel, bias, kind))
+    except (ValueError, IndexError, TypeError, OverflowError) as e:
+        raise InputError(path, f'cannot be read as a TFLite model: {e}') from None
+    except Exception as e:
+        raise InputError(path, f'cannot be read as a TFLite model: {type(e).__name__}: {e}') from None
+    if dense is None:
+        raise InputError(path, 'has no classifier after its convolutions')
     return check_yamnet(YamnetWeights(convs, *dense), path)

@@ -22,82 +22,116 @@ VIDEOS = 256   # A pack of motion features at the paper's sizes: 151 MB
 
 def _crc(x) -> str: return f'{zlib.crc32(x.contiguous().numpy()):08x}'
 
-def _names(id) -> list: return [id, f'{id}.mask', f'{id}.crc32']   # of a record's tensors
+def _names(id) -> list:
+    "Of a record's tensors."
+    return [id, f'{id}.mask', f'{id}.crc32']
 
 def _row_crcs(x, mask) -> torch.Tensor:   # (T,)
     "The checksum of each time step: its row of x, then its mask."
     return torch.tensor([zlib.crc32(m, zlib.crc32(r)) for r,m in zip(x.numpy(), mask.numpy()[:,None])])
 
-def pack(
-    view:ExtractorView,
-    videos:int=VIDEOS,   # A file
-) -> list:               # of the files
-    "Copy all features of a view into packs, each record verified as it is read; packs that are right already are kept."
-    check_count(videos, 'videos')
-    ids,folder,out = view.ids(),view.folder/'packs',[]
-    there = _sound(view)
-    if lost:=sorted({id for held in there.values() for id in held}-set(ids)): raise InputError(folder, f'holds {len(lost)} videos that are in no loose file, as {lost[0]}, and packing would lose them; run hcms extract first, which makes their loose files again (or remove the packs, if these videos are not wanted)')
-    for n,start in enumerate(tqdm(range(0, len(ids), videos), desc=f'pack {view.modality}', unit='pack')):
-        part,path = ids[start:start+videos],folder/f'pack-{n:05d}.safetensors'
-        out.append(path)
-        if there.get(path)==part: continue
-        tensors,crc = {},{}
-        for id in part:
-            x,mask = view.get(id)
-            parts = [x.clone(), mask.to(torch.uint8)]
-            parts.append(_row_crcs(*parts))
-            tensors |= dict(zip(_names(id), parts))
-            crc[id] = [_crc(o) for o in parts]
-        note = dict(format='hcms-pack', version=2, modality=view.modality, fp=view.fp, crc32=crc)
-        write_whole(path, save(tensors, dict(pack=canonical_json(note))))   # one entry: safetensors writes several in any order
-    for path in set(folder.glob('pack-*.safetensors'))-set(out): path.unlink()   # of an earlier, larger set
-    return out
+def _write_pack(path, view, ids):
+    "One pack of the videos `ids`, each verified as it is read."
+    tensors = {}
+    crc = {}
+    for id in ids:
+        x,mask = view.get(id)
+        parts = [x.clone(), mask.to(torch.uint8)]
+        parts.append(_row_crcs(*parts))
+        tensors |= dict(zip(_names(id), parts))
+        crc[id] = [_crc(o) for o in parts]
+    note = dict(format='hcms-pack', version=2, modality=view.modality, fp=view.fp, crc32=crc)
+    # a single entry, since safetensors writes several in any order
+    write_whole(path, save(tensors, dict(pack=canonical_json(note))))
 
-def _sound(view) -> dict:   # path -> the videos it holds
+def _intact(view) -> dict:   # path -> the videos it holds
     "The packs that can be read; the others are made again."
     out = {}
     for path in (view.folder/'packs').glob('pack-*.safetensors'):
-        try: out[path] = _Pack(path, view).ids
-        except CorruptFeature: pass
+        try:
+            out[path] = _Pack(path, view).ids
+        except CorruptFeature:
+            pass
+    return out
+
+# %% ../nbs/15_packs.ipynb #02353c26
+def pack(
+    view:ExtractorView,
+    videos:int=VIDEOS,   # Videos per file
+) -> list:               # of the files
+    "Copy all features of a view into packs, each record verified as it is read; up-to-date packs are kept."
+    check_count(videos, 'videos')
+    ids = view.ids()
+    folder = view.folder/'packs'
+    out = []
+    there = _intact(view)
+    lost = sorted({id for held in there.values() for id in held}-set(ids))
+    if lost:
+        raise InputError(folder, f'holds {len(lost)} videos that are in no loose file, as {lost[0]}, '
+            'and packing would lose them; run hcms extract first, which makes their loose files again '
+            '(or remove the packs, if these videos are not wanted)')
+    for n,start in enumerate(tqdm(range(0, len(ids), videos), desc=f'pack {view.modality}', unit='pack')):
+        part = ids[start:start+videos]
+        path = folder/f'pack-{n:05d}.safetensors'
+        out.append(path)
+        if there.get(path)!=part:
+            _write_pack(path, view, part)
+    for path in set(folder.glob('pack-*.safetensors'))-set(out):
+        path.unlink()   # of an earlier, larger set
     return out
 
 # %% ../nbs/15_packs.ipynb #b270c30b
 class _Pack:
-    "One file, opened when it is first needed."
+    "One file of packed features."
     def __init__(self, path, view):
         self.path = Path(path)
-        if self.path.is_symlink(): raise CorruptFeature(path, 'is a link; a store holds files')
+        if self.path.is_symlink():
+            raise CorruptFeature(path, 'is a link; a store holds files')
         try:
             self.file = safe_open(str(path), 'pt')
             note = dict(json.loads(self.file.metadata()['pack']))
             self.crc = dict(note['crc32'])
-        except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as e: raise CorruptFeature(path, f'is no pack of features: {e}') from None
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as e:
+            raise CorruptFeature(path, f'is no pack of features: {e}') from None
         for k,want in dict(format='hcms-pack', version=2, modality=view.modality, fp=view.fp).items():
-            if note.get(k)!=want: raise CorruptFeature(path, f'holds {k} {note.get(k)!r}, not {want!r}')
+            if note.get(k)!=want:
+                raise CorruptFeature(path, f'holds {k} {note.get(k)!r}, not {want!r}')
         self.ids = sorted(self.crc)
-        if set(self.file.keys())!={k for id in self.ids for k in _names(id)}: raise CorruptFeature(path, 'does not hold the records that its list names')
+        if set(self.file.keys())!={k for id in self.ids for k in _names(id)}:
+            raise CorruptFeature(path, 'does not hold the records that its list names')
     def record(self, id) -> tuple:   # x (T, D), mask (T,) bool
         "A whole record, verified."
         parts = [self.file.get_tensor(o) for o in _names(id)]
-        if [_crc(o) for o in parts]!=self.crc[id]: raise CorruptFeature(self.path, f'record {id!r} does not match its CRC')
+        if [_crc(o) for o in parts]!=self.crc[id]:
+            raise CorruptFeature(self.path, f'record {id!r} does not match its CRC')
         return parts[0],parts[1].bool()
     def rows(self, id, steps) -> tuple:
         "Some time steps of a record, each verified."
         x,mask,crc = (torch.cat([f[t:t+1] for t in steps]) for f in map(self.file.get_slice, _names(id)))
-        if not torch.equal(_row_crcs(x, mask), crc): raise CorruptFeature(self.path, f'record {id!r} does not match the CRC of a time step')
+        if not torch.equal(_row_crcs(x, mask), crc):
+            raise CorruptFeature(self.path, f'record {id!r} does not match the CRC of a time step')
         return x,mask.bool()
 
 # %% ../nbs/15_packs.ipynb #e6e38a63
 class PackedView:
-    "Features of one modality from its packs; what is in none is read from its loose file."
+    "Features of one modality from its packs; a video that is in none is read from its loose file."
     def __init__(self, view:ExtractorView):
-        self.loose,self.modality,self.fp = view,view.modality,view.fp
+        self.loose = view
+        self.modality = view.modality
+        self.fp = view.fp
         self.packs = [_Pack(p, view) for p in sorted((view.folder/'packs').glob('pack-*.safetensors'))]
     @cached_property
     def where(self): return {id: p for p in self.packs for id in p.ids}   # id -> its pack
     def ids(self) -> list: return sorted({*self.where, *self.loose.ids()})
     def has(self, id) -> bool: return id in self.where or self.loose.has(id)
     def get(self, id) -> tuple: return self.where[id].record(id) if id in self.where else self.loose.get(id)
+    def _get(self, id, steps) -> tuple:
+        "`get`, of some time steps (all for None)."
+        if steps is None:
+            return self.get(id)
+        if id in self.where:
+            return self.where[id].rows(id, steps)
+        return tuple(o[list(steps)] for o in self.loose.get(id))
     def load(self,
         ids:Iterable[str],               # Videos, in the order wanted
         dtype:torch.dtype=torch.float32, # Of the result
@@ -106,13 +140,19 @@ class PackedView:
         "Features of many videos of one shape; all that is read is verified."
         x = mask = None
         ids = list(ids)
-        if not ids: raise InputError('ids', 'name no video')
+        if not ids:
+            raise InputError('ids', 'name no video')
         for i,id in enumerate(ids):
-            if id in self.where: one,m = self.where[id].record(id) if steps is None else self.where[id].rows(id, steps)
-            else: one,m = (o if steps is None else o[list(steps)] for o in self.loose.get(id))
-            if x is None: x,mask = torch.empty(len(ids), *one.shape, dtype=dtype),torch.empty(len(ids), len(m), dtype=torch.bool)
-            if one.shape!=x.shape[1:]: raise InputError(f'video {id}', f'has {self.modality} features of shape {tuple(one.shape)}, the first has {tuple(x.shape[1:])}')
-            x[i],mask[i] = one,m
+            one,m = self._get(id, steps)
+            if x is None:
+                x = torch.empty(len(ids), *one.shape, dtype=dtype)
+                mask = torch.empty(len(ids), len(m), dtype=torch.bool)
+            if one.shape!=x.shape[1:]:
+                first = tuple(x.shape[1:])
+                raise InputError(f'video {id}',
+                    f'has {self.modality} features of shape {tuple(one.shape)}, the first has {first}')
+            x[i] = one
+            mask[i] = m
         return x,mask
 
 # %% ../nbs/15_packs.ipynb #b5de894a
@@ -122,6 +162,8 @@ def damaged(view:ExtractorView) -> dict:   # file -> what is wrong with it
     for path in sorted((view.folder/'packs').glob('pack-*.safetensors')):
         try:
             p = _Pack(path, view)
-            for id in p.ids: p.record(id)
-        except CorruptFeature as e: bad[path] = e.rule
+            for id in p.ids:
+                p.record(id)
+        except CorruptFeature as e:
+            bad[path] = e.rule
     return bad

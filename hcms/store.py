@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 import torch
 from torch import Tensor
-from .core import ID_RULE, InputError, canonical_json, check_id, fingerprint, full_path, method_of, no_room, read_json, write_whole
+from .core import (ID_RULE, InputError, canonical_json, check_id, fingerprint, full_path, method_of,
+                       no_room, read_json, write_whole)
 
 # %% ../nbs/11_store.ipynb #63c9cf9d
 class MissingFeature(InputError, KeyError):
@@ -24,9 +25,11 @@ class CorruptFeature(InputError):
 # %% ../nbs/11_store.ipynb #9846e7ee
 _DTYPES = dict(F16=torch.float16, F32=torch.float32)
 _OWN = ('id', 'modality', 'fp', 'crc32_x', 'crc32_mask', 'crc32_header')   # the store's own metadata
-_MAX_HEADER,_MAX_FILE = 1<<16,1<<31                                        # bytes; nothing of ours comes near
+_MAX_HEADER = 1<<16
+_MAX_FILE = 1<<31   # bytes; nothing of ours comes near
 _UNSIGNED = b'"crc32_header":"00000000"'
-_SIGNED = re.compile(rb'"crc32_header":"([0-9a-f]{8})"')                   # quotes in texts are escaped, so only the key matches
+# quotes in texts are escaped, so only the key matches
+_SIGNED = re.compile(rb'"crc32_header":"([0-9a-f]{8})"')
 
 def _crc(data) -> str: return f'{zlib.crc32(data):08x}'
 
@@ -37,15 +40,17 @@ def _header(
 ) -> bytes:      # length, JSON, blanks
     "The one header for these contents, with the header's CRC as zeros."
     n = shape[0]*shape[1]*_DTYPES[dtype].itemsize
-    text = canonical_json(dict(__metadata__=dict(meta, crc32_header='0'*8), x=dict(dtype=dtype, shape=list(shape), data_offsets=[0, n]),
-        mask=dict(dtype='U8', shape=[shape[0]], data_offsets=[n, n+shape[0]]))).encode()
+    x = dict(dtype=dtype, shape=list(shape), data_offsets=[0, n])
+    mask = dict(dtype='U8', shape=[shape[0]], data_offsets=[n, n+shape[0]])
+    text = canonical_json(dict(__metadata__=dict(meta, crc32_header='0'*8), x=x, mask=mask)).encode()
     text += b' '*(-len(text)%8)
     return struct.pack('<Q', len(text)) + text
 
 # %% ../nbs/11_store.ipynb #eb9c3e2e
 def _pack(id:str, modality:str, fp:str, x:Tensor, mask:Tensor, meta:Mapping) -> bytes:
     "The bytes of one feature file."
-    x_bytes,mask_bytes = x.numpy().tobytes(),mask.numpy().tobytes()
+    x_bytes = x.numpy().tobytes()
+    mask_bytes = mask.numpy().tobytes()
     meta = dict(meta, id=id, modality=modality, fp=fp, crc32_x=_crc(x_bytes), crc32_mask=_crc(mask_bytes))
     head = _header(x.shape, {v:k for k,v in _DTYPES.items()}[x.dtype], meta)
     return head.replace(_UNSIGNED, f'"crc32_header":"{_crc(head)}"'.encode()) + x_bytes + mask_bytes
@@ -57,96 +62,134 @@ def _parse_header(
 ) -> tuple: # bytes of header, (T, D), dtype, metadata
     "The header, when it is one that `_header` writes and its CRC is right."
     n = int.from_bytes(buf[:8], 'little')
-    if n>_MAX_HEADER: raise CorruptFeature(where, f'claims a header of {n} bytes; at most {_MAX_HEADER} are believed')
-    if len(buf)<8+n or not n: raise CorruptFeature(where, f'is truncated: {len(buf)} bytes')
+    if n>_MAX_HEADER:
+        raise CorruptFeature(where, f'claims a header of {n} bytes; at most {_MAX_HEADER} are believed')
+    if len(buf)<8+n or not n:
+        raise CorruptFeature(where, f'is truncated: {len(buf)} bytes')
     head = bytes(buf[:8+n])
     crc = _SIGNED.findall(head)
     head = _SIGNED.sub(_UNSIGNED, head)
-    if len(crc)!=1 or crc[0].decode()!=_crc(head): raise CorruptFeature(where, 'header does not match its CRC')
+    if len(crc)!=1 or crc[0].decode()!=_crc(head):
+        raise CorruptFeature(where, 'header does not match its CRC')
     try:
         h = json.loads(head[8:])
-        shape,dtype,meta = h['x']['shape'],h['x']['dtype'],h['__metadata__']
-        ok = all(type(o) is int and o>0 for o in shape) and all(type(o) is str for o in meta.values()) and _header(shape, dtype, meta)==head
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError): ok = False
-    if not ok or not set(_OWN)<=set(meta): raise CorruptFeature(where, 'header is not that of a feature file')
+        shape = h['x']['shape']
+        dtype = h['x']['dtype']
+        meta = h['__metadata__']
+        ok = all(type(o) is int and o>0 for o in shape) and all(type(o) is str for o in meta.values())
+        ok = ok and _header(shape, dtype, meta)==head
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        ok = False
+    if not ok or not set(_OWN)<=set(meta):
+        raise CorruptFeature(where, 'header is not that of a feature file')
     return 8+n,shape,dtype,meta
 
 # %% ../nbs/11_store.ipynb #fcc1d6b4
 def _unpack(
     buf,           # The whole file, writable memory
     where,         # Its path, for messages
-    id:str, modality:str, fp:str,   # What it should be
+    id:str,        # The video it should belong to
+    modality:str,  # Its modality
+    fp:str,        # Fingerprint of its extractor
 ) -> tuple:        # x (T, D) on the memory of `buf`, mask (T,) bool, metadata
-    "The features in `buf`, each byte of it checked."
+    "The features in `buf`, every byte checked."
     start,(T,D),dtype,meta = _parse_header(buf, where)
     for name,want in dict(id=id, modality=modality, fp=fp).items():
-        if meta[name]!=want: raise CorruptFeature(where, f'holds {name} {meta[name]!r}, not {want!r}')
+        if meta[name]!=want:
+            raise CorruptFeature(where, f'holds {name} {meta[name]!r}, not {want!r}')
     end = start+T*D*_DTYPES[dtype].itemsize
-    if len(buf)!=end+T: raise CorruptFeature(where, f'has {len(buf)} bytes where its header asks for {end+T}')
+    if len(buf)!=end+T:
+        raise CorruptFeature(where, f'has {len(buf)} bytes where its header asks for {end+T}')
     view = memoryview(buf)
     for name,part in dict(x=view[start:end], mask=view[end:]).items():
-        if meta[f'crc32_{name}']!=_crc(part): raise CorruptFeature(where, f'tensor {name} does not match its CRC')
+        if meta[f'crc32_{name}']!=_crc(part):
+            raise CorruptFeature(where, f'tensor {name} does not match its CRC')
     x = torch.frombuffer(buf, dtype=_DTYPES[dtype], count=T*D, offset=start).view(T, D)
     mask = torch.frombuffer(buf, dtype=torch.uint8, count=T, offset=end)
-    if mask.max()>1 or not all(o.isfinite() for o in x.aminmax()): raise CorruptFeature(where, 'holds a value that is not finite, or a mask that is not 0 or 1')
+    if mask.max()>1 or not all(o.isfinite() for o in x.aminmax()):
+        raise CorruptFeature(where, 'holds a value that is not finite, or a mask that is not 0 or 1')
     return x,mask.bool(),meta
 
 # %% ../nbs/11_store.ipynb #87d8644d
 def _sync_folder(folder):
-    "Make new names in `folder` survive a power cut."
+    "Makes new names in `folder` survive a power cut."
     fd = os.open(folder, os.O_RDONLY)
-    try: os.fsync(fd)
-    finally: os.close(fd)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 _NO_LINKS = (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 def _place(tmp:Path, path:Path) -> bool:
     "Give `tmp` the name `path` too, unless it is taken."
-    try: os.link(tmp, path)
-    except FileExistsError: return False
+    try:
+        os.link(tmp, path)
+    except FileExistsError:
+        return False
     except OSError as e:
-        if e.errno not in _NO_LINKS: raise
-        if os.path.lexists(path): return False
+        if e.errno not in _NO_LINKS:
+            raise
+        if os.path.lexists(path):
+            return False
         os.rename(tmp, path)
     return True
 
 # %% ../nbs/11_store.ipynb #da4df3f8
 def _commit(path:Path, data:bytes) -> bool:
-    "Write `data` to `path`, whole, durable, and only if there is nothing; was it us?"
-    if os.path.lexists(path): return False
-    if path.parent.is_symlink(): raise InputError(path.parent, 'is a link; a store holds its folders itself')
+    "Write `data` to `path`, whole and durable, unless the path is taken; did this call write it?"
+    if os.path.lexists(path):
+        return False
+    if path.parent.is_symlink():
+        raise InputError(path.parent, 'is a link; a store holds its folders itself')
     if not path.parent.exists():
-        path.parent.mkdir(parents=True, exist_ok=True); _sync_folder(path.parent.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sync_folder(path.parent.parent)
     tmp = path.parent/f'.tmp-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}'
     try:
         with open(os.open(tmp, os.O_WRONLY|os.O_CREAT|os.O_EXCL, 0o644), 'wb') as f:
-            f.write(data); f.flush(); os.fsync(f.fileno())
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
         first = _place(tmp, path)
-    except OSError as e: raise no_room(e, path) or e
-    finally: tmp.unlink(missing_ok=True)
+    except OSError as e:
+        raise no_room(e, path) or e
+    finally:
+        tmp.unlink(missing_ok=True)
     _sync_folder(path.parent)
     return first
 
 # %% ../nbs/11_store.ipynb #9ac8ecb9
 def _checked_x(x, dtype, where) -> Tensor:
     "(T, D) finite, contiguous, on the CPU, in float16 or float32."
-    try: x = torch.as_tensor(x).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as e: raise InputError(where, f'x must be (T, D) numbers: {e}') from None
-    if dtype is None and x.dtype not in _DTYPES.values(): raise InputError(where, f'x must be float16 or float32 (or say which by dtype=), not {x.dtype}')
-    if dtype is not None and dtype not in _DTYPES.values(): raise InputError(where, f'dtype must be torch.float16 or torch.float32, not {dtype}')
-    if x.ndim!=2 or not x.numel() or not x.is_floating_point(): raise InputError(where, f'x must be (T, D) floats, not {tuple(x.shape)} of {x.dtype}')
-    if not x.isfinite().all(): raise InputError(where, f'x holds {int((~x.isfinite()).sum())} values that are not finite')
+    try:
+        x = torch.as_tensor(x).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise InputError(where, f'x must be (T, D) numbers: {e}') from None
+    if dtype is None and x.dtype not in _DTYPES.values():
+        raise InputError(where, f'x must be float16 or float32 (or say which by dtype=), not {x.dtype}')
+    if dtype is not None and dtype not in _DTYPES.values():
+        raise InputError(where, f'dtype must be torch.float16 or torch.float32, not {dtype}')
+    if x.ndim!=2 or not x.numel() or not x.is_floating_point():
+        raise InputError(where, f'x must be (T, D) floats, not {tuple(x.shape)} of {x.dtype}')
+    if not x.isfinite().all():
+        raise InputError(where, f'x holds {int((~x.isfinite()).sum())} values that are not finite')
     out = x.to(dtype or x.dtype).contiguous()
-    if not out.isfinite().all(): raise InputError(where, f'x reaches {x.abs().max():.6g}, more than {out.dtype} can hold')
+    if not out.isfinite().all():
+        raise InputError(where, f'x reaches {x.abs().max():.6g}, more than {out.dtype} can hold')
     return out
 
 # %% ../nbs/11_store.ipynb #01709b25
 def _checked_mask(mask, T, where) -> Tensor:
     "(T,) uint8 of 0 and 1; ones if None."
-    try: mask = torch.ones(T) if mask is None else torch.as_tensor(mask).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as e: raise InputError(where, f'mask must be ({T},) numbers: {e}') from None
-    if tuple(mask.shape)!=(T,): raise InputError(where, f'mask must be ({T},), not {tuple(mask.shape)}')
-    if not ((mask==0)|(mask==1)).all(): raise InputError(where, 'mask must be 0 or 1 everywhere')
+    try:
+        mask = torch.ones(T) if mask is None else torch.as_tensor(mask).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise InputError(where, f'mask must be ({T},) numbers: {e}') from None
+    if tuple(mask.shape)!=(T,):
+        raise InputError(where, f'mask must be ({T},), not {tuple(mask.shape)}')
+    if not ((mask==0)|(mask==1)).all():
+        raise InputError(where, 'mask must be 0 or 1 everywhere')
     return mask.to(torch.uint8).contiguous()
 
 # %% ../nbs/11_store.ipynb #fdb5361d
@@ -154,17 +197,24 @@ def _checked_meta(meta, where) -> dict:
     "Texts under names that are not the store's own, small enough for a header."
     meta = dict(meta or {})
     for k,v in meta.items():
-        if not isinstance(k, str) or not isinstance(v, str): raise InputError(where, f'metadata must be text, not {k!r}: {v!r}')
-        if k in _OWN: raise InputError(where, f'metadata {k!r} is the store\'s own')
-        if any('\ud800'<=c<='\udfff' for c in k+v): raise InputError(where, f'metadata {k!r} is not valid Unicode')
-    if len(canonical_json(meta))>_MAX_HEADER//2: raise InputError(where, f'metadata is longer than {_MAX_HEADER//2} bytes')
+        if not isinstance(k, str) or not isinstance(v, str):
+            raise InputError(where, f'metadata must be text, not {k!r}: {v!r}')
+        if k in _OWN:
+            raise InputError(where, f'metadata {k!r} is the store\'s own')
+        if any('\ud800'<=c<='\udfff' for c in k+v):
+            raise InputError(where, f'metadata {k!r} is not valid Unicode')
+    if len(canonical_json(meta))>_MAX_HEADER//2:
+        raise InputError(where, f'metadata is longer than {_MAX_HEADER//2} bytes')
     return meta
 
 # %% ../nbs/11_store.ipynb #e2e3a8d9
 class _Writing:
     "Where things are, and `put`."
     def __init__(self, folder, modality:str, fp:str, config:dict):
-        self.folder,self.modality,self.fp,self.config = Path(folder),modality,fp,config
+        self.folder = Path(folder)
+        self.modality = modality
+        self.fp = fp
+        self.config = config
     def __repr__(self): return f'{type(self).__name__}({self.modality}/{self.fp} in {self.folder.parents[1]})'
 
     def path(self, id:str) -> Path:
@@ -172,37 +222,47 @@ class _Writing:
         return self.folder/hashlib.sha256(check_id(id).encode()).hexdigest()[:2]/f'{id}.safetensors'
 
     def has(self, id:str) -> bool:
-        "Are there features of `id`? (Whether they are sound, `get` and `verify` say.)"
+        "Are there features of `id`? (`get` and `verify` check whether they are intact.)"
         return os.path.lexists(self.path(id))
 
     def put(self,
         id:str,                   # Video id
         x,                        # (T, D) float16 or float32, tensor or array
-        mask=None,                # (T,) 1 where the modality was there; everywhere, by default
+        mask=None,                # (T,) 1 where the modality was present; by default everywhere
         meta:Mapping=None,        # Texts to keep: duration, status, SHA-256 of the source ...
-        dtype:torch.dtype=None,   # Store as torch.float16 or torch.float32; by default as it comes
-    ) -> bool:                    # True: committed now; False: there were some already, and they stay
+        dtype:torch.dtype=None,   # Store as torch.float16 or torch.float32; by default as given
+    ) -> bool:                    # True: committed now; False: there were features already, which stay
         "Commit the features of one video, whole and durable."
         where = f'{self.modality} of video {check_id(id)}'
         x = _checked_x(x, dtype, where)
-        mask,meta = _checked_mask(mask, len(x), where),_checked_meta(meta, where)
+        mask = _checked_mask(mask, len(x), where)
+        meta = _checked_meta(meta, where)
         return _commit(self.path(id), _pack(id, self.modality, self.fp, x, mask, meta))
 
 # %% ../nbs/11_store.ipynb #a322dc23
 def _read_file(path, buf:bytearray=None) -> bytearray:
     "All of a file, in `buf` when that has the right size."
-    try: fd = os.open(path, os.O_RDONLY|os.O_NOFOLLOW|os.O_NONBLOCK)
+    try:
+        fd = os.open(path, os.O_RDONLY|os.O_NOFOLLOW|os.O_NONBLOCK)
     except OSError as e:
-        if e.errno==errno.ELOOP: raise CorruptFeature(path, 'is a link; a store holds files') from None
+        if e.errno==errno.ELOOP:
+            raise CorruptFeature(path, 'is a link; a store holds files') from None
         raise
-    if not stat.S_ISREG(os.fstat(fd).st_mode): os.close(fd); raise CorruptFeature(path, 'is no file')
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise CorruptFeature(path, 'is no file')
     with open(fd, 'rb') as f:
         size = os.fstat(f.fileno()).st_size
-        if size>_MAX_FILE: raise CorruptFeature(path, f'has {size} bytes; no feature file has more than {_MAX_FILE}')
-        if buf is None or len(buf)!=size: buf = bytearray(size)
-        try: n = f.readinto(buf)
-        except OSError as e: raise CorruptFeature(path, f'cannot be read: {e.strerror}') from None   # the disk is damaged there
-        if n!=size: raise CorruptFeature(path, 'changed while it was read')
+        if size>_MAX_FILE:
+            raise CorruptFeature(path, f'has {size} bytes; no feature file has more than {_MAX_FILE}')
+        if buf is None or len(buf)!=size:
+            buf = bytearray(size)
+        try:
+            n = f.readinto(buf)
+        except OSError as e:
+            raise CorruptFeature(path, f'cannot be read: {e.strerror}') from None   # a damaged disk
+        if n!=size:
+            raise CorruptFeature(path, 'changed while it was read')
     return buf
 
 # %% ../nbs/11_store.ipynb #7809d8d8
@@ -210,16 +270,19 @@ class _Reading(_Writing):
     "`get`, `meta` and `ids`."
     def _read(self, id:str, buf=None) -> tuple:
         path = self.path(id)
-        try: buf = _read_file(path, buf)
-        except FileNotFoundError: raise self._missing([id]) from None
+        try:
+            buf = _read_file(path, buf)
+        except FileNotFoundError:
+            raise self._missing([id]) from None
         return *_unpack(buf, path, id, self.modality, self.fp), buf
 
     def _missing(self, ids) -> MissingFeature:
         more = f' (nor of {len(ids)-1} others)' if len(ids)>1 else ''
-        return MissingFeature(f'video {ids[0]}', f'the store has no {self.modality} features of it from extractor {self.fp}{more}; extract them first')
+        return MissingFeature(f'video {ids[0]}', f'the store has no {self.modality} features of it '
+            f'from extractor {self.fp}{more}; extract them first')
 
     def get(self, id:str) -> tuple:
-        "x (T, D) as stored and mask (T,) bool, verified; otherwise `MissingFeature` or `CorruptFeature`, never zeros."
+        "x (T, D) as stored, mask (T,) bool, verified; else `MissingFeature` or `CorruptFeature`."
         return self._read(id)[:2]
 
     def meta(self, id:str) -> dict:
@@ -229,7 +292,8 @@ class _Reading(_Writing):
     def ids(self) -> list:
         "Sorted ids of all videos that have features; half-written files are not among them."
         folders = [o for o in os.scandir(self.folder) if o.is_dir(follow_symlinks=False)]
-        found = [(f.name, o.name[:-12]) for f in folders for o in os.scandir(f) if o.name.endswith('.safetensors')]
+        files = [(f.name, o.name) for f in folders for o in os.scandir(f)]
+        found = [(ab, name[:-12]) for ab,name in files if name.endswith('.safetensors')]
         return sorted(id for ab,id in found if ID_RULE.fullmatch(id) and self.path(id).parent.name==ab)
 
 # %% ../nbs/11_store.ipynb #8c10397e
@@ -242,31 +306,43 @@ class _Loading(_Reading):
         "Features of many videos of one shape, each file verified."
         ids = list(ids)
         missing = [o for o in ids if not self.has(o)]
-        if missing: raise self._missing(missing)
-        if not ids: raise InputError('ids', 'name no video')
+        if missing:
+            raise self._missing(missing)
+        if not ids:
+            raise InputError('ids', 'name no video')
         buf = x = None
         for i,id in enumerate(ids):
             one,m,_,buf = self._read(id, buf)
-            if x is None: x,mask = torch.empty(len(ids), *one.shape, dtype=dtype),torch.empty(len(ids), len(m), dtype=torch.bool)
-            if one.shape!=x.shape[1:]: raise InputError(f'video {id}', f'has {self.modality} features of shape {tuple(one.shape)}, the first has {tuple(x.shape[1:])}')
-            x[i],mask[i] = one,m
+            if x is None:
+                x = torch.empty(len(ids), *one.shape, dtype=dtype)
+                mask = torch.empty(len(ids), len(m), dtype=torch.bool)
+            if one.shape!=x.shape[1:]:
+                first = tuple(x.shape[1:])
+                raise InputError(f'video {id}',
+                    f'has {self.modality} features of shape {tuple(one.shape)}, the first has {first}')
+            x[i] = one
+            mask[i] = m
         return x,mask
 
 # %% ../nbs/11_store.ipynb #03f93489
 class ExtractorView(_Loading):
-    "Features of one modality from one extractor: `.modality`, `.fp`, `.config`, `.folder`. Made by `FeatureStore`."
+    "Features of one modality and extractor: `.modality`, `.fp`, `.config`, `.folder`; from `FeatureStore`."
     def verify(self) -> dict:
-        "Reads every file: id -> what is wrong with it, for those that are not sound."
-        bad,buf = {},None
+        "Reads every file: id -> what is wrong with it, for those that are damaged."
+        bad = {}
+        buf = None
         for id in self.ids():
-            try: buf = self._read(id, buf)[3]
-            except CorruptFeature as e: bad[id] = e.rule
+            try:
+                buf = self._read(id, buf)[3]
+            except CorruptFeature as e:
+                bad[id] = e.rule
         return bad
 
     def repair(self) -> list:
-        "Remove the files that `verify` finds, and no other, so that they can be extracted again; returns their ids."
+        "Remove only the files that `verify` finds, so that they can be extracted again; returns their ids."
         bad = list(self.verify())
-        for id in bad: self.path(id).unlink()
+        for id in bad:
+            self.path(id).unlink()
         return bad
 
 # %% ../nbs/11_store.ipynb #ba4b7364
@@ -280,13 +356,22 @@ class FeatureStore:
         self.root = full_path(root)
         mark = self.root/'STORE.json'
         if not mark.exists():
-            others = [o.name for o in self.root.iterdir() if not o.name.startswith('.')] if self.root.exists() else []
-            if others and not mark.exists(): raise InputError(self.root, f'is no feature store, and holds other things ({others[0]} ...); name a new or empty folder')
+            names = [o.name for o in self.root.iterdir()] if self.root.exists() else []
+            others = [o for o in names if not o.startswith('.')]
+            if others and not mark.exists():
+                raise InputError(self.root, f'is no feature store, and holds other things ({others[0]} ...); '
+                    'name a new or empty folder')
             write_whole(mark, canonical_json(_FORMAT)+'\n')
-        try: found = read_json(mark)
-        except InputError: found = None
-        if found!=_FORMAT: raise InputError(mark, f'must read {canonical_json(_FORMAT)}: this is another kind or version of store')
-        if (self.root/'store.json').exists(): raise InputError(self.root, 'is on a file system that ignores case, where ids that differ in case alone fall together; use another')
+        try:
+            found = read_json(mark)
+        except InputError:
+            found = None
+        if found!=_FORMAT:
+            raise InputError(mark,
+                f'must read {canonical_json(_FORMAT)}: this is another kind or version of store')
+        if (self.root/'store.json').exists():
+            raise InputError(self.root, 'is on a file system that ignores case, '
+                'where ids that differ in case alone fall together; use another')
     def __repr__(self): return f'FeatureStore({self.root})'
 
 # %% ../nbs/11_store.ipynb #f0dd6f1a
@@ -301,31 +386,46 @@ def _open(self,
     folder = self.root/check_id(modality, 'modality')/check_id(fp, 'fp')
     path = folder/'extractor.json'
     for o in (folder.parent, folder):
-        if o.is_symlink(): raise InputError(o, 'is a link; a store holds its folders itself (the store as a whole may be one)')
-    if not path.is_file(): raise MissingFeature(f'extractor {fp}', f'the store {self.root} has no {modality} features from it; it has {[f"{o.parent.parent.name}/{o.parent.name}" for o in sorted(self.root.glob("*/*/extractor.json"))]}')
-    try: config = read_json(path)
-    except InputError: config = None
-    if config is None or fingerprint(config)!=fp: raise InputError(path, f'differs from the configuration that made these features: its fingerprint is not {fp}')
+        if o.is_symlink():
+            raise InputError(o,
+                'is a link; a store holds its folders itself (the store as a whole may be one)')
+    if not path.is_file():
+        configs = sorted(self.root.glob('*/*/extractor.json'))
+        there = [f'{o.parent.parent.name}/{o.parent.name}' for o in configs]
+        raise MissingFeature(f'extractor {fp}',
+            f'the store {self.root} has no {modality} features from it; it has {there}')
+    try:
+        config = read_json(path)
+    except InputError:
+        config = None
+    if config is None or fingerprint(config)!=fp:
+        raise InputError(path,
+            f'differs from the configuration that made these features: its fingerprint is not {fp}')
     return ExtractorView(folder, modality, fp, config)
 
 # %% ../nbs/11_store.ipynb #6525ef65
 @_method
 def _extractor(self,
     modality:str,  # audio, appearance, motion; any name of letters, digits, _ and -
-    config:dict,   # All that decides the features: model, hash of weights, decoder, sampling, T, dtype, versions
+    config:dict,   # All that decides the features: model, weights, decoder, sampling, T, dtype, versions
 ) -> ExtractorView:
-    "The view of one extractor's features; its configuration is written down the first time."
-    if not isinstance(config, dict) or not config: raise InputError('config', 'must be a dict that says what makes the features')
-    try: fp = fingerprint(config)
-    except (TypeError, ValueError) as e: raise InputError('config', f'must be plain JSON without NaN: {e}') from None
+    "The view of one extractor's features; the first call writes its configuration."
+    if not isinstance(config, dict) or not config:
+        raise InputError('config', 'must be a dict that says what makes the features')
+    try:
+        fp = fingerprint(config)
+    except (TypeError, ValueError) as e:
+        raise InputError('config', f'must be plain JSON without NaN: {e}') from None
     path = self.root/check_id(modality, 'modality')/fp/'extractor.json'
-    if not path.exists(): write_whole(path, json.dumps(config, sort_keys=True, indent=1)+'\n')
+    if not path.exists():
+        write_whole(path, json.dumps(config, sort_keys=True, indent=1)+'\n')
     return self.open(modality, fp)
 
 @_method
 def _views(self) -> list:
     "All extractors in the store, sorted by modality and fingerprint."
-    return [self.open(o.parent.parent.name, o.parent.name) for o in sorted(self.root.glob('*/*/extractor.json'))]
+    configs = sorted(self.root.glob('*/*/extractor.json'))
+    return [self.open(o.parent.parent.name, o.parent.name) for o in configs]
 
 # %% ../nbs/11_store.ipynb #74be58ac
 @_method
@@ -334,40 +434,49 @@ def _sweep(self,
 ) -> int:                       # how many
     "Remove temporary files that killed workers left."
     old = [o for o in self.root.rglob('.tmp-*') if o.is_file() and time.time()-o.stat().st_mtime>older_than]
-    for o in old: o.unlink(missing_ok=True)
+    for o in old:
+        o.unlink(missing_ok=True)
     return len(old)
 
 # %% ../nbs/11_store.ipynb #57ab4c6b
 @_method
 def _set_aside(self,
-    id:str,          # Video id
-    reason:str,      # Why it cannot be used
-    source:str='',   # SHA-256 (or other mark) of the file, to see whether it changed
-    kind:str='',     # What the reason came from, such as 'file' or 'patience'
-    under:Mapping={},   # Circumstances that had their part: texts and numbers
+    id:str,             # Video id
+    reason:str,         # Why it cannot be used
+    source:str='',      # SHA-256 (or other mark) of the file, to see whether it changed
+    kind:str='',        # What the reason came from, such as 'file' or 'patience'
+    under:Mapping={},   # Circumstances that contributed: texts and numbers
 ):
     "Note in quarantine.jsonl that a video could not be used."
     note = dict(id=check_id(id), reason=str(reason)[:1000], source=str(source)[:200])
-    if kind: note |= dict(kind=kind, under=dict(under))
+    if kind:
+        note |= dict(kind=kind, under=dict(under))
     line = canonical_json(note)
     fd = os.open(self.root/'quarantine.jsonl', os.O_WRONLY|os.O_CREAT|os.O_APPEND, 0o644)
-    try: os.write(fd, f'\n{line}\n'.encode()); os.fsync(fd)
-    finally: os.close(fd)
+    try:
+        os.write(fd, f'\n{line}\n'.encode())
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 def _circumstances(note) -> dict:
     "'kind' and 'under' of a note; older notes have neither."
-    if not isinstance(note.get('kind'), str) or not isinstance(note.get('under'), dict): return {}
+    if not isinstance(note.get('kind'), str) or not isinstance(note.get('under'), dict):
+        return {}
     return dict(kind=note['kind'], under=note['under'])
 
 @_method
 def _set_aside_ids(self) -> dict:
     "id -> {'reason', 'source'; 'kind', 'under' where noted} of videos set aside; the last note on one holds."
-    path,out = self.root/'quarantine.jsonl',{}
+    path = self.root/'quarantine.jsonl'
+    out = {}
     for line in path.read_bytes().splitlines() if path.exists() else []:
-        if len(line)>1<<16: continue   # no line of ours is as long
+        if len(line)>1<<16:
+            continue   # the store writes no line as long
         try:
             note = json.loads(line)
             known = dict(reason=note['reason'], source=note['source'])
             out[check_id(note['id'])] = known | _circumstances(note)
-        except (ValueError, TypeError, KeyError, RecursionError): pass   # blank, or torn by a power cut: that video is tried again
+        except (ValueError, TypeError, KeyError, RecursionError):
+            pass   # blank, or torn by a power cut: that video is tried again
     return out

@@ -1,6 +1,5 @@
 "Paths from any folder, links, text in every locale, messages in a pipe."
 import json, os, pty, shutil, subprocess, sys
-from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from helpers import ROOT, without_home
 
@@ -23,7 +22,7 @@ def call(*words, cwd, code=0, **env):
     return r
 
 def make_manifest(linked, monkeypatch, *words):
-    "`hcms manifest activitynet` in this process, with a relative HCMS_DATA; what it says."
+    "`hcms manifest activitynet` in this process, with a relative HCMS_DATA; returns its output."
     from typer.testing import CliRunner
     from hcms.cli import app
     monkeypatch.chdir(linked)
@@ -39,13 +38,15 @@ def make_manifest(linked, monkeypatch, *words):
 def linked(tmp_path):
     "Videos on two other disks, behind linked folders and files; with circles and broken links beside them."
     there = ('disk2/v_folder.mp4', 'disk2/deep/v_deep.mp4', 'disk3/elsewhere.mp4', 'disk3/deep2/v_twice.mp4')
-    for n,o in enumerate(there): video(tmp_path/o, n)
+    for n,o in enumerate(there):
+        video(tmp_path/o, n)
     (tmp_path/'data'/'activitynet'/'videos'/'part').mkdir(parents=True)
     videos = tmp_path/'data'/'activitynet'/'videos'
     links = {'disk2': '../../../disk2', 'one': tmp_path/'two'}
     links['part/v_file.mp4'] = tmp_path/'disk3'/'elsewhere.mp4'
     links |= {'circle': '.', 'part/up': '..', 'v_lost.mp4': 'nowhere.mp4', 'v_self.mp4': 'v_self.mp4'}
-    for o,to in links.items(): (videos/o).symlink_to(to)
+    for o,to in links.items():
+        (videos/o).symlink_to(to)
     (tmp_path/'two').symlink_to(tmp_path/'disk3'/'deep2')
     ids = ('folder', 'deep', 'file', 'twice', 'lost', 'self')
     splits = ['training']*3 + ['validation']*3
@@ -75,7 +76,7 @@ def test_linked_videos_are_found_and_read_everywhere(linked, monkeypatch):
     assert said=={'v_folder', 'v_deep', 'v_file', 'v_twice'}
 
 def test_links_of_somebody_else_wait_for_a_word(linked, monkeypatch):
-    "A data set that was sent: its links are refused with a remedy that works; '..' and full paths have none."
+    "Links in a data set from others are refused, with a remedy that works; '..' and full paths have none."
     from hcms.core import InputError
     from hcms.doctor import examine
     from hcms.manifests import read_manifest
@@ -83,7 +84,8 @@ def test_links_of_somebody_else_wait_for_a_word(linked, monkeypatch):
     shutil.copytree(linked/'data', linked/'sent', symlinks=True)
     m = read_manifest(linked/'sent'/'activitynet'/'manifest.csv')
     for id in ('folder', 'deep', 'file', 'twice'):
-        with pytest.raises(InputError, match='HCMS_LINKS_OUT=1'): m.path_of(id)
+        with pytest.raises(InputError, match='HCMS_LINKS_OUT=1'):
+            m.path_of(id)
     split = m.df.assign(split=['selection' if o=='deep' else s for o,s in zip(m.ids, m.df.split)])
     (linked/'sent'/'activitynet'/'manifest.sha256').unlink()
     split.to_csv(linked/'sent'/'activitynet'/'manifest.csv', index=False)
@@ -96,10 +98,11 @@ def test_links_of_somebody_else_wait_for_a_word(linked, monkeypatch):
     assert '4 with a file' in said['activitynet: manifest'] and 'activitynet: links' not in said
     for path in ('../../disk3/elsewhere.mp4', str(linked/'disk3'/'elsewhere.mp4'), '~/x.mp4'):
         split.assign(path=path).to_csv(linked/'bad.csv', index=False)
-        with pytest.raises(InputError, match='must be relative'): read_manifest(linked/'bad.csv')
+        with pytest.raises(InputError, match='must be relative'):
+            read_manifest(linked/'bad.csv')
 
 def test_left_out_links(linked, monkeypatch):
-    "--no-links-out: what lies behind them is absent, and nothing is noted."
+    "--no-links-out: videos behind such links are absent, and nothing is noted."
     make_manifest(linked, monkeypatch, '--no-links-out')
     folder = linked/'data'/'activitynet'
     assert pd.read_csv(folder/'manifest.csv').status.eq('absent').all()
@@ -121,9 +124,10 @@ full = pytest.mark.full
     pytest.param('./my/../mydata', 'h', marks=full),
     pytest.param('~/mydata', '~/h', marks=full)])
 def test_folders_are_the_same_in_a_process_and_all_that_it_starts(tmp_path, data, home):
-    "In the process, after it changed directory, in its workers, in a notebook that runs in another folder."
+    "In the process, after it changes directory, in its workers, in a notebook that runs in another folder."
     import nbformat
-    for o in ('nbs', 'start'): (tmp_path/o).mkdir()
+    for o in ('nbs', 'start'):
+        (tmp_path/o).mkdir()
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(ASK)])
     nbformat.write(notebook, tmp_path/'nbs'/'ask.ipynb')
     (tmp_path/'start'/'go.py').write_text(f"""
@@ -149,7 +153,7 @@ if __name__=='__main__':
     assert said==['|'.join(map(str, (there, where/'mydata'/'activitynet', there/'data'/'demo')))]*4
 
 def test_commands_answer_in_any_folder(tmp_path):
-    "Not a word of a clone where none is needed; what is missing is named instead."
+    "No message mentions a clone where none is needed; it names what is missing instead."
     asked = {('doctor',): 'demo: manifest', ('extract', 'demo'): 'no such file; make it with: hcms render',
              ('store', 'verify', 'x'): 'x: is no feature store',
              ('train', 'fcvid', '--device', 'cpu'): 'go with --together',
@@ -164,7 +168,8 @@ for words in {list(asked)!r}:
     r = start(['-c', code], tmp_path, HOME=str(tmp_path), XDG_DATA_HOME=str(tmp_path/'share'))
     lines = r.stdout.splitlines()
     assert len(lines)==len(asked), r.stderr[-3000:]
-    for says,line in zip(asked.values(), lines): assert says in line
+    for says,line in zip(asked.values(), lines):
+        assert says in line
     assert list(tmp_path.iterdir())==[]
 
 # text
@@ -176,7 +181,8 @@ from hcms.annotations import activitynet_manifest, fcvid_manifest
 from hcms.datasets import Dataset
 from hcms.manifests import read_manifest, write_manifest
 from hcms.rendered import read_recipe
-umlaut,tai = 'B\xf6ller','\u592a'
+umlaut = 'B\xf6ller'
+tai = '\u592a'
 def check(d, mark, end):
     def put(name, text):
         (d/name).write_bytes((mark+text.replace('\n', end)).encode('utf-8'))
@@ -220,7 +226,7 @@ def test_output_for_programs_is_utf8_in_every_locale(tmp_path):
 # messages
 
 def at_terminal(*words, cwd, **env) -> str:
-    "What a command says at a terminal."
+    "A command's output at a terminal."
     main,other = pty.openpty()
     env = without_home(PYTHONPATH=str(ROOT), TERM='xterm', **env)
     words = [sys.executable, '-m', 'hcms.cli', *words]
@@ -232,7 +238,7 @@ def at_terminal(*words, cwd, **env) -> str:
     return said
 
 def test_refusals_are_plain_in_a_pipe(tmp_path):
-    "Colour codes are for people at a terminal who did not ask for none."
+    "Colour codes appear only at a terminal, and not with NO_COLOR."
     (tmp_path/'page.mp4').write_text('<html>404</html>', encoding='utf-8')
     (tmp_path/'empty').mkdir()
     for line,code in {'empty': 2, 'page.mp4': 1, 'page.mp4 --plot t.xyz': 2, '. --plot t.png': 2}.items():
