@@ -19,28 +19,40 @@ from .recognizer import Recognizer
 
 # %% ../nbs/44_export.ipynb #1b2c2ce5
 class Use(nn.Module):
-    "Eqs. 2, 4 and 6 where the gate is open: feature (B, D), projected features below (B, P), h and c (B, H) -> projected feature, h, c."
-    def __init__(self, level): super().__init__(); self.level = level
+    """Eqs. 2, 4 and 6 where the gate is open.
+
+    Feature (B, D), projected features below (B, P), h and c (B, H) -> projected feature, h, c."""
+    def __init__(self, level):
+        super().__init__()
+        self.level = level
     def forward(self, feature, below, h, c):
-        x,l = self.level.project(feature),self.level.lstm
-        a = nn.functional.linear(torch.cat([below, x], -1), l.weight_ih, l.bias_ih+l.bias_hh)
-        return x,*lstm_update(a, (h, c), l.weight_hh)
+        x = self.level.project(feature)
+        lstm = self.level.lstm
+        a = nn.functional.linear(torch.cat([below, x], -1), lstm.weight_ih, lstm.bias_ih+lstm.bias_hh)
+        return x,*lstm_update(a, (h, c), lstm.weight_hh)
 
 class Gate(nn.Module):
     "Eqs. 3 and 5: projected features below, h and c -> (B,) bool, is the modality asked for?"
-    def __init__(self, level): super().__init__(); self.gate = level.gate
+    def __init__(self, level):
+        super().__init__()
+        self.gate = level.gate
     def forward(self, below, h, c):
         scores = self.gate(torch.cat([below, h, c], -1))
         return scores[:,USE]>scores[:,SKIP]
 
 class Skip(nn.Module):
-    "Where the gate is shut: h and c, and those of the level below at this step -> h, c."
-    def __init__(self, copy_cell): super().__init__(); self.copy_cell = copy_cell
-    def forward(self, h, c, h_below, c_below): return keep(h, h_below),keep(c, c_below) if self.copy_cell else c.clone()
+    "Where the gate is closed: h and c, and those of the level below at this step -> h, c."
+    def __init__(self, copy_cell):
+        super().__init__()
+        self.copy_cell = copy_cell
+    def forward(self, h, c, h_below, c_below):
+        return keep(h, h_below),keep(c, c_below) if self.copy_cell else c.clone()
 
 class Read(nn.Module):
     "h of the highest level -> probabilities (B, C)."
-    def __init__(self, head): super().__init__(); self.head = head
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
     def forward(self, h): return self.head(h).softmax(-1)
 
 # %% ../nbs/44_export.ipynb #1e3d9578
@@ -48,12 +60,18 @@ def step_modules(
     model:HCMS,
 ) -> dict:      # name -> (module, inputs for two videos)
     "The parts of a time step."
-    out,inputs = {},lambda *sizes: tuple(torch.zeros(2, n) for n in sizes)   # a tensor each: the same one twice would be traced as one
-    for k,(l,H) in enumerate(zip(model.levels, model.hidden_sizes)):
-        below = sum(l.sizes[:-1])
-        out[f'use_{k}'] = Use(l),inputs(model.in_sizes[k], below, H, H)
-        if k: out[f'gate_{k}'],out[f'skip_{k}'] = (Gate(l), inputs(below, H, H)),(Skip(model.copy_cell), inputs(H, H, *2*model.hidden_sizes[k-1:k]))
-    return out | dict(read=(Read(model.head), inputs(model.hidden_sizes[-1])))
+    out = {}
+    # a tensor each: the same one twice would be traced as one
+    inputs = lambda *sizes: tuple(torch.zeros(2, n) for n in sizes)
+    for k,(level,H) in enumerate(zip(model.levels, model.hidden_sizes)):
+        below = sum(level.sizes[:-1])
+        out[f'use_{k}'] = Use(level),inputs(model.in_sizes[k], below, H, H)
+        if k:
+            H_below = model.hidden_sizes[k-1]
+            out[f'gate_{k}'] = Gate(level),inputs(below, H, H)
+            out[f'skip_{k}'] = Skip(model.copy_cell),inputs(H, H, H_below, H_below)
+    out['read'] = Read(model.head),inputs(model.hidden_sizes[-1])
+    return out
 
 def network_modules(
     r:Recognizer,
@@ -68,12 +86,17 @@ def export_recognizer(
     folder,      # Gets NAME.pt2 for each part, and program.json
 ) -> Path:
     "Write a recognizer as programs that need torch and nothing else."
-    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     m = r.model.eval()
     for name,(module,inputs) in (network_modules(r) | step_modules(m)).items():
         rows = torch.export.Dim('rows', min=1)
-        program = torch.export.export(module.eval(), inputs, dynamic_shapes=tuple({0: rows} for _ in inputs))
+        shapes = tuple({0: rows} for _ in inputs)
+        program = torch.export.export(module.eval(), inputs, dynamic_shapes=shapes)
         torch.export.save(program, folder/f'{name}.pt2')
-    note = dict(format='hcms-programs', version=1, modalities=m.modalities, nested=m.nested, hidden_sizes=m.hidden_sizes, proj_sizes=[l.sizes[-1] for l in m.levels],
-                classes=list(r.classes), media=asdict(r.backbones.spec), sound=f'{RATE} Hz mono; log-mel patches as of YAMNet', torch=torch.__version__)
+    note = dict(
+        format='hcms-programs', version=1, modalities=m.modalities, nested=m.nested,
+        hidden_sizes=m.hidden_sizes, proj_sizes=[level.sizes[-1] for level in m.levels],
+        classes=list(r.classes), media=asdict(r.backbones.spec),
+        sound=f'{RATE} Hz mono; log-mel patches as of YAMNet', torch=torch.__version__)
     return write_whole(folder/'program.json', json.dumps(note, indent=1)).parent

@@ -37,7 +37,7 @@ RESIZE = dict(   # name -> options of torch.nn.functional.interpolate
     smooth=dict(mode='bilinear', antialias=True))      # every pixel counts: for networks trained here
 
 class View(NamedTuple):
-    "How a picture is made what a network is shown."
+    "How a picture is prepared for a network."
     short:int     # Its short side is resized to this, pixels
     size:int      # Side of the square that is cut from its middle, pixels
     resize:str    # Key of `RESIZE`
@@ -56,11 +56,15 @@ class MediaSpec:
     clip_resize:str = 'bilinear'   # Key of `RESIZE`
     def __post_init__(self):
         for k in ('steps', 'frame_size', 'clip_size', 'clip_frames', 'clip_seconds', 'frame_crop'):
-            if not 0 < getattr(self, k) < math.inf: raise InputError(k, f'must be above zero, not {getattr(self, k)}')
-        if self.frame_crop>1: raise InputError('frame_crop', f'is a share, at most 1, not {self.frame_crop}')
-        for k in ('frame_resize', 'clip_resize'): check_choice(getattr(self, k), RESIZE, k)
+            if not 0 < getattr(self, k) < math.inf:
+                raise InputError(k, f'must be above zero, not {getattr(self, k)}')
+        if self.frame_crop>1:
+            raise InputError('frame_crop', f'is a share, at most 1, not {self.frame_crop}')
+        for k in ('frame_resize', 'clip_resize'):
+            check_choice(getattr(self, k), RESIZE, k)
     @property
-    def frame_view(self) -> 'View': return View(int(self.frame_size/self.frame_crop), self.frame_size, self.frame_resize)
+    def frame_view(self) -> 'View':
+        return View(int(self.frame_size/self.frame_crop), self.frame_size, self.frame_resize)
     @property
     def clip_view(self) -> 'View': return View(self.clip_size, self.clip_size, self.clip_resize)
 
@@ -73,42 +77,49 @@ def step_times(
     return (np.arange(spec.steps)+.5)*duration/spec.steps
 
 # %% ../nbs/03_media.ipynb #86263e46
-FASTEST = 1e-4   # Seconds from one picture to the next, at least, where a clip goes on with one that stays
+FASTEST = 1e-4   # Seconds from one picture to the next, at least, where a clip repeats a picture
 
 def _appearing(
     shown:np.ndarray,   # (N,) seconds, rising: when each picture of the video appears
     start:float,        # Of the clip, seconds
     end:float,
 ) -> np.ndarray:        # (M+1,) seconds
-    "When the pictures of a clip appear, and when the last one goes; a picture that stays on screen counts as often as others would appear."
+    """When the pictures of a clip appear, and when the last one goes.
+
+    A picture that stays on screen counts as often as others would appear."""
     first,last = np.searchsorted(shown, [start-1e-6, end-1e-6])
     inside = shown[first:last]
-    if not len(inside): return np.array([start, end])
+    if not len(inside):
+        return np.array([start, end])
     gap = (inside[-1]-inside[0])/(len(inside)-1) if len(inside)>1 else end-start
     gap = max(gap, FASTEST)   # stamps may be as close as they like
     before = math.floor((inside[0]-start)/gap+1e-4)
     after = math.ceil((end-inside[-1])/gap-1e-4)
-    return np.r_[inside[0]-gap*np.arange(before, 0, -1), inside, inside[-1]+gap*np.arange(1, max(1, after)+1)]
+    earlier = inside[0]-gap*np.arange(before, 0, -1)
+    later = inside[-1]+gap*np.arange(1, max(1, after)+1)
+    return np.r_[earlier, inside, later]
 
 def clip_times(
     spec:MediaSpec,       # What is asked
     times:np.ndarray,     # (T,) seconds, centres of the clips
-    shown:np.ndarray=None,   # (N,) seconds, rising: when each picture appears; by default twice as many a clip as it takes
+    shown:np.ndarray=None,   # (N,) seconds, rising: when each picture appears; default: 2 per picture taken
 ) -> np.ndarray:          # (T, clip_frames) seconds
     "The times at which a clip looks: in the middle of the time that each picture it takes is on screen."
     n = spec.clip_frames
     rows = []
     for t in times:
-        start,end = t-spec.clip_seconds/2,t+spec.clip_seconds/2
+        start = t-spec.clip_seconds/2
+        end = t+spec.clip_seconds/2
         appears = np.linspace(start, end, 2*n+1) if shown is None else _appearing(shown, start, end)
         taken = np.arange(n)*(len(appears)-2)//max(1, n-1)
         rows.append((appears[taken]+appears[taken+1])/2)
     return np.array(rows).reshape(-1, n)
 
 # %% ../nbs/03_media.ipynb #b19f8375
-RATE = 16_000             # Samples a second
-WINDOW,HOP = 400,160      # 25 ms and 10 ms, in samples
-PATCH = 96                # Windows a patch, and 64 bands
+RATE = 16_000   # Samples a second
+WINDOW = 400    # Samples: 25 ms
+HOP = 160       # Samples from one window to the next: 10 ms
+PATCH = 96      # Windows a patch, and 64 bands
 PATCH_SAMPLES = (PATCH-1)*HOP + WINDOW   # 15,600
 
 # %% ../nbs/03_media.ipynb #a4e483b2
@@ -118,7 +129,9 @@ def _mel(hz): return 1127*np.log1p(np.asarray(hz, dtype=np.float64)/700)   # HTK
 def mel_matrix() -> np.ndarray:   # (257, 64) float32
     "Weights from the 257 magnitudes of a 512-point transform to 64 mel bands; nothing comes from 0 Hz."
     edges = np.linspace(_mel(125), _mel(7500), 66)
-    low,mid,high = edges[:-2],edges[1:-1],edges[2:]
+    low = edges[:-2]
+    mid = edges[1:-1]
+    high = edges[2:]
     bins = _mel(np.arange(257)*RATE/512)[:,None]
     w = np.maximum(0, np.minimum((bins-low)/(mid-low), (high-bins)/(high-mid)))
     w[0] = 0
@@ -133,17 +146,20 @@ def _log_mel(
     samples:np.ndarray,   # (..., n) float32 at 16 kHz
 ) -> np.ndarray:          # (..., 1+(n-400)//160, 64) float32
     "log(mel + 0.001) of each whole window."
-    x = np.lib.stride_tricks.sliding_window_view(samples, WINDOW, axis=-1)[...,::HOP,:]
-    x = np.multiply(x, _HANN, out=np.zeros((*x.shape[:-1], 512), dtype=np.float32)[...,:WINDOW]).base
-    mag = np.abs(np.fft.rfft(x)).astype(np.float32, copy=False)
+    windows = np.lib.stride_tricks.sliding_window_view(samples, WINDOW, axis=-1)[...,::HOP,:]
+    padded = np.zeros((*windows.shape[:-1], 512), dtype=np.float32)
+    np.multiply(windows, _HANN, out=padded[...,:WINDOW])
+    mag = np.abs(np.fft.rfft(padded)).astype(np.float32, copy=False)
     return np.log(mag @ mel_matrix() + np.float32(.001))
 
 # %% ../nbs/03_media.ipynb #9fdb15c9
 LOUDEST = 8.   # Floats above it are refused: nothing that is meant to stay within [-1, 1] gets there
 
 def _as_array(samples, name) -> np.ndarray:
-    try: return np.asarray(samples)
-    except (TypeError, ValueError) as e: raise InputError(name, f'cannot be read as an array: {e}') from None
+    try:
+        return np.asarray(samples)
+    except (TypeError, ValueError) as e:
+        raise InputError(name, f'cannot be read as an array: {e}') from None
 
 def _float_samples(
     samples,              # Floats in [-1, 1], of any shape
@@ -152,11 +168,14 @@ def _float_samples(
     "Audio samples as they are; an `InputError` if they cannot be audio."
     x = _as_array(samples, name)
     how = '; hcms.media.audio_samples scales integers by their type' if x.dtype.kind in 'iu' else ''
-    if x.dtype.kind!='f': raise InputError(name, f'must be floats in [-1, 1], not {x.dtype}{how}')
-    if not np.isfinite(x).all(): raise InputError(name, 'must be finite, and some are NaN or infinite')
+    if x.dtype.kind!='f':
+        raise InputError(name, f'must be floats in [-1, 1], not {x.dtype}{how}')
+    if not np.isfinite(x).all():
+        raise InputError(name, 'must be finite, and some are NaN or infinite')
     peak = np.abs(x).max(initial=0.)
     if peak>LOUDEST:
-        raise InputError(name, f'must be in [-1, 1], and one is {peak:g}; divide integers by the range of their type')
+        raise InputError(name, f'must be in [-1, 1], and one is {peak:g}; '
+                               'divide integers by the range of their type')
     return x.astype(np.float32, copy=False)
 
 # %% ../nbs/03_media.ipynb #87cd8a3e
@@ -165,9 +184,11 @@ def audio_samples(
 ) -> np.ndarray:     # float32 in [-1, 1], of the same shape
     "Audio samples of any type as floats: `stream.hear(audio_samples(pcm), time)`."
     x = _as_array(samples, 'samples')
-    if x.dtype.kind not in 'iu': return _float_samples(x)
+    if x.dtype.kind not in 'iu':
+        return _float_samples(x)
     bits = 8*x.dtype.itemsize
-    if bits>32: raise InputError('samples', f'are {x.dtype}; give them the type in which they were recorded')
+    if bits>32:
+        raise InputError('samples', f'are {x.dtype}; give them the type in which they were recorded')
     middle = 0 if x.dtype.kind=='i' else 2.**(bits-1)
     return ((x.astype(np.float64)-middle)/2.**(bits-1)).astype(np.float32)
 
@@ -177,7 +198,8 @@ def mono_samples(
 ) -> np.ndarray:   # (n,) float32
     "One channel of audio; what is not that is refused."
     x = _float_samples(samples)
-    if x.ndim!=1: raise InputError('samples', f'must be one row of mono sound, not of shape {x.shape}')
+    if x.ndim!=1:
+        raise InputError('samples', f'must be one row of mono sound, not of shape {x.shape}')
     return x
 
 RATES = 1_000,768_000   # Samples a second of the slowest and the fastest recording
@@ -186,7 +208,8 @@ def check_rate(rate) -> int:
     "A sampling rate, if it can be one."
     low,high = RATES
     is_number = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
-    if is_number and low<=rate<=high and rate==int(rate): return int(rate)
+    if is_number and low<=rate<=high and rate==int(rate):
+        return int(rate)
     raise InputError('rate', f'must be a whole number from {low} to {high} samples a second, not {rate!r}')
 
 # %% ../nbs/03_media.ipynb #7fdd412d
@@ -194,14 +217,18 @@ def log_mel_patches(
     samples:np.ndarray,   # (n,) audio at 16 kHz, mono: floats in [-1, 1]
     hop:int=48,           # Windows from one patch to the next; YAMNet's own is 48
 ) -> np.ndarray:          # (patches, 96, 64) float32
-    "YAMNet's input: patches of 96 windows. The end is padded with silence to a whole patch; there is at least one."
+    """YAMNet's input: patches of 96 windows.
+
+    The end is padded with silence to a whole patch; there is at least one."""
     x = mono_samples(samples)
     more = math.ceil(max(0, len(x)-PATCH_SAMPLES)/(hop*HOP))
     x = np.pad(x, (0, PATCH_SAMPLES+more*hop*HOP-len(x)))
-    return np.ascontiguousarray(np.lib.stride_tricks.sliding_window_view(_log_mel(x), PATCH, axis=0)[::hop].swapaxes(1, 2))
+    patches = np.lib.stride_tricks.sliding_window_view(_log_mel(x), PATCH, axis=0)[::hop]
+    return np.ascontiguousarray(patches.swapaxes(1, 2))
 
 # %% ../nbs/03_media.ipynb #65f8b03d
-_EXACT = Interpolation.BILINEAR|Interpolation.ACCURATE_RND|Interpolation.BITEXACT   # same bytes on any processor
+# the same bytes on any processor
+_EXACT = Interpolation.BILINEAR|Interpolation.ACCURATE_RND|Interpolation.BITEXACT
 
 def _picture(
     rgb:np.ndarray,   # (H, W, 3) uint8
@@ -215,80 +242,117 @@ def _picture(
 # %% ../nbs/03_media.ipynb #0fc17d6f
 _LAYOUTS = {1:'mono', 2:'stereo', 6:'5.1'}
 
-def _channels(sound) -> np.ndarray:   # (n, channels) float32
-    "Samples to encode; what no layout of channels is known for is refused."
-    x = _float_samples(sound, 'sound')
+def _channels(audio) -> np.ndarray:   # (n, channels) float32
+    "Samples to encode; a number of channels without a known layout is refused."
+    x = _float_samples(audio, 'sound')
     x = x[:,None] if x.ndim==1 else x
     if x.ndim!=2 or x.shape[1] not in _LAYOUTS:
-        raise InputError('sound', f'must be (n,) or (n, channels) with 1, 2 or 6 channels, not of shape {x.shape}')
-    if not len(x): raise InputError('sound', 'must hold at least one sample; None means no audio')
+        raise InputError('sound', 'must be (n,) or (n, channels) with 1, 2 or 6 channels, '
+                                  f'not of shape {x.shape}')
+    if not len(x):
+        raise InputError('sound', 'must hold at least one sample; None means no audio')
     return x
 
-def _sound_frame(
+def _audio_frame(
     x:np.ndarray,   # (n, channels) float32
     rate:int,       # Samples a second
     at:int,         # Which sample the first one is
 ) -> av.AudioFrame:
     "Samples as a frame for the encoder."
-    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(x.T), format='fltp', layout=_LAYOUTS[x.shape[1]])
-    frame.rate,frame.pts,frame.time_base = rate,at,Fraction(1, rate)
+    layout = _LAYOUTS[x.shape[1]]
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(x.T), format='fltp', layout=layout)
+    frame.rate = rate
+    frame.pts = at
+    frame.time_base = Fraction(1, rate)
     return frame
 
 # %% ../nbs/03_media.ipynb #7df0c90a
-def _add_streams(out, size, fps, sound, rate, vcodec, acodec, crf, preset, pix_fmt, rotation, options):
-    "The video stream, the sound stream or None, and the time of picture i in ticks."
+def _add_streams(out, size, fps, audio, rate, vcodec, acodec, crf, preset, pix_fmt, rotation, options):
+    "The video stream, and the audio stream or None."
     even = np.isscalar(fps)
     fps = Fraction(fps).limit_denominator(1001) if even else Fraction(90_000)
-    opts = {k:str(v) for k,v in dict(crf=crf, preset=preset).items() if v is not None} | (options or {})
+    opts = {k: str(v) for k,v in dict(crf=crf, preset=preset).items() if v is not None}
+    opts |= options or {}
     v = out.add_stream(vcodec, rate=fps if even else 30, options=opts)
     v.height,v.width = size
     v.pix_fmt = pix_fmt
     v.codec_context.time_base = v.time_base = 1/fps
-    if rotation: v.set_display_rotation(rotation)
+    if rotation:
+        v.set_display_rotation(rotation)
     a = None
-    if sound is not None: a = out.add_stream(acodec, rate=rate, layout=_LAYOUTS[sound.shape[1]], options=dict(aac_coder='fast') if acodec=='aac' else {})
+    if audio is not None:
+        coder = dict(aac_coder='fast') if acodec=='aac' else {}
+        a = out.add_stream(acodec, rate=rate, layout=_LAYOUTS[audio.shape[1]], options=coder)
     for s in (v, a):
-        if s: s.codec_context.thread_count,s.codec_context.flags = 1,s.codec_context.flags|Flags.bitexact
+        if s:
+            s.codec_context.thread_count = 1
+            s.codec_context.flags |= Flags.bitexact
     return v,a
 
 # %% ../nbs/03_media.ipynb #b98d1640
 def _ticks(fps, n):
-    "Times of n+1 picture borders, in ticks of the stream: 1/fps, or 1/90000 s where `fps` is a list of seconds."
-    if np.isscalar(fps): return range(n+1)
+    """Times of n+1 picture borders, in ticks of the stream.
+
+    A tick is 1/fps, or 1/90000 s where `fps` is a list of seconds."""
+    if np.isscalar(fps):
+        return range(n+1)
     t = [round(float(o)*90_000) for o in fps]
-    return t if len(t)>n else [*t, t[-1]+(t[-1]-t[-2] if n>1 else 3000)]
+    if len(t)>n:
+        return t
+    last = t[-1]-t[-2] if n>1 else 3000
+    return [*t, t[-1]+last]
 
 # %% ../nbs/03_media.ipynb #21ac802a
-def _encode_second(out, a, sound, rate, done, shift):
-    "Encode the next second of sound; where it ended."
-    out.mux(a.encode(_sound_frame(sound[done:done+rate], rate, done+shift)))
-    return min(done+rate, len(sound))
+def _encode_second(out, a, audio, rate, done, shift):
+    "Encode the next second of audio; where it ended."
+    out.mux(a.encode(_audio_frame(audio[done:done+rate], rate, done+shift)))
+    return min(done+rate, len(audio))
 
 # %% ../nbs/03_media.ipynb #a3be65ae
-def _encode(out, v, a, frames, fps, sound, rate, sound_start):
+def _encode(out, v, a, frames, fps, audio, rate, sound_start):
     "Encode all, in the order of time."
-    border,base = _ticks(fps, len(frames)),v.codec_context.time_base
-    done,shift,scaler = 0,round(sound_start*rate),VideoReformatter()
+    border = _ticks(fps, len(frames))
+    base = v.codec_context.time_base
+    done = 0   # samples that are encoded
+    shift = round(sound_start*rate)
+    scaler = VideoReformatter()
     for i,rgb in enumerate(frames):
-        while a and done<len(sound) and done+shift <= float(border[i]*base)*rate: done = _encode_second(out, a, sound, rate, done, shift)
+        while a and done<len(audio) and done+shift <= float(border[i]*base)*rate:
+            done = _encode_second(out, a, audio, rate, done, shift)
         frame = _picture(rgb, v.pix_fmt, scaler)
-        frame.pts,frame.duration,frame.time_base = border[i],border[i+1]-border[i],base
+        frame.pts = border[i]
+        frame.duration = border[i+1]-border[i]
+        frame.time_base = base
         out.mux(v.encode(frame))
-    while a and done<len(sound): done = _encode_second(out, a, sound, rate, done, shift)
+    while a and done<len(audio):
+        done = _encode_second(out, a, audio, rate, done, shift)
     for s in (v, a):
-        if s: out.mux(s.encode(None))
+        if s:
+            out.mux(s.encode(None))
 
 # %% ../nbs/03_media.ipynb #c16a25b8
 @contextmanager
 def _usual_priority():
     "Whatever is called inside, this thread is scheduled afterwards as it was before."
-    if not hasattr(os, 'sched_getscheduler'): yield; return   # Linux alone has it
+    if not hasattr(os, 'sched_getscheduler'):   # Linux alone has it
+        yield
+        return
     was = os.sched_getscheduler(0),os.sched_getparam(0)
-    try: yield
+    try:
+        yield
     finally:
-        if os.sched_getscheduler(0)!=was[0]: os.sched_setscheduler(0, *was)
+        if os.sched_getscheduler(0)!=was[0]:
+            os.sched_setscheduler(0, *was)
 
 # %% ../nbs/03_media.ipynb #531bcf66
+def _check_picture(path, first, pix_fmt):
+    "Refuse what cannot be the first of the pictures to encode."
+    if first.ndim!=3 or first.shape[2]!=3 or first.dtype!=np.uint8:
+        raise InputError(path, f'frames must be (N, H, W, 3) uint8, not {first.dtype} {first.shape}')
+    if pix_fmt=='yuv420p' and (first.shape[0]%2 or first.shape[1]%2):
+        raise InputError(path, f'height and width must be even, not {first.shape[:2]}')
+
+# %% ../nbs/03_media.ipynb #baa05ac3
 @_usual_priority()
 def write_video(
     path,                 # Where to; the suffix chooses the container (.mp4, .mkv, .mov, .webm, .avi, .ts)
@@ -297,30 +361,36 @@ def write_video(
     sound:np.ndarray|None=None,   # (n,) or (n, channels) floats in [-1, 1]; 1, 2 or 6 channels
     rate:int=RATE,        # Samples a second of `sound`
     vcodec:str='libx264', # Encoder of the pictures
-    acodec:str='aac',     # Encoder of the sound
+    acodec:str='aac',     # Encoder of the audio
     crf:int|None=23,      # Quality: 0 is best; None for encoders that have no such setting
     preset:str|None='veryfast',   # Speed against size; None for encoders that have no such setting
     pix_fmt:str='yuv420p',        # Stored pixel format
     rotation:int=0,       # Degrees counter-clockwise that a player turns the pictures
-    sound_start:float=0., # When the sound begins, seconds
+    sound_start:float=0., # When the audio begins, seconds
     options:dict|None=None,       # More options for the picture encoder
 ) -> Path:
-    "Encode pictures and sound. The file appears whole or not at all; the same input gives the same bytes."
+    "Encode pictures and audio. The file appears whole or not at all; the same input gives the same bytes."
     path = Path(path)
-    if not len(frames): raise InputError(path, 'needs at least one frame')
+    if not len(frames):
+        raise InputError(path, 'needs at least one frame')
     first = np.asarray(frames[0])
-    if first.ndim!=3 or first.shape[2]!=3 or first.dtype!=np.uint8: raise InputError(path, f'frames must be (N, H, W, 3) uint8, not {first.dtype} {first.shape}')
-    if pix_fmt=='yuv420p' and (first.shape[0]%2 or first.shape[1]%2): raise InputError(path, f'height and width must be even, not {first.shape[:2]}')
-    if sound is not None: sound,rate = _channels(sound),check_rate(rate)
-    if not math.isfinite(sound_start): raise InputError('sound_start', f'must be finite, not {sound_start}')
+    _check_picture(path, first, pix_fmt)
+    if sound is not None:
+        sound = _channels(sound)
+        rate = check_rate(rate)
+    if not math.isfinite(sound_start):
+        raise InputError('sound_start', f'must be finite, not {sound_start}')
     av.logging.set_level(None)
-    fd,tmp = tempfile.mkstemp(dir=path.parent, prefix='.tmp-', suffix=path.suffix); os.close(fd)
+    fd,tmp = tempfile.mkstemp(dir=path.parent, prefix='.tmp-', suffix=path.suffix)
+    os.close(fd)
     try:
         movflags = dict(movflags='+faststart') if path.suffix in ('.mp4', '.mov') else {}
         with av.open(tmp, 'w', options=dict(fflags='+bitexact', **movflags)) as out:
-            v,a = _add_streams(out, first.shape[:2], fps, sound, rate, vcodec, acodec, crf, preset, pix_fmt, rotation, options)
+            v,a = _add_streams(out, first.shape[:2], fps, sound, rate, vcodec, acodec, crf, preset,
+                               pix_fmt, rotation, options)
             _encode(out, v, a, frames, fps, sound, rate, sound_start)
-        os.chmod(tmp, 0o644); os.replace(tmp, path)
+        os.chmod(tmp, 0o644)
+        os.replace(tmp, path)
     except BaseException:
         Path(tmp).unlink(missing_ok=True)
         raise
@@ -333,8 +403,9 @@ _NEAR = .25       # Seconds: a stamp this close to where its stream ended goes o
 class _Span:
     "Media on one clock, whose time `origin` is our `base`."
     def __init__(self, at, origin, base):
-        self.origin,self.base = origin,base
-        self.low = self.high = at                   # all that was seen and heard, seconds on its own clock
+        self.origin = origin
+        self.base = base
+        self.low = self.high = at   # all pictures and audio so far, seconds on its own clock
         self.last = {}    # stream -> its latest stamp in order
         self.began = {}   # stream -> its first stamp
         self.end = {}     # stream -> where it ends
@@ -348,10 +419,13 @@ class _Span:
     def gap(self, kind, at) -> float: return abs(at-self.end.get(kind, self.high))
     def young(self, kind) -> bool: return self.end[kind]-self.began[kind]<=1
     def add(self, kind, at, seconds, ahead, ordered):
-        if ordered: self.last[kind] = max(at, self.last.get(kind, at))
-        if kind not in self.began: self.began[kind] = at
+        if ordered:
+            self.last[kind] = max(at, self.last.get(kind, at))
+        if kind not in self.began:
+            self.began[kind] = at
         self.end[kind] = max(at+seconds, self.end.get(kind, at))
-        if at<self.low: self.low = at
+        if at<self.low:
+            self.low = at
         self.high = max(self.high, at+ahead+seconds)
 
 # %% ../nbs/03_media.ipynb #ebaf291b
@@ -361,7 +435,10 @@ class _Timeline:
         back:float=_NEAR,    # How far a stream's stamps may run backwards, seconds
         zero:float|None=0.,  # The stamp that is our zero; None: the first one that comes
     ):
-        self.back,self.zero,self.spans,self.now = back,zero,[],-math.inf
+        self.back = back
+        self.zero = zero
+        self.spans = []
+        self.now = -math.inf
         self.of = {}        # stream -> its clock
         self.before = {}    # stream -> the clock that it left last
         self.began = {}     # stream -> by how much its first stamp was moved
@@ -385,13 +462,16 @@ class _Timeline:
         own = self.of.get(kind)
         if own in self.spans and span is not own:
             older = self.spans.index(span)<self.spans.index(own)
-            if older: self.spans.remove(own)   # a few stamps that were wrong
-            else: self.before[kind] = own
+            if older:
+                self.spans.remove(own)   # a few stamps that were wrong
+            else:
+                self.before[kind] = own
         self.of[kind] = span
         self.began.setdefault(kind, span.base-span.origin)
         return span
     def _lasts(self, kind, seconds) -> float:
-        if seconds>MAX_PAUSE: return self.longest.setdefault(kind, MAX_PAUSE)
+        if seconds>MAX_PAUSE:
+            return self.longest.setdefault(kind, MAX_PAUSE)
         self.longest[kind] = max(seconds, self.longest.get(kind, 0.))
         return seconds
     def expects(self, kind, at) -> bool:
@@ -401,15 +481,22 @@ class _Timeline:
         "The clock that a stamp is of: its stream's own, or another that fits better; else a new one."
         own = self.of.get(kind)
         fits = [o for o in self._candidates(kind) if o.takes(kind, at, self.back)]
-        if own in fits and own.continues(kind, at, self.back): return own
-        if fits: return min(fits, key=lambda o: (o.gap(kind, at), o is not own))
-        origin,base = at,self.now-ahead
-        if not self.spans: origin,base = at if self.zero is None else self.zero,0.
+        if own in fits and own.continues(kind, at, self.back):
+            return own
+        if fits:
+            return min(fits, key=lambda o: (o.gap(kind, at), o is not own))
+        origin = at
+        base = self.now-ahead
+        if not self.spans:
+            origin = at if self.zero is None else self.zero
+            base = 0.
         self.spans = [*self.spans[-2:], _Span(at, origin, base)]
         return self.spans[-1]
     def _candidates(self, kind) -> list:
-        own,before = self.of.get(kind),self.before.get(kind)
-        if own not in self.spans: return self.spans
+        own = self.of.get(kind)
+        before = self.before.get(kind)
+        if own not in self.spans:
+            return self.spans
         newer = self.spans[self.spans.index(own):]
         return [before, *newer] if before in self.spans and own.young(kind) else newer
 
@@ -421,15 +508,15 @@ class MediaInfo:
     "What a file is, and after reading how much of it could be read. Times are in seconds."
     path:str                # The file
     start:float             # Time zero of our clock, on the file's own clock
-    duration:float          # D, to the end of the last picture or sound, whichever is later
+    duration:float          # D, to the end of the last picture or audio, whichever is later
     width:int               # As stored, before `rotation`
     height:int
     fps:float               # Pictures a second, counted
-    has_audio:bool          # Is there any sound?
+    has_audio:bool          # Is there any audio?
     frames_expected:int     # Pictures the file was made with
-    frames_decoded:int      # Pictures that came out (after a probe: that packets are there for)
+    frames_decoded:int      # Pictures that were decoded (after a probe: those that have packets)
     packet_errors:int=0     # Packets that could not be read or decoded
-    audio_seconds:float=0.  # Sound that came out (after a probe: that packets are there for)
+    audio_seconds:float=0.  # Audio that was decoded (after a probe: that has packets)
     rotation:int=0          # Degrees counter-clockwise that make the pictures upright; known after reading
     @property
     def decoded_share(self) -> float: return min(1., self.frames_decoded/max(1, self.frames_expected))
@@ -442,17 +529,23 @@ _NOT_VIDEO = {'tty', 'hls', 'concat', 'dash', 'sdp', 'imf'}   # text screens and
 def _check_file(path:Path):
     "Refuse what cannot be a video before FFmpeg sees it."
     try:
-        if path.is_dir(): raise MediaError(path, 'is a folder, not a video file')
-        if not path.is_file(): raise MediaError(path, 'is missing, or not a regular file')
-        if not path.stat().st_size: raise MediaError(path, 'is empty (zero bytes); fetch it again')
-    except OSError as e: raise MediaError(path, f'cannot be looked at: {e.strerror}') from None
+        if path.is_dir():
+            raise MediaError(path, 'is a folder, not a video file')
+        if not path.is_file():
+            raise MediaError(path, 'is missing, or not a regular file')
+        if not path.stat().st_size:
+            raise MediaError(path, 'is empty (zero bytes); fetch it again')
+    except OSError as e:
+        raise MediaError(path, f'cannot be looked at: {e.strerror}') from None
 
 # %% ../nbs/03_media.ipynb #e9a15df4
 def _looks_like_text(path:Path) -> bool:
     "Are there no control bytes at the head of the file?"
     try:
-        with path.open('rb') as f: return all(o>=32 or o in b'\t\r\n\f' for o in f.read(512))
-    except OSError: return False   # may not be read, or the disk is damaged there
+        with path.open('rb') as f:
+            return all(o>=32 or o in b'\t\r\n\f' for o in f.read(512))
+    except OSError:
+        return False   # may not be read, or the disk is damaged there
 
 # %% ../nbs/03_media.ipynb #cc97f6cd
 def _open(path) -> av.container.InputContainer:
@@ -460,11 +553,15 @@ def _open(path) -> av.container.InputContainer:
     path = Path(path)
     _check_file(path)
     av.logging.set_level(None)   # FFmpeg prints nothing, and its log never waits for Python's lock
-    try: c = av.open(f'file:{path}', metadata_errors='ignore', options=dict(protocol_whitelist='file'))
+    try:
+        c = av.open(f'file:{path}', metadata_errors='ignore', options=dict(protocol_whitelist='file'))
     except (av.error.FFmpegError, OSError) as e:
-        if _looks_like_text(path): raise MediaError(path, 'is text, such as a web page, not a media file; fetch it again') from None
-        raise MediaError(path, f'cannot be opened as media ({e.strerror}); it may be damaged or cut short') from None
-    if c.format.name not in _NOT_VIDEO: return c
+        rule = f'cannot be opened as media ({e.strerror}); it may be damaged or cut short'
+        if _looks_like_text(path):
+            rule = 'is text, such as a web page, not a media file; fetch it again'
+        raise MediaError(path, rule) from None
+    if c.format.name not in _NOT_VIDEO:
+        return c
     c.close()
     raise MediaError(path, f'is not a media file but {c.format.name}')
 
@@ -472,11 +569,15 @@ def _open(path) -> av.container.InputContainer:
 def _streams(c, path):
     "The video stream, and the audio stream or None, each set to one decoding thread."
     v,a = (c.streams.best(o) for o in ('video', 'audio'))
-    if v is None or v.disposition & av.stream.Disposition.attached_pic: raise MediaError(path, 'has no video stream')
-    if v.codec_context is None: raise MediaError(path, 'holds a video that no decoder is known for')
-    if a is not None and a.codec_context is None: a = None
+    if v is None or v.disposition & av.stream.Disposition.attached_pic:
+        raise MediaError(path, 'has no video stream')
+    if v.codec_context is None:
+        raise MediaError(path, 'holds a video that no decoder is known for')
+    if a is not None and a.codec_context is None:
+        a = None
     for s in (v, a):
-        if s is not None: s.codec_context.thread_count = 1
+        if s is not None:
+            s.codec_context.thread_count = 1
     return v,a
 
 # %% ../nbs/03_media.ipynb #7f53874f
@@ -492,85 +593,117 @@ def _demux(c, streams, info=None) -> Iterator:
             return
         except (av.error.FFmpegError, IndexError):   # a damaged file may lose a stream on the way
             bad += 1
-            if info: info.packet_errors += 1
+            if info:
+                info.packet_errors += 1
 
 # %% ../nbs/03_media.ipynb #3caed2ef
 def _on_one_clock(
-    pk,                   # A packet; its stamps are mended
+    pk,                   # A packet; its stamps are corrected
     kind:str,             # Of which stream
     tb:float,             # Seconds a tick
     timeline:_Timeline,
 ) -> bool:                # Was anything wrong?
     "Put a packet's stamps on the clock of its file, and drop one that is more than a minute from the other."
-    pts,dts,lasts = pk.pts,pk.dts,(pk.duration or 0)*tb
-    if pts is None and dts is None: return False
+    pts = pk.pts
+    dts = pk.dts
+    lasts = (pk.duration or 0)*tb
+    if pts is None and dts is None:
+        return False
     torn = pts is not None and dts is not None and abs(pts-dts)*tb>MAX_PAUSE
     if torn:
-        if timeline.expects(kind, dts*tb) or not timeline.expects(kind, pts*tb): pk.pts = pts = None
-        else: pk.dts = dts = None
+        if timeline.expects(kind, dts*tb) or not timeline.expects(kind, pts*tb):
+            pk.pts = pts = None
+        else:
+            pk.dts = dts = None
     ordered = dts is not None
     at = (dts if ordered else pts)*tb
     ahead = max(0., pts*tb-at) if pts is not None else 0.
     ticks = round((timeline(kind, at, lasts, ahead, ordered)-at)/tb)
-    if lasts>MAX_PAUSE: pk.duration = round(timeline.longest[kind]/tb)
+    if lasts>MAX_PAUSE:
+        pk.duration = round(timeline.longest[kind]/tb)
     if ticks:
-        if pts is not None: pk.pts = pts+ticks
-        if dts is not None: pk.dts = dts+ticks
+        if pts is not None:
+            pk.pts = pts+ticks
+        if dts is not None:
+            pk.dts = dts+ticks
     return bool(torn or ticks)
 
 def _end(pk, tb) -> float:
     "Where a packet ends by its own stamps, seconds."
-    pts,dts = pk.pts,pk.dts
-    if pts is None: pts = dts
-    if pts is None: return -math.inf
-    return ((pts if dts is None or pts>dts else dts)+(pk.duration or 0))*tb
+    pts = pk.pts
+    dts = pk.dts
+    if pts is None:
+        pts = dts
+    if pts is None:
+        return -math.inf
+    latest = pts if dts is None or pts>dts else dts
+    return (latest+(pk.duration or 0))*tb
 
 # %% ../nbs/03_media.ipynb #b5992c6f
 class _Packets:
     "The packets of the two streams in use, on one clock."
     def __init__(self, c, v, a, info=None, others=()):
-        self.c,self.info,self.used,self.others = c,info,[o for o in (v, a) if o is not None],list(others)
-        self.timeline,self.wrong = _Timeline(),False
-        self.tops = {}           # stream -> where it ends by its own stamps, seconds; 'others': all not in use
+        self.c = c
+        self.info = info
+        self.used = [o for o in (v, a) if o is not None]
+        self.others = list(others)
+        self.timeline = _Timeline()
+        self.wrong = False
+        self.tops = {}           # stream -> its end by its own stamps, seconds; 'others': all not in use
         self.still = -math.inf   # where the pictures end, had each lasted for as long as it says
         self.usual = 1/float(v.average_rate) if v.average_rate else 0.   # how long a picture lasts
     def __iter__(self):
         of = {o.index: (o.type, float(o.time_base)) for o in self.used}
-        guessed,tops = self.c.format.name=='avi',self.tops
+        guessed = self.c.format.name=='avi'
+        tops = self.tops
         for pk in _demux(self.c, [*self.used, *self.others], self.info):
             kind,tb = of.get(pk.stream_index) or ('others', float(pk.time_base))
             end = _end(pk, tb)
-            if kind=='video' and not pk.duration: end += self.usual
-            if end>tops.get(kind, -math.inf): tops[kind] = end
-            if kind=='others': continue
-            if guessed and kind=='video': pk.pts = None
+            if kind=='video' and not pk.duration:
+                end += self.usual
+            if end>tops.get(kind, -math.inf):
+                tops[kind] = end
+            if kind=='others':
+                continue
+            if guessed and kind=='video':
+                pk.pts = None
             claims = pk.duration or 0
             self.wrong |= _on_one_clock(pk, kind, tb, self.timeline)
-            if kind=='video': self.still = max(self.still, _end(pk, tb)+(claims-(pk.duration or 0))*tb)
+            if kind=='video':
+                self.still = max(self.still, _end(pk, tb)+(claims-(pk.duration or 0))*tb)
             yield pk
     def of(self, streams) -> Iterator:
         "Those of some streams only, from a file of which nothing is wrong."
         guessed = self.c.format.name=='avi'
         for pk in _demux(self.c, streams, self.info):
-            if guessed and pk.stream.type=='video': pk.pts = None
+            if guessed and pk.stream.type=='video':
+                pk.pts = None
             yield pk
 
 # %% ../nbs/03_media.ipynb #5749d1ec
 class _Track:
     "What the packets of one stream add up to."
     def __init__(self, stream):
-        self.n,self.shown,self.seconds,self.first,self.end = 0,0,0.,math.inf,-math.inf
+        self.n = 0
+        self.shown = 0
+        self.seconds = 0.
+        self.first = math.inf
+        self.end = -math.inf
         self.times = []   # when what is shown appears, seconds
-        self.tb,self.vp8 = float(stream.time_base),stream.codec_context.name.startswith('vp8')
+        self.tb = float(stream.time_base)
+        self.vp8 = stream.codec_context.name.startswith('vp8')
     def add(self, pk):
         self.n += 1
         ts = pk.pts if pk.pts is not None else pk.dts
         shown = not pk.is_discard and not (self.vp8 and not memoryview(pk)[0]&16)
         self.shown += shown
-        if ts is None or pk.is_discard: return
-        if shown: self.times.append(ts*self.tb)
+        if ts is None or pk.is_discard:
+            return
+        if shown:
+            self.times.append(ts*self.tb)
         self.seconds += (pk.duration or 0)*self.tb
-        self.first,self.end = min(self.first, ts*self.tb),max(self.end, (ts+(pk.duration or 0))*self.tb)
+        self.first = min(self.first, ts*self.tb)
+        self.end = max(self.end, (ts+(pk.duration or 0))*self.tb)
 
 # %% ../nbs/03_media.ipynb #631247ef
 _LAST_PIECE = .15   # Seconds by which the last piece of audio may be shorter than a header says
@@ -580,61 +713,82 @@ def _noted_length(stream) -> float|None:
     "Seconds that Matroska notes as the end of one stream, if any."
     notes = {k.upper(): o for k,o in stream.metadata.items()}
     note = notes.get('DURATION') or next((o for k,o in notes.items() if k.startswith('DURATION-')), None)
-    try: h,m,s = (float(o) for o in note.split(':'))
-    except (AttributeError, ValueError): return None
+    try:
+        h,m,s = (float(o) for o in note.split(':'))
+    except (AttributeError, ValueError):
+        return None
     return 3600*h+60*m+s
 
 def _unread(c, packets:_Packets, start:float) -> float:
     "Seconds that the header promises beyond the last packets of the streams in use."
     whole = (c.duration or 0)/1e6
-    if not whole or c.format.flags & _UNSTATED: return 0.
+    if not whole or c.format.flags & _UNSTATED:
+        return 0.
     ends = {k: o-min(start, 0.) for k,o in packets.tops.items() if k!='others' and math.isfinite(o)}
-    if not ends: return 0.   # no time stamps
+    if not ends:   # no time stamps
+        return 0.
     noted = {o.type: _noted_length(o) for o in packets.used if o.type in ends}
     if noted.get('video') is None:
-        if packets.tops.get('others', -math.inf)>=whole-.1: return 0.
+        if packets.tops.get('others', -math.inf)>=whole-.1:
+            return 0.
         noted = {max(ends, key=ends.get): whole}
     beyond = {k: max(0., min(o, whole)-ends[k]) for k,o in noted.items() if o is not None}
-    seen,heard = beyond.get('video', 0.),beyond.get('audio', 0.)
+    seen = beyond.get('video', 0.)
+    heard = beyond.get('audio', 0.)
     return seen if seen>_LAST_PIECE or heard<_LAST_PIECE else heard
 
 # %% ../nbs/03_media.ipynb #0eb7215b
 def _expected(c, v, track:_Track, packets:_Packets, start:float) -> int:
     "How many pictures the file was made with."
     rate = float(v.average_rate or 0)
-    if 'mp4' in c.format.name: n = sum(not o.is_discard for o in v.index_entries)
-    elif v.frames: n = track.shown + round(v.frames-track.end*rate)   # an AVI's number counts ticks, also those without a new picture
-    else: n = track.shown + int(_unread(c, packets, start)*rate)
+    if 'mp4' in c.format.name:
+        n = sum(not o.is_discard for o in v.index_entries)
+    elif v.frames:   # an AVI's number counts ticks, also those without a new picture
+        n = track.shown + round(v.frames-track.end*rate)
+    else:
+        n = track.shown + int(_unread(c, packets, start)*rate)
     return max(n, track.shown)
 
 # %% ../nbs/03_media.ipynb #6bcfcfab
+def _extent(video:_Track, audio:_Track|None, a, packets:_Packets) -> tuple[float, float]:
+    "When the file starts and ends, seconds on its own clock; a track's own borders are corrected."
+    if audio is None:
+        return video.first,video.end
+    if a.start_time is not None:   # what the decoder leaves out at the start is before it
+        audio.first = max(audio.first, a.start_time*audio.tb+packets.timeline.began['audio'])
+    video.end = max(video.end, min(packets.still, audio.end))
+    return min(video.first, audio.first),max(video.end, audio.end)
+
 def _scan(path) -> tuple[MediaInfo, dict, np.ndarray]:
     """Read all packets: the info; how many packets each kind of stream has, and whether stamps are `wrong`;
     and when each picture appears, seconds since the start."""
     with _open(path) as c:
         v,a = _streams(c, path)
         errors = MediaInfo(str(path), 0., 0., 0, 0, 0., False, 0, 0)
-        others = [o for o in c.streams if o not in (v, a) and not v.frames and not c.format.flags & _UNSTATED]
+        by_length = not v.frames and not c.format.flags & _UNSTATED   # then the other streams' ends count
+        others = [o for o in c.streams if by_length and o not in (v, a)]
         packets = _Packets(c, v, a, errors, others)
         tracks = {s.type: _Track(s) for s in packets.used}
-        for pk in packets: tracks[pk.stream.type].add(pk)
-        V,A = tracks['video'],tracks.get('audio')
-        if not V.shown: raise MediaError(path, 'has a video stream but no frames in it')
-        if math.isinf(V.first): V.first = 0.   # no time stamps at all
-        if V.end<=V.first: V.end = V.first+V.n/float(v.average_rate or 25)
-        start,end,has_audio = V.first,V.end,bool(A and A.n and A.end>A.first)
-        if has_audio:
-            if a.start_time is not None:   # what the decoder leaves out at the start is before it
-                A.first = max(A.first, a.start_time*A.tb+packets.timeline.began['audio'])
-            V.end = max(V.end, min(packets.still, A.end))
-            start,end = min(start, A.first),max(end, A.end, V.end)
-        fps = V.shown/(V.end-V.first)
-        size = v.codec_context.width,v.codec_context.height
-        info = replace(errors, start=start, duration=end-start, width=size[0], height=size[1], fps=fps, has_audio=has_audio,
-                       frames_expected=_expected(c, v, V, packets, start), frames_decoded=V.shown,
-                       audio_seconds=A.seconds if has_audio else 0.)
-    shown = np.sort(V.times)-start if V.times else np.arange(V.shown)/fps
-    return info,{k:o.n for k,o in tracks.items()} | dict(wrong=packets.wrong),shown
+        for pk in packets:
+            tracks[pk.stream.type].add(pk)
+        video = tracks['video']
+        audio = tracks.get('audio')
+        if not video.shown:
+            raise MediaError(path, 'has a video stream but no frames in it')
+        if math.isinf(video.first):   # no time stamps at all
+            video.first = 0.
+        if video.end<=video.first:
+            video.end = video.first+video.n/float(v.average_rate or 25)
+        has_audio = bool(audio and audio.n and audio.end>audio.first)
+        start,end = _extent(video, audio if has_audio else None, a, packets)
+        fps = video.shown/(video.end-video.first)
+        info = replace(
+            errors, start=start, duration=end-start, fps=fps, has_audio=has_audio,
+            width=v.codec_context.width, height=v.codec_context.height,
+            frames_expected=_expected(c, v, video, packets, start), frames_decoded=video.shown,
+            audio_seconds=audio.seconds if has_audio else 0.)
+    shown = np.sort(video.times)-start if video.times else np.arange(video.shown)/fps
+    return info,{k: o.n for k,o in tracks.items()} | dict(wrong=packets.wrong),shown
 
 # %% ../nbs/03_media.ipynb #c261ce55
 def probe(
@@ -653,26 +807,37 @@ class _Clock:
         start:float,   # Time zero
         gap:float,     # From one picture to the next where the file does not say, seconds
     ):
-        self.tb,self.start,self.gap,self.now = tb,start,gap,-math.inf
-        self.last,self.bad = dict(pts=-math.inf, dts=-math.inf),dict(pts=0, dts=0)
+        self.tb = tb
+        self.start = start
+        self.gap = gap
+        self.now = -math.inf
+        self.last = dict(pts=-math.inf, dts=-math.inf)
+        self.bad = dict(pts=0, dts=0)
         self.due = []   # `dts` of packets without `pts` whose picture has not come out, the earliest first
     def fed(self, pk):
         "A packet goes to the decoder."
-        if pk.pts is None and pk.dts is not None: bisect.insort(self.due, pk.dts)
+        if pk.pts is None and pk.dts is not None:
+            bisect.insort(self.due, pk.dts)
         del self.due[:-_REORDERED]
     def void(self, pk):
         "No picture will come of this packet."
-        if pk.pts is None and pk.dts in self.due: self.due.remove(pk.dts)
+        if pk.pts is None and pk.dts in self.due:
+            self.due.remove(pk.dts)
     def __call__(self, frame) -> float:
         dts = self.due.pop(0) if frame.pts is None and self.due else frame.dts
         stamp = dict(pts=frame.pts, dts=dts)
         for k,o in stamp.items():
-            if o is not None: self.bad[k] += o<=self.last[k]; self.last[k] = o
+            if o is not None:
+                self.bad[k] += o<=self.last[k]
+                self.last[k] = o
         use_pts = stamp['dts'] is None or self.bad['pts']<=self.bad['dts']
         ts = stamp['pts'] if use_pts and stamp['pts'] is not None else stamp['dts']
-        if ts is not None: t = ts*self.tb-self.start
-        else: t = self.now+self.gap if self.now>-math.inf else 0.
-        if frame.duration: self.gap = frame.duration*self.tb
+        if ts is not None:
+            t = ts*self.tb-self.start
+        else:
+            t = self.now+self.gap if self.now>-math.inf else 0.
+        if frame.duration:
+            self.gap = frame.duration*self.tb
         self.now = max(self.now, t)
         return self.now
 
@@ -682,21 +847,28 @@ def upright(
     matrix:Sequence[int]|None,     # The display matrix, nine numbers (a b u; c d v; x y w), or None
 ) -> np.ndarray:                   # (H, W, 3) or (W, H, 3), a view
     "The picture as a player shows it. Angles between right angles go to the nearest."
-    if matrix is None: return img
+    if matrix is None:
+        return img
     a,b,_,c,d = matrix[:5]
-    if abs(b)+abs(c) > abs(a)+abs(d): img,a,d = img.swapaxes(0, 1),c,b   # x' = c*y, y' = b*x
+    if abs(b)+abs(c) > abs(a)+abs(d):   # x' = c*y, y' = b*x
+        img = img.swapaxes(0, 1)
+        a = c
+        d = b
     return img[::1 if d>=0 else -1, ::1 if a>=0 else -1]
 
 # %% ../nbs/03_media.ipynb #28a3fc6e
 def _matrix(frame) -> tuple|None:
     "The display matrix that came with a picture, if any."
-    try: m = frame.side_data.get('DISPLAYMATRIX')
-    except ValueError: return _turned(frame.rotation)   # PyAV knows no name for some other thing that came with it
+    try:
+        m = frame.side_data.get('DISPLAYMATRIX')
+    except ValueError:   # PyAV knows no name for some other thing that came with the picture
+        return _turned(frame.rotation)
     return None if m is None else tuple(np.frombuffer(m, dtype=np.int32).tolist())
 
 def _turned(rotation) -> tuple|None:
     "The display matrix of a turn by so many degrees, if any."
-    c,s = round(math.cos(math.radians(rotation))),round(math.sin(math.radians(rotation)))
+    c = round(math.cos(math.radians(rotation)))
+    s = round(math.sin(math.radians(rotation)))
     return None if c==1 else (c, -s, 0, s, c)
 
 # %% ../nbs/03_media.ipynb #6f744712
@@ -705,41 +877,54 @@ _COLOURS = _EXACT|Interpolation.FULL_CHR_H_INT|Interpolation.FULL_CHR_H_INP
 def _pixels(frame) -> np.ndarray:   # (H, W, 3)
     "An RGB frame's own memory: nothing is copied, and the frame lives as long as the array."
     p = frame.planes[0]
-    return np.frombuffer(p, np.uint8).reshape(frame.height, p.line_size)[:,:3*frame.width].reshape(frame.height, frame.width, 3)
+    rows = np.frombuffer(p, np.uint8).reshape(frame.height, p.line_size)
+    return rows[:,:3*frame.width].reshape(frame.height, frame.width, 3)
 
 def _white_at_255(frame, scaler) -> av.VideoFrame:
-    "In full range, the brightest of n bits is 2^n-1; FFmpeg's converter takes 255*2^(n-8) for it, which for n > 8 is less."
+    """In full range, the brightest of n bits is 2^n-1.
+
+    FFmpeg's converter takes 255*2^(n-8) for it, which for n > 8 is less."""
     bits = frame.format.components[0].bits
-    if bits==8 or frame.color_range!=ColorRange.JPEG or frame.format.is_rgb: return frame
+    if bits==8 or frame.color_range!=ColorRange.JPEG or frame.format.is_rgb:
+        return frame
     wide = scaler.reformat(frame, format='yuv444p16le', interpolation=int(_COLOURS), threads=1)
     for plane,zero in zip(wide.planes, (0, 2**15, 2**15)):
         x = np.frombuffer(plane, '<u2').astype(np.float32)-zero
         plane.update(np.round(x*255*2**(bits-8)/(2**bits-1)+zero).astype('<u2').tobytes())
     return wide
 
+# %% ../nbs/03_media.ipynb #07350c6c
 def _resized(
     img:np.ndarray,   # (H, W, 3) uint8
     view:View,
 ) -> np.ndarray:      # (h, w, 3) uint8
-    "The picture with its short side as `view` asks; the long side is rounded down, as torchvision and pytorchvideo do."
+    """The picture with its short side as `view` asks.
+
+    The long side is rounded down, as torchvision and pytorchvideo do."""
     import torch   # here: probing a file needs no torch
     short = min(img.shape[:2])
-    if short==view.short: return img
+    if short==view.short:
+        return img
     size = [int(n*view.short/short) for n in img.shape[:2]]
     x = torch.from_numpy(np.ascontiguousarray(img)).permute(2, 0, 1)[None]
     x = torch.nn.functional.interpolate(x, size, **RESIZE[view.resize])
     return x[0].permute(1, 2, 0).numpy()
 
 class _Fit:
-    "Make a decoded picture what a network is shown: RGB at full size, upright, resized, and the middle cut out."
+    "Prepare a decoded picture for a network: RGB at full size, upright, resized, and the middle cut out."
     def __init__(self):
-        self.scaler,self.widener = VideoReformatter(),VideoReformatter()
+        self.scaler = VideoReformatter()
+        self.widener = VideoReformatter()
         self.rotation = self.matrix = None
     def __call__(self, frame, view:View) -> np.ndarray:   # (size, size, 3) uint8
-        if frame.rotation!=self.rotation: self.rotation,self.matrix = frame.rotation,_matrix(frame)   # PyAV's frames outlive a look at their side data
-        rgb = self.scaler.reformat(_white_at_255(frame, self.widener), format='rgb24', interpolation=int(_COLOURS), threads=1)
+        if frame.rotation!=self.rotation:   # a look at its side data keeps a frame of PyAV in memory
+            self.matrix = _matrix(frame)
+            self.rotation = frame.rotation
+        frame = _white_at_255(frame, self.widener)
+        rgb = self.scaler.reformat(frame, format='rgb24', interpolation=int(_COLOURS), threads=1)
         img = _resized(upright(_pixels(rgb), self.matrix), view)
-        y,x = (round((n-view.size)/2) for n in img.shape[:2])   # to the even one of two neighbours, as torchvision
+        # to the even one of two neighbours, as torchvision
+        y,x = (round((n-view.size)/2) for n in img.shape[:2])
         return img[y:y+view.size, x:x+view.size]
 
 # %% ../nbs/03_media.ipynb #66c1af62
@@ -749,19 +934,25 @@ class _Lane:
         times:np.ndarray,   # (T, n) seconds
         view:View,          # How its pictures are made
     ):
-        self.view,self.due,self.have = view,[],{}   # due: (time, step, place), the earliest first
-        for t,row in enumerate(times): self.want(t, row)
+        self.view = view
+        self.due = []    # (time, step, place), the earliest first
+        self.have = {}   # step -> its pictures
+        for t,row in enumerate(times):
+            self.want(t, row)
     def want(self, t:int, row):
         "Step t wants a picture at each time of `row`."
         self.have[t] = [None]*len(row)
-        for i,o in enumerate(row): heapq.heappush(self.due, (float(o), t, i))
+        for i,o in enumerate(row):
+            heapq.heappush(self.due, (float(o), t, i))
     def fill(self, until:float, picture, since:float=-math.inf):
         "Give `picture(view)` to all times before `until` that have none."
-        if not self.due or self.due[0][0]>=until: return
+        if not self.due or self.due[0][0]>=until:
+            return
         img = picture(self.view)
         while self.due and self.due[0][0]<until:
             _,t,i = heapq.heappop(self.due)
-            if t in self.have: self.have[t][i] = img   # else the step was taken without
+            if t in self.have:   # else the step was taken without
+                self.have[t][i] = img
 
 # %% ../nbs/03_media.ipynb #3706fc5b
 def _lanes(
@@ -771,87 +962,134 @@ def _lanes(
     modalities:tuple,     # Which are wanted
 ) -> tuple[dict, list]:   # The lanes by modality, and the last time at which step t wants a picture
     "What the steps want to see, and until when."
-    sees = dict(appearance=(times[:,None], spec.frame_view), motion=(clip_times(spec, times, shown), spec.clip_view))
-    sees = {k:o for k,o in sees.items() if k in modalities}
-    last = np.max([np.full(len(times), -math.inf), *(o.max(axis=1) for o,_ in sees.values())], axis=0)
-    return {k:_Lane(*o) for k,o in sees.items()},last.tolist()
+    sees = dict(
+        appearance=(times[:,None], spec.frame_view),
+        motion=(clip_times(spec, times, shown), spec.clip_view))
+    sees = {k: o for k,o in sees.items() if k in modalities}
+    latest = [o.max(axis=1) for o,_ in sees.values()]
+    last = np.max([np.full(len(times), -math.inf), *latest], axis=0)
+    return {k: _Lane(*o) for k,o in sees.items()},last.tolist()
 
 # %% ../nbs/03_media.ipynb #649718ab
 class _Pictures:
     "Decoded pictures in, one by one; each lane gets what it wants."
     def __init__(self, lanes, lazy=False):
-        self.lanes,self.fit,self.lazy = lanes,_Fit(),lazy
-        self.frame,self.since,self.until,self.n,self.rotation = None,-math.inf,-math.inf,0,0
+        self.lanes = lanes
+        self.fit = _Fit()
+        self.lazy = lazy
+        self.frame = None        # the picture on screen
+        self.since = -math.inf   # when it appeared
+        self.until = -math.inf   # up to where lanes have their pictures
+        self.n = 0
+        self.rotation = 0
     def show(self, frame, t):
         "The picture before this one was on screen until `t` seconds."
-        if self.frame is None: self.rotation = round(frame.rotation)%360
-        else: self.stay(t-1e-6)   # stamps are rounded to ticks
-        self.frame,self.since,self.n = frame,t,self.n+1
+        if self.frame is None:
+            self.rotation = round(frame.rotation)%360
+        else:
+            self.stay(t-1e-6)   # stamps are rounded to ticks
+        self.frame = frame
+        self.since = t
+        self.n += 1
     def end(self):
         "The last picture stays."
-        if self.frame is not None: self.stay(math.inf)
+        if self.frame is not None:
+            self.stay(math.inf)
     def stay(self, until):
         "The picture on screen stays there until then."
-        frame,made = self.frame,{}
+        frame = self.frame
+        made = {}
         def picture(view):
-            if view not in made: made[view] = self.fit(frame, view)
+            if view not in made:
+                made[view] = self.fit(frame, view)
             return made[view]
         give = (lambda view: functools.partial(picture, view)) if self.lazy else picture
-        for o in self.lanes: o.fill(until, give, self.since)
+        for o in self.lanes:
+            o.fill(until, give, self.since)
         self.until = until
     @property
-    def held(self) -> int: return len({id(o) for l in self.lanes for v in l.have.values() for o in v if o is not None})
+    def held(self) -> int:
+        "How many pictures are kept."
+        rows = [row for lane in self.lanes for row in lane.have.values()]
+        return len({id(o) for row in rows for o in row if o is not None})
 
 # %% ../nbs/03_media.ipynb #7e234c0c
-class _Sound:
-    "Decoded sound in; 16 kHz mono windows out, silence where there is none."
+class _Audio:
+    "Decoded audio in; 16 kHz mono windows out, silence where there is none."
     def __init__(self, tb:float, start:float, gather:float=0.):
-        self.tb,self.start,self.chunks,self.key = tb,start,deque(),None   # chunks: (first sample, samples)
-        self.gather = gather   # seconds to convert at once: a resampler's call costs more than its work
-        self.next,self.at,self.n,self.until,self.sampler = 0.,0,0,-math.inf,None
+        self.tb = tb
+        self.start = start
+        self.gather = gather    # seconds to convert at once: a resampler's call costs more than its work
+        self.chunks = deque()   # (first sample, samples)
+        self.key = None         # format, layout and rate that the resampler takes
+        self.next = 0.          # where the last piece ended, seconds
+        self.at = 0             # where the next chunk begins, in samples
+        self.n = 0              # samples so far
+        self.until = -math.inf  # no more audio will come before, seconds
+        self.sampler = None
     def push(self, frame, t=None):
-        "Place a decoded piece of sound: at `t` seconds, or where its stamp says."
-        if t is None: t = self.next if frame.pts is None else frame.pts*self.tb-self.start
+        "Place a decoded piece of audio: at `t` seconds, or where its stamp says."
+        if t is None:
+            t = self.next if frame.pts is None else frame.pts*self.tb-self.start
         key = frame.format.name,frame.layout.name,frame.sample_rate
         if key!=self.key or abs(t-self.next)>.05:
             self.flush()
-            self.sampler,self.fifo = av.AudioResampler('fltp', 'mono', RATE, options=dict(rematrix_maxval=1)),av.AudioFifo()
-            self.key,self.next,self.at = key,t,round(t*RATE)
+            self.sampler = av.AudioResampler('fltp', 'mono', RATE, options=dict(rematrix_maxval=1))
+            self.fifo = av.AudioFifo()
+            self.key = key
+            self.next = t
+            self.at = round(t*RATE)
         self.next += frame.samples/frame.sample_rate
-        if not self.gather or self.key==('fltp', 'mono', RATE): return self._keep(self.sampler.resample(frame))
+        if not self.gather or self.key==('fltp', 'mono', RATE):
+            return self._keep(self.sampler.resample(frame))
         frame.pts = None   # the pieces follow each other
         self.fifo.write(frame)
-        if self.fifo.samples>=self.gather*frame.sample_rate: self._keep(self.sampler.resample(self.fifo.read()))
+        if self.fifo.samples>=self.gather*frame.sample_rate:
+            self._keep(self.sampler.resample(self.fifo.read()))
     def reached(self, pts:int):
-        "A packet with this stamp was read: up to a second before it, no more sound will come."
+        "A packet with this stamp was read: up to a second before it, no more audio will come."
         self.until = max(self.until, pts*self.tb-self.start-1)
     def end(self):
-        "No more sound will come."
-        self.flush(); self.until = math.inf
+        "No more audio will come."
+        self.flush()
+        self.until = math.inf
     def flush(self):
         "Take what the resampler still holds."
         if self.sampler is not None and self.key!=('fltp', 'mono', RATE):
-            if self.fifo.samples: self._keep(self.sampler.resample(self.fifo.read()))
+            if self.fifo.samples:
+                self._keep(self.sampler.resample(self.fifo.read()))
             self._keep(self.sampler.resample(None))
         self.sampler = self.key = None
+    def _replaced(self, end:int) -> bool:
+        "Does what comes now, up to sample `end`, cover all of the last chunk?"
+        if not self.chunks:
+            return False
+        first,samples = self.chunks[-1]
+        return self.at<=first and first+len(samples)<=end
     def _keep(self, frames):
         for o in frames:
-            end = self.at+o.samples
-            while self.chunks and self.at<=self.chunks[-1][0] and self.chunks[-1][0]+len(self.chunks[-1][1])<=end:
-                self.chunks.pop()   # all of it is heard anew, as from a clock that stands still
+            while self._replaced(self.at+o.samples):   # as from a clock that stands still
+                self.chunks.pop()
             self.chunks.append((self.at, np.frombuffer(o.planes[0], np.float32, o.samples).copy()))
-            self.at,self.n = self.at+o.samples,self.n+o.samples
+            self.at += o.samples
+            self.n += o.samples
         self.until = max(self.until, self.at/RATE)
     def take(self, first:int, n:int) -> tuple[np.ndarray, bool]:
         "n samples from `first` on, and whether any of them was decoded."
-        out,heard = np.zeros(n, dtype=np.float32),False
+        out = np.zeros(n, dtype=np.float32)
+        heard = False
         for at,x in self.chunks:
-            lo,hi = max(at, first),min(at+len(x), first+n)
-            if lo<hi: out[lo-first:hi-first] = x[lo-at:hi-at]; heard = True
-        return np.nan_to_num(out, copy=False, posinf=0., neginf=0.).clip(-8, 8),heard   # bit rot can decode to anything
+            lo = max(at, first)
+            hi = min(at+len(x), first+n)
+            if lo<hi:
+                out[lo-first:hi-first] = x[lo-at:hi-at]
+                heard = True
+        # damaged audio can decode to anything
+        return np.nan_to_num(out, copy=False, posinf=0., neginf=0.).clip(-8, 8),heard
     def forget(self, before:int):
         "Drop what ended before this sample."
-        while self.chunks and self.chunks[0][0]+len(self.chunks[0][1])<=before: self.chunks.popleft()
+        while self.chunks and self.chunks[0][0]+len(self.chunks[0][1])<=before:
+            self.chunks.popleft()
 
 # %% ../nbs/03_media.ipynb #40fe2a2e
 class Step(NamedTuple):
@@ -861,7 +1099,7 @@ class Step(NamedTuple):
     patch:np.ndarray|None      # (96, 64) float32 log-mel
     frame:np.ndarray|None      # (frame_size, frame_size, 3) uint8 RGB
     clip:np.ndarray|None       # (clip_frames, clip_size, clip_size, 3) uint8 RGB
-    heard:bool|None=None       # Does the patch's window hold any decoded sound?
+    heard:bool|None=None       # Does the patch's window hold any decoded audio?
 
 # %% ../nbs/03_media.ipynb #64e37b8b
 @dataclass
@@ -871,7 +1109,7 @@ class Steps:
     frames:np.ndarray|None       # (T, frame_size, frame_size, 3) uint8
     clips:np.ndarray|None        # (T, clip_frames, clip_size, clip_size, 3) uint8
     times:np.ndarray             # (T,) seconds
-    audio_mask:np.ndarray|None   # (T,) bool: does the patch's window hold any decoded sound?
+    audio_mask:np.ndarray|None   # (T,) bool: does the patch's window hold any decoded audio?
     info:MediaInfo               # What the file is, and how much of it was read
     def __len__(self): return len(self.times)
 
@@ -879,75 +1117,98 @@ class Steps:
 _PLACE_BYTES = 19   # What a packet that only holds a place takes at most
 
 class _Decoders:
-    "Packets in; `pictures` gets frames and their time, `sound` pieces of audio; None: not decoded."
-    def __init__(self, v, a, pictures, sound, info, packets):
-        self.info,self.pictures,self.sound,self.places = info,pictures,sound,0
+    "Packets in; `pictures` gets frames and their time, `audio` pieces of audio; None: not decoded."
+    def __init__(self, v, a, pictures, audio, info, packets):
+        self.info = info
+        self.pictures = pictures
+        self.audio = audio
+        self.places = 0           # packets that only hold a place
+        self.packets = packets    # what `_scan` counted
+        self.both = v,a
         info.packet_errors = 0
         self.clock = _Clock(float(v.time_base), info.start, 1/info.fps)
         self.streams = {}
-        if pictures is not None: self.streams['video'] = v
-        if sound is not None and info.has_audio: self.streams['audio'] = a
+        if pictures is not None:
+            self.streams['video'] = v
+        if audio is not None and info.has_audio:
+            self.streams['audio'] = a
         self.left = {k: packets[k] for k in self.streams}
-        self.packets,self.both = packets,(v, a)
     def packets_of(self, c) -> Iterator:
-        "The packets to decode; the clock is mended by looking at both streams."
-        if not self.streams: return iter(())
+        "The packets to decode; the clock is corrected by looking at both streams."
+        if not self.streams:
+            return iter(())
         packets = _Packets(c, *self.both, self.info)
         return iter(packets) if self.packets['wrong'] else packets.of(list(self.streams.values()))
     def feed(self, pk):
         "Decode the next packet."
         kind = pk.stream.type
-        if kind not in self.streams: return
-        if kind=='video': self._decode_video(pk)
-        else: self._decode(kind, pk, self.sound.push)
-        if kind=='audio' and pk.pts is not None: self.sound.reached(pk.pts)
+        if kind not in self.streams:
+            return
+        if kind=='video':
+            self._decode_video(pk)
+        else:
+            self._decode(kind, pk, self.audio.push)
+        if kind=='audio' and pk.pts is not None:
+            self.audio.reached(pk.pts)
         self.left[kind] -= 1
-        if not self.left[kind]: self._finish(kind)
+        if not self.left[kind]:
+            self._finish(kind)
     def _decode(self, kind, pk, take) -> bool:   # Did it go well?
         try:
-            for o in self.streams[kind].decode(pk): take(o)
+            for o in self.streams[kind].decode(pk):
+                take(o)
         except (av.error.FFmpegError, ValueError):
             self.info.packet_errors += 1
             return False
         return True
     def _show(self, frame): self.pictures.show(frame, self.clock(frame))
     def _decode_video(self, pk):
-        before,stream = self.pictures.n,self.streams['video']
+        before = self.pictures.n
         first = self.left['video']==self.packets['video']   # it waits for the second one
         self.clock.fed(pk)
         well = self._decode('video', pk, self._show)
-        small = pk.size<=_PLACE_BYTES and stream.codec_context.name=='mpeg4'
-        if well and (first or self.pictures.n>before or not small): return
+        small = pk.size<=_PLACE_BYTES and self.streams['video'].codec_context.name=='mpeg4'
+        if well and (first or self.pictures.n>before or not small):
+            return
         self.clock.void(pk)
         self.places += well
     def _finish(self, kind):
         self.left[kind] = 0
-        take = self._show if kind=='video' else self.sound.push
+        take = self._show if kind=='video' else self.audio.push
         self._decode(kind, None, take)   # what the decoder still holds
-        (self.pictures if kind=='video' else self.sound).end()
+        (self.pictures if kind=='video' else self.audio).end()
     def close(self):
         "Finish what is unfinished."
         for k,n in self.left.items():
-            if n: self._finish(k)
+            if n:
+                self._finish(k)
 
 # %% ../nbs/03_media.ipynb #b240cb22
 class _Timed:
     "What decoders give, with its time."
-    def __init__(self, tb:float, start:float): self.tb,self.start,self.next,self.n,self.got = tb,start,0.,0,[]
+    def __init__(self, tb:float, start:float):
+        self.tb = tb
+        self.start = start
+        self.next = 0.
+        self.n = 0
+        self.got = []
     def show(self, frame, t):
         self.n += 1
         self.got.append((frame, t))
     def push(self, frame):
-        if not frame.samples: return
+        if not frame.samples:
+            return
         t = self.next if frame.pts is None else frame.pts*self.tb-self.start
         self.next = t+frame.samples/frame.sample_rate
         self.got.append((frame, t))
     def reached(self, pts): pass
     def end(self): pass
     def take(self) -> list:
-        got,self.got = self.got,[]
+        got = self.got
+        self.got = []
         return got
 
+# %% ../nbs/03_media.ipynb #64c31894
 def decoded(
     path,           # A video file
 ) -> Iterator:      # av.VideoFrame or av.AudioFrame, and its time in seconds since the first of all
@@ -962,80 +1223,109 @@ def decoded(
             yield from out.take()
         dec.close()
         yield from out.take()
-    if not out.n: raise MediaError(path, 'has a video stream, but not one frame of it can be decoded')
+    if not out.n:
+        raise MediaError(path, 'has a video stream, but not one frame of it can be decoded')
 
 # %% ../nbs/03_media.ipynb #c9a91606
-def _stack(pictures): return np.stack([o() for o in pictures])   # promises of `_Pictures`
+def _stack(pictures): return np.stack([o() for o in pictures])   # functions that a lazy `_Pictures` gave
+def _patch_of(wave): return None if wave is None else _log_mel(wave)
 
 class StepReader:
-    "One pass over a file for each `for` loop over it. `info` is a probe's at first, and final when the loop is done."
+    """One pass over a file for each `for` loop over it.
+
+    `info` is a probe's at first, and final when the loop is done."""
     def __init__(self,
         path,                         # A video file
         spec:MediaSpec=MediaSpec(),   # What each step is made of
-        modalities:Sequence[str]=MODALITIES,   # Which of the three are wanted; streams nobody wants are not decoded
+        modalities:Sequence[str]=MODALITIES,   # Which of the three are wanted; other streams are not decoded
     ):
-        self.path,self.spec = Path(path),spec
+        self.path = Path(path)
+        self.spec = spec
         self.modalities = tuple(check_choice(o, MODALITIES, 'modality') for o in modalities)
         self.info,self._packets,self._shown = _scan(path)
         self._expected = self.info.frames_expected
         self.times = step_times(spec, self.info.duration)
-        self._first = [round(o*RATE)-PATCH_SAMPLES//2 for o in self.times]   # of each window of sound
+        self._first = [round(o*RATE)-PATCH_SAMPLES//2 for o in self.times]   # of each window of audio
     def __iter__(self) -> Iterator[Step]:
         for t,wave,heard,frame,clip in self._steps():
-            yield Step(t, float(self.times[t]), None if wave is None else _log_mel(wave), frame, None if clip is None else np.stack(clip), heard)
+            clip = None if clip is None else np.stack(clip)
+            yield Step(t, float(self.times[t]), _patch_of(wave), frame, clip, heard)
     def stacks(self, n:int) -> Iterator['Steps']:
         "The steps as arrays, n at a time: what networks take, with one copy of each picture."
         steps = self._steps()
-        while part:=list(islice(steps, n)): yield self._stacked(*zip(*part))
+        while part:=list(islice(steps, n)):
+            yield self._stacked(*zip(*part))
     def _stacked(self, index, waves, heard, frames, clips) -> 'Steps':
-        S = self.spec
-        return Steps(None if waves[0] is None else _log_mel(np.stack(waves)), None if frames[0] is None else np.stack(frames),
-                     None if clips[0] is None else np.stack([o for c in clips for o in c]).reshape(len(clips), S.clip_frames, S.clip_size, S.clip_size, 3),
-                     self.times[list(index)], None if waves[0] is None else np.array(heard), self.info)
+        patches = mask = None
+        if waves[0] is not None:
+            patches = _log_mel(np.stack(waves))
+            mask = np.array(heard)
+        frames = None if frames[0] is None else np.stack(frames)
+        if clips[0] is None:
+            clips = None
+        else:
+            size = self.spec.clip_size
+            pictures = np.stack([o for c in clips for o in c])
+            clips = pictures.reshape(len(clips), self.spec.clip_frames, size, size, 3)
+        return Steps(patches, frames, clips, self.times[list(index)], mask, self.info)
     def on_demand(self) -> Iterator[Step]:
-        "As a loop over it, but `frame` and `clip` are functions: a picture is only resized when one of them is called."
+        """As a loop over it, but `frame` and `clip` are functions.
+
+        A picture is only resized when one of them is called."""
         for t,wave,heard,frame,clip in self._steps(lazy=True):
-            yield Step(t, float(self.times[t]), None if wave is None else _log_mel(wave), frame, None if clip is None else functools.partial(_stack, clip), heard)
+            clip = None if clip is None else functools.partial(_stack, clip)
+            yield Step(t, float(self.times[t]), _patch_of(wave), frame, clip, heard)
     def _steps(self, lazy=False):
-        "Index, window of sound, whether anything was heard in it, frame, list of the clip's pictures."
+        "Index, window of audio, whether anything was heard in it, frame, list of the clip's pictures."
         lanes,last = _lanes(self.spec, self.times, self._shown, self.modalities)
         with _open(self.path) as c:
             v,a = _streams(c, self.path)
-            pictures,sound = self._takers(a, lanes, lazy)
-            t,dec = 0,_Decoders(v, a, pictures, sound, self.info, self._packets)
+            pictures,audio = self._takers(a, lanes, lazy)
+            dec = _Decoders(v, a, pictures, audio, self.info, self._packets)
             self._decoders = dec   # for a look inside
+            t = 0
             for pk in dec.packets_of(c):
                 dec.feed(pk)
-                while t<self.spec.steps and self._complete(t, last, pictures, sound):
-                    yield self._take(t, lanes, sound); t += 1
+                while t<self.spec.steps and self._complete(t, last, pictures, audio):
+                    yield self._take(t, lanes, audio)
+                    t += 1
             dec.close()
             self._conclude(dec)
-            while t<self.spec.steps: yield self._take(t, lanes, sound); t += 1
+            while t<self.spec.steps:
+                yield self._take(t, lanes, audio)
+                t += 1
     def _takers(self, a, lanes, lazy) -> tuple:
         "Who takes frames and who takes audio; None for what nobody wants."
-        sound = None
+        audio = None
         if 'audio' in self.modalities:
-            sound = _Sound(float(a.time_base) if self.info.has_audio else 1., self.info.start, gather=1.)
-            if not self.info.has_audio: sound.end()   # all of it is silence
-        return _Pictures(list(lanes.values()), lazy) if lanes else None,sound
-    def _complete(self, t, last, pictures, sound) -> bool:
+            tb = float(a.time_base) if self.info.has_audio else 1.
+            audio = _Audio(tb, self.info.start, gather=1.)
+            if not self.info.has_audio:
+                audio.end()   # all of it is silence
+        return _Pictures(list(lanes.values()), lazy) if lanes else None,audio
+    def _complete(self, t, last, pictures, audio) -> bool:
         "Is all past that step t wants?"
-        if pictures is not None and not last[t]<pictures.until: return False
-        return sound is None or (self._first[t]+PATCH_SAMPLES)/RATE<=sound.until
+        if pictures is not None and not last[t]<pictures.until:
+            return False
+        return audio is None or (self._first[t]+PATCH_SAMPLES)/RATE<=audio.until
     def _conclude(self, dec):
         "Say what came of the pass."
         if 'audio' in dec.streams:
-            self.info.audio_seconds = dec.sound.n/RATE
-            self.info.has_audio = dec.sound.n>0
-        if 'video' not in dec.streams: return
+            self.info.audio_seconds = dec.audio.n/RATE
+            self.info.has_audio = dec.audio.n>0
+        if 'video' not in dec.streams:
+            return
         n = dec.pictures.n
-        if not n: raise MediaError(self.path, 'has a video stream, but not one frame of it can be decoded')
-        self.info.frames_decoded,self.info.rotation = n,dec.pictures.rotation
+        if not n:
+            raise MediaError(self.path, 'has a video stream, but not one frame of it can be decoded')
+        self.info.frames_decoded = n
+        self.info.rotation = dec.pictures.rotation
         self.info.frames_expected = max(n, self._expected-dec.places)
-    def _take(self, t, lanes, sound):
+    def _take(self, t, lanes, audio):
         "What step t is made of, which is then forgotten."
-        wave,heard = sound.take(self._first[t], PATCH_SAMPLES) if sound else (None,None)
-        if sound and t+1<self.spec.steps: sound.forget(self._first[t+1])
+        wave,heard = audio.take(self._first[t], PATCH_SAMPLES) if audio else (None,None)
+        if audio and t+1<self.spec.steps:
+            audio.forget(self._first[t+1])
         frame,clip = (lanes[k].have.pop(t) if k in lanes else None for k in ('appearance', 'motion'))
         return t,wave,heard,frame[0] if frame else None,clip
 
@@ -1045,7 +1335,9 @@ def iter_steps(
     spec:MediaSpec=MediaSpec(),   # What each step is made of
     modalities:Sequence[str]=MODALITIES,   # Which of the three are wanted
 ) -> Iterator[Step]:
-    "The steps of a video in order, each as soon as its media are there. For its `info`, loop over a `StepReader`."
+    """The steps of a video in order, each as soon as its media are there.
+
+    For its `info`, loop over a `StepReader`."""
     return iter(StepReader(path, spec, modalities))
 
 # %% ../nbs/03_media.ipynb #2a2a975f
@@ -1056,14 +1348,22 @@ def read_steps(
 ) -> Steps:
     "All steps of a video as arrays."
     reader = StepReader(path, spec, modalities)
-    T,S,n,C = spec.steps,spec.frame_size,spec.clip_frames,spec.clip_size
-    wants = reader.modalities
-    waves,heard = (np.empty((T, PATCH_SAMPLES), dtype=np.float32),np.zeros(T, dtype=bool)) if 'audio' in wants else (None,None)
-    frames = np.empty((T, S, S, 3), dtype=np.uint8) if 'appearance' in wants else None
-    clips = np.empty((T, n, C, C, 3), dtype=np.uint8) if 'motion' in wants else None
-    for t,wave,h,frame,clip in reader._steps():
-        if wave is not None: waves[t],heard[t] = wave,h
-        if frame is not None: frames[t] = frame
+    T = spec.steps
+    waves = heard = frames = clips = None
+    if 'audio' in reader.modalities:
+        waves = np.empty((T, PATCH_SAMPLES), dtype=np.float32)
+        heard = np.zeros(T, dtype=bool)
+    if 'appearance' in reader.modalities:
+        frames = np.empty((T, spec.frame_size, spec.frame_size, 3), dtype=np.uint8)
+    if 'motion' in reader.modalities:
+        clips = np.empty((T, spec.clip_frames, spec.clip_size, spec.clip_size, 3), dtype=np.uint8)
+    for t,wave,any_audio,frame,clip in reader._steps():
+        if wave is not None:
+            waves[t] = wave
+            heard[t] = any_audio
+        if frame is not None:
+            frames[t] = frame
         if clip is not None:
-            for i,o in enumerate(clip): clips[t,i] = o
-    return Steps(None if waves is None else _log_mel(waves), frames, clips, reader.times, heard, reader.info)
+            for i,o in enumerate(clip):
+                clips[t,i] = o
+    return Steps(_patch_of(waves), frames, clips, reader.times, heard, reader.info)

@@ -1,4 +1,6 @@
-"What is said of a file, in a batch, on a stream and from the shell is what evaluation says; and never costs more than it may."
+"""A file, a batch, a stream and the shell give the results of evaluation.
+
+None of them ever costs more than its budget."""
 import json, os
 from pathlib import Path
 import numpy as np, pytest, torch
@@ -6,36 +8,46 @@ from hypothesis import given, settings, strategies as st
 from helpers import hcms
 
 def test_files_say_what_stored_features_say(trained, full):
-    "Same gates, probabilities within 1e-4, alone, in batches, at every step; on every video of the test split in the long form."
+    """Same gates, probabilities within 1e-4, alone, in batches, at every step.
+
+    The long form tests every video of the test split."""
     r,said = trained
     paths = said['paths'].tolist()[:None if full else 7]
     alone = [r.predict(p) for p in paths]
     for many in (alone, list(r.predict_many(paths, batch=5))):
         for i,o in enumerate(many):
             assert o.path==paths[i] and (o.gates==said['gates'][i]).all()
-            assert np.abs(o.probabilities-said['p'][i,-1]).max()<1e-4 and np.abs(o.step_probabilities-said['p'][i]).max()<1e-4
+            assert np.abs(o.probabilities-said['p'][i,-1]).max()<1e-4
+            assert np.abs(o.step_probabilities-said['p'][i]).max()<1e-4
 
 def test_a_stream_says_what_the_file_says(trained):
-    "Sound pushed a thousandth of a second at a time, pictures one by one."
+    "Audio pushed a thousandth of a second at a time, pictures one by one."
     import av
-    from hcms.infer import Stream
     from hcms.media import probe
     r,said = trained
     path = said['paths'].tolist()[0]
-    info,pieces = probe(path),[]
+    info = probe(path)
+    pieces = []
     with av.open(path) as c:
         for pk in c.demux():
             for o in pk.decode():
-                if isinstance(o, av.VideoFrame): pieces.append((o.time-info.start, 'see', o))
-                else: pieces += [(o.time-info.start+n/o.sample_rate, 'hear', o.to_ndarray()[0,n:n+16]) for n in range(0, o.samples, 16)]
+                at = o.time-info.start
+                if isinstance(o, av.VideoFrame):
+                    pieces.append((at, 'see', o))
+                    continue
+                for n in range(0, o.samples, 16):
+                    pieces.append((at+n/o.sample_rate, 'hear', o.to_ndarray()[0,n:n+16]))
     stream = r.stream(duration=info.duration)
-    for t,what,x in sorted(pieces, key=lambda o: o[0]): getattr(stream, what)(x, t)
+    for t,what,x in sorted(pieces, key=lambda o: o[0]):
+        getattr(stream, what)(x, t)
     stream.end()
-    a,b = stream.answer(),r.predict(path)
+    a = stream.answer()
+    b = r.predict(path)
     assert a.steps==32 and a.gflops==b.gflops and np.abs(a.probabilities-b.probabilities).max()<1e-4
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.lists(st.floats(1e-6, 100), min_size=3, max_size=3), st.permutations(['audio', 'appearance', 'motion']), st.booleans(), st.floats(0, 1.2), st.booleans())
+@given(st.integers(0, 10**6), st.lists(st.floats(1e-6, 100), min_size=3, max_size=3),
+       st.permutations(['audio', 'appearance', 'motion']), st.booleans(), st.floats(0, 1.2), st.booleans())
 def test_a_budget_is_kept_to_the_last_multiply_accumulate(seed, prices, order, nested, share, each_second):
     "Over random gates, prices, orders and budgets; with a budget for each second at every step."
     from hcms.costs import budget_macs, gflops_per_video, within_budget
@@ -45,7 +57,8 @@ def test_a_budget_is_kept_to_the_last_multiply_accumulate(seed, prices, order, n
     net = HCMS(3, order, in_sizes=(4, 5, 6), proj_sizes=(3, 3, 3), hidden_sizes=(2, 3, 4), nested=nested)
     prices = dict(zip(order, prices))
     gates = (torch.rand(1, 6, 2)<torch.rand(2)).float()
-    if nested: gates[...,1] *= gates[...,0]
+    if nested:
+        gates[...,1] *= gates[...,0]
     class Features:
         def has(self, k, b): return True
         def __call__(self, k, rows): return torch.zeros(len(rows), 4+k)
@@ -54,25 +67,32 @@ def test_a_budget_is_kept_to_the_last_multiply_accumulate(seed, prices, order, n
     walk = Walk(Meter(run.costs, None if each_second else share*whole))
     state = net.init_state(1)
     for t in range(6):
-        if each_second: walk.meter.allowance = budget_macs(share*whole*(t+1)/6)
+        if each_second:
+            walk.meter.allowance = budget_macs(share*whole*(t+1)/6)
         state = run.step(state, [walk], Features(), gates[:,t])
-        if each_second: assert walk.meter.total<=budget_macs(share*whole*(t+1)/6)
-    if walk.steps: walk.meter.read()
-    if each_second: return
+        if each_second:
+            assert walk.meter.total<=budget_macs(share*whole*(t+1)/6)
+    if walk.steps:
+        walk.meter.read()
+    if each_second:
+        return
     assert walk.meter.total<=budget_macs(share*whole)
     want = within_budget(gates, share*whole, run.costs)
     assert walk.steps==want.steps[0] and (not walk.steps or walk.meter.total==round(want.gflops[0]*1e9))
 
 def test_the_command(trained, trained_home, tmp_path):
-    "A folder with a broken file: a line of JSON each, the reason for the broken one, exit code 1; and pictures."
+    "A folder with a broken file: a line of JSON each, the reason for the broken one, exit code 1; and plots."
     _,said = trained
-    for i,p in enumerate(said['paths'].tolist()[:2]): (tmp_path/f'-v{i} ü.mp4').write_bytes(Path(p).read_bytes())
+    for i,p in enumerate(said['paths'].tolist()[:2]):
+        (tmp_path/f'-v{i} ü.mp4').write_bytes(Path(p).read_bytes())
     (tmp_path/'broken.mp4').write_text('<html>404</html>')
     r = hcms('predict', tmp_path, '--json', '--plot', tmp_path/'plots', home=trained_home, check=False)
     lines = [json.loads(o) for o in r.stdout.splitlines()]
-    assert r.returncode==1 and [Path(o['path']).name for o in lines]==['-v0 ü.mp4', '-v1 ü.mp4', 'broken.mp4'], r.stderr[-2000:]
+    names = [Path(o['path']).name for o in lines]
+    assert r.returncode==1 and names==['-v0 ü.mp4', '-v1 ü.mp4', 'broken.mp4'], r.stderr[-2000:]
     assert 'is text' in lines[2]['error'] and 'is text' in r.stderr
-    for o,gates in zip(lines[:2], said['gates']): assert o['gates']==gates.astype(int).tolist()
+    for o,gates in zip(lines[:2], said['gates']):
+        assert o['gates']==gates.astype(int).tolist()
     assert sorted(o.name for o in (tmp_path/'plots').glob('*.png'))==['-v0 ü.png', '-v1 ü.png']
     few = hcms('predict', '--budget', 0.01, '--top', 2, '--', tmp_path/'-v0 ü.mp4', home=trained_home)
     assert 'the budget ended it' in few.stdout and few.stdout.count('%')==2
@@ -96,8 +116,10 @@ def pushed(live, events):
     from hcms.media import MAX_PAUSE
     out = []
     for what,t in events:
-        if what=='see': live.see(GREY, t)
-        else: live.hear(QUIET, t)
+        if what=='see':
+            live.see(GREY, t)
+        else:
+            live.hear(QUIET, t)
         new = list(live.ready())
         assert len(new)<=(MAX_PAUSE+3)/.5 and len(live.open)<=(MAX_PAUSE+3)/.5
         out += new
@@ -108,7 +130,8 @@ def pushed(live, events):
 @given(st.floats(-1e10, 1e10), st.lists(st.tuples(WHAT, st.floats(0, 4)), min_size=1, max_size=30))
 def test_a_stream_begins_at_its_first_stamp(zero, events):
     "Pictures or audio first, from any time on: the same steps at the same times."
-    plain,later = live_steps(),live_steps()
+    plain = live_steps()
+    later = live_steps()
     first = events[0][1]
     a = pushed(plain, [(k, round(t-first, 2)) for k,t in events])
     b = pushed(later, [(k, zero+round(t-first, 2)) for k,t in events])
@@ -130,13 +153,17 @@ def test_no_number_in_a_stamp_makes_work(events):
 def test_a_clock_that_is_set_anew_is_followed_by_both(jump, first):
     "Whichever of the two jumps first, they stay side by side: a click is heard when its picture is shown."
     at = [i/10 for i in range(400)]
-    live,steps = live_steps(),[]
+    live = live_steps()
+    steps = []
     for i,t in enumerate(at):
         t += jump*(i>=350)
-        picture,sound = GREY+np.uint8(100*(i==370)),QUIET+np.float32(.9*(i==370))
+        picture = GREY+np.uint8(100*(i==370))
+        audio = QUIET+np.float32(.9*(i==370))
         for what in (first, 'hear' if first=='see' else 'see'):
-            if what=='see': live.see(picture, t)
-            else: live.hear(sound, t)
+            if what=='see':
+                live.see(picture, t)
+            else:
+                live.hear(audio, t)
         steps += live.ready()
     live.end()
     steps += live.ready()
@@ -148,18 +175,27 @@ def test_stamps_that_are_no_numbers_are_refused():
     from hcms.core import InputError
     live = live_steps()
     for bad in (float('nan'), float('inf'), -float('inf'), None, 'soon', [1.], 1j):
-        with pytest.raises(InputError, match='time'): live.see(GREY, bad)
-        with pytest.raises(InputError, match='time'): live.hear(QUIET, bad)
-    live.see(GREY, 5.); live.see(GREY, 5.1)
+        with pytest.raises(InputError, match='time'):
+            live.see(GREY, bad)
+        with pytest.raises(InputError, match='time'):
+            live.hear(QUIET, bad)
+    live.see(GREY, 5.)
+    live.see(GREY, 5.1)
     assert (live.late_pictures, round(live.clock.now, 3)) == (0, .1)
 
 # play
 
 class Camera:
     "A stream that notes what arrives."
-    def __init__(self): self.seen,self.heard = [],[]
-    def see(self, o, t): self.seen.append(t); return 0
-    def hear(self, o, t): self.heard.append(t); return 0
+    def __init__(self):
+        self.seen = []
+        self.heard = []
+    def see(self, o, t):
+        self.seen.append(t)
+        return 0
+    def hear(self, o, t):
+        self.heard.append(t)
+        return 0
     def end(self): return 0
 
 @pytest.mark.parametrize('name,kw', [
@@ -175,10 +211,11 @@ def test_play_takes_what_the_reader_takes(tmp_path, monkeypatch, name, kw):
     kw = dict(options=dict(bf='2')) | kw
     bare = name.startswith('raw') or name.endswith('.webm')
     pictures = np.random.default_rng(0).integers(0, 255, (30, 64, 64, 3), dtype=np.uint8)
-    sound = None if bare else np.zeros(19_200, 'f4')
-    src = write_video(tmp_path/f'src{Path(name).suffix}', pictures, 25, sound, crf=None, preset=None, **kw)
+    audio = None if bare else np.zeros(19_200, 'f4')
+    src = write_video(tmp_path/f'src{Path(name).suffix}', pictures, 25, audio, crf=None, preset=None, **kw)
     src.rename(tmp_path/name)
-    info,camera = read_steps(Path(name), MediaSpec(steps=2, frame_size=16)).info,Camera()
+    info = read_steps(Path(name), MediaSpec(steps=2, frame_size=16)).info
+    camera = Camera()
     assert not list(play(Path(name), camera))
     assert len(camera.seen)==info.frames_decoded==30 and camera.seen==sorted(camera.seen)
     assert min(camera.seen+camera.heard)>=-.1 and bool(camera.heard)==info.has_audio
@@ -191,25 +228,38 @@ def test_play_refuses_what_the_reader_refuses(tmp_path):
     (tmp_path/'list.m3u8').write_text('#EXTM3U\n#EXTINF:3,\nv.ts\n#EXT-X-ENDLIST\n')
     (tmp_path/'empty.mp4').touch()
     for name in ('page.mp4', 'list.m3u8', 'empty.mp4', 'absent.mp4', ''):
-        with pytest.raises(InputError): list(play(tmp_path/name, Camera()))
+        with pytest.raises(InputError):
+            list(play(tmp_path/name, Camera()))
 
 @pytest.mark.full
 def test_memory_stays_flat_over_an_hour_of_stream(trained):
     import psutil
     r,_ = trained
     rss = lambda: psutil.Process().memory_info().rss/2**20
-    rng,stream,at = np.random.default_rng(0),r.stream(every=3.6),{}
-    pictures,sound = rng.integers(0, 255, (16, 96, 128, 3), dtype=np.uint8),(rng.standard_normal(16_000)/8).astype('float32')
+    rng = np.random.default_rng(0)
+    stream = r.stream(every=3.6)
+    at = {}
+    pictures = rng.integers(0, 255, (16, 96, 128, 3), dtype=np.uint8)
+    audio = (rng.standard_normal(16_000)/8).astype('float32')
     for s in range(3600):
-        for i in range(8): stream.see(pictures[(8*s+i)%16], s+i/8)
-        stream.hear(sound, s)
-        if s in (600, 3599): at[s] = rss()
+        for i in range(8):
+            stream.see(pictures[(8*s+i)%16], s+i/8)
+        stream.hear(audio, s)
+        if s in (600, 3599):
+            at[s] = rss()
     assert stream.answer().steps>=990 and at[3599]-at[600]<8, at
 
 def test_an_odd_file_gives_a_result_or_a_reason(trained, tmp_path):
     "Folders of real clips, named by HCMS_REAL_CLIPS: none ends the run."
-    if not os.environ.get('HCMS_REAL_CLIPS'): pytest.skip('HCMS_REAL_CLIPS names no folder of real clips')
+    if not os.environ.get('HCMS_REAL_CLIPS'):
+        pytest.skip('HCMS_REAL_CLIPS names no folder of real clips')
     from hcms.core import InputError
     r,_ = trained
-    files = sorted(o for d in os.environ['HCMS_REAL_CLIPS'].split(os.pathsep) for o in Path(d).rglob('*') if o.is_file() and o.suffix not in ('.csv', '.md', '.txt', '.json'))
-    for f,o in zip(files, r.predict_many(files, batch=4), strict=True): assert f.name in str(o) if isinstance(o, InputError) else np.isfinite(o.probabilities).all()
+    folders = os.environ['HCMS_REAL_CLIPS'].split(os.pathsep)
+    found = [o for d in folders for o in Path(d).rglob('*') if o.is_file()]
+    files = sorted(o for o in found if o.suffix not in ('.csv', '.md', '.txt', '.json'))
+    for f,o in zip(files, r.predict_many(files, batch=4), strict=True):
+        if isinstance(o, InputError):
+            assert f.name in str(o)
+        else:
+            assert np.isfinite(o.probabilities).all()
