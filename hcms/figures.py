@@ -16,10 +16,8 @@ from .datasets import stamped
 from .evaluate import headline
 from .media import MediaSpec, read_steps
 from .metrics import softmax
-from hcms.plots import (
-    figure, panels, plot_architecture, plot_curves, plot_frame, plot_many, plot_map, plot_timeline,
-    plot_training, plot_usage, plot_used, write_picture,
-)
+from .plots import (figure, panels, plot_architecture, plot_curves, plot_frame, plot_many, plot_map,
+                        plot_timeline, plot_training, plot_usage, plot_used, write_picture)
 from .policies import GRID, VIEWS, policy_configs
 from .report import describe, write_figure
 from .runs import config_for, variants

@@ -16,10 +16,8 @@ import re
 import sys
 from pathlib import Path
 import pandas as pd
-from hcms.core import (
-    InputError, check_choice, commit, fingerprint, home, read_json, read_text, repo_root, versions,
-    write_whole,
-)
+from .core import (InputError, check_choice, commit, fingerprint, home, read_json, read_text, repo_root,
+                       versions, write_whole)
 from .costs import PAPER_PRICES
 from .datasets import DATASETS
 from .paper import PAPER
