@@ -291,7 +291,7 @@ def test_a_hung_and_a_crashing_decoder_cost_only_their_videos(some_home, tmp_pat
     tally('faults', 'a decoder that never returns, and one that crashes', how, 2)
 
 def test_ray_with_a_killed_worker_ends_with_the_same_bytes(some_home, tmp_path, tally):
-    "One of two workers with networks is killed; and a decoder dies over one video each time, which is set aside."
+    "One of two workers with networks is killed; a decoder dies over one video each time, which is set aside."
     pytest.importorskip('ray')
     home = copy_home(some_home, tmp_path/'home', 'features')
     (tmp_path/'harm.py').write_text("""
