@@ -6,20 +6,25 @@
 __all__ = ['CONFIGS', 'NOTEBOOKS', 'MEASURED', 'this_python', 'run_notebook', 'notebooks', 'needed', 'make_reports']
 
 # %% ../nbs/66_driver.ipynb #83e5c78d
-import json, sys, time
+import json
+import sys
+import time
 from concurrent.futures import as_completed
 from pathlib import Path
 from tqdm.auto import tqdm
 from .claims import claims_configs
-from .comparisons import ablation_configs, calibration_configs, open_standin, table3_configs, table45_configs, table6_configs
-from .core import InputError, check_choice, home, read_json, repo_root, stoppable, worker_pool, write_whole
+from .comparisons import (ablation_configs, calibration_configs, open_standin, table3_configs,
+                              table45_configs, table6_configs)
+from .core import (InputError, check_choice, home, read_json, repo_root, stoppable, worker_pool,
+                       write_whole)
 from .datasets import open_dataset
 from .figures import fig3_configs, fig7_configs, first_configs, video_configs
 from .evaluate import headline
 from .hlstm import SEAL
 from .policies import measured, policy_configs
 from .recognizer import Recognizer
-from .report import check_parameters, describe, other_than_default, report_folder, write_index, write_top_index
+from .report import (check_parameters, describe, other_than_default, report_folder, write_index,
+                         write_top_index)
 from .runs import check_configs, config_for, load_run, run_folder, train_runs
 from .tables import hcms_configs, table1_configs
 
@@ -47,53 +52,85 @@ def run_notebook(
         options = dict(progress_bar=False, extra_arguments=['--log-level=40'], shutdown_kernel='immediate')
         kernel = dict(kernel_name='python3', kernel_manager_class=this_python())
         pm.execute_notebook(str(source), str(copy), given, cwd=str(Path(source).parent), **kernel, **options)
-    except Exception as e: return str(e).strip().splitlines()[-1]
+    except Exception as e:
+        return str(e).strip().splitlines()[-1]
 
 # %% ../nbs/66_driver.ipynb #89c8fbba
-CONFIGS = dict(claims=claims_configs, table1=table1_configs, fig5=video_configs, fig1=video_configs, rivals=policy_configs,
-    fig3=fig3_configs, fig4=hcms_configs, fig6=hcms_configs, fig7=fig7_configs, fig2=first_configs, table2=hcms_configs,
-    table3=table3_configs, table4=table45_configs, table5=table45_configs, table6=table6_configs,
-    calibration=calibration_configs, ablations=ablation_configs, speed=first_configs)
+CONFIGS = dict(
+    claims=claims_configs,
+    table1=table1_configs,
+    fig5=video_configs,
+    fig1=video_configs,
+    rivals=policy_configs,
+    fig3=fig3_configs,
+    fig4=hcms_configs,
+    fig6=hcms_configs,
+    fig7=fig7_configs,
+    fig2=first_configs,
+    table2=hcms_configs,
+    table3=table3_configs,
+    table4=table45_configs,
+    table5=table45_configs,
+    table6=table6_configs,
+    calibration=calibration_configs,
+    ablations=ablation_configs,
+    speed=first_configs,
+)
 NOTEBOOKS = tuple(o for o in CONFIGS if o not in ('calibration', 'ablations', 'speed'))   # Of every data set
-MEASURED = ('rivals', 'fig3', 'table3', 'claims')   # Those that show what all policies do
+MEASURED = ('rivals', 'fig3', 'table3', 'claims')   # Those that show all policies
 
 def notebooks(data) -> list:
-    "The notebooks of a data set: a stand-in has its calibration, and no ablations, for what a choice is worth cannot be learned from a simulation."
-    return [*NOTEBOOKS, 'calibration'] if data.simulated else [*NOTEBOOKS, 'ablations']
+    "All of a data set: ablations, or a stand-in's calibration, as no simulation says what a choice is worth."
+    return [*NOTEBOOKS, 'calibration' if data.simulated else 'ablations']
 
+# %% ../nbs/66_driver.ipynb #cf687158
 def needed(
     data,
     names,         # Of notebooks
     seeds:int=3,
     epochs:int=0,
 ) -> list:         # of TrainConfig
-    "Every run that some notebooks ask for; an `InputError` where one of them cannot be made of this data set."
-    configs,refused = [],{}
+    "Every run that some notebooks ask for; an `InputError` where one of them cannot be made of the data."
+    configs = []
+    refused = {}
     for name in names:
-        if name not in CONFIGS: continue
+        if name not in CONFIGS:
+            continue
         try:
             own = CONFIGS[name](data, seeds=seeds, epochs=epochs)
             check_configs(data, own)
             configs += own
-        except InputError as e: refused[name] = e
-    if not refused: return configs
+        except InputError as e:
+            refused[name] = e
+    if not refused:
+        return configs
     rest = [o for o in names if o not in refused]
-    if not rest: raise next(iter(refused.values()))
+    first = next(iter(refused.values()))
+    if not rest:
+        raise first
     remedy = 'the others can be had: ' + ' '.join(f'--only {o}' for o in rest)
-    raise InputError(', '.join(refused), f'{next(iter(refused.values()))}; {remedy}')
+    raise InputError(', '.join(refused), f'{first}; {remedy}')
 
 # %% ../nbs/66_driver.ipynb #cb8bfc74
 def _keep(data, run, other=''):
-    "The trained model in checkpoints/LABEL, with its networks if there are any; that of another schedule beside it."
+    "The trained model in checkpoints/LABEL, with its networks if there are any; other schedules beside it."
     out = home()/'checkpoints'/(f'{data.label},{other}' if other else data.label)
     h = headline(run.predictions, run.model)
-    if data.simulated: run.model.save_pretrained(out); return
+    if data.simulated:
+        run.model.save_pretrained(out)
+        return
     notes,_ = describe(data, [run], {})
-    results = {f'mAP, {data.evaluated} split': f"{h['map']:.1%}", 'steps that skip appearance, motion': f"{h['skip_appearance']:.1%}, {h['skip_motion']:.1%}", 'seed': run.config.seed}
+    results = {
+        f'mAP, {data.evaluated} split': f"{h['map']:.1%}",
+        'steps that skip appearance, motion': f"{h['skip_appearance']:.1%}, {h['skip_motion']:.1%}",
+        'seed': run.config.seed,
+    }
     about = [data.stamp, *notes] if data.stamp else notes
     Recognizer(run.model, data.backbones, list(data.classes), data.stamp).save_pretrained(out, about, results)
 
-def _run_one(name, executed, parameters): return name,run_notebook(repo_root()/'nbs'/f'{name}.ipynb', Path(executed)/f'{name}.ipynb', parameters)
+def _run_one(name, executed, parameters):
+    source = repo_root()/'nbs'/f'{name}.ipynb'
+    return name,run_notebook(source, Path(executed)/f'{name}.ipynb', parameters)
 
 class _Phases:
     "Says which part of a run begins, and notes how long each took; the longest run on record is kept."
@@ -104,32 +141,40 @@ class _Phases:
         self.since = time.perf_counter()
     def begin(self, name, doing):
         self.end()
-        self.name,self.interrupts.doing = name,doing
+        self.name = name
+        self.interrupts.doing = doing
         print(f'report: {name} ...', file=sys.stderr, flush=True)
     def end(self):
         now = time.perf_counter()
-        if self.name: self.took[self.name] = now-self.since
-        self.since,self.name = now,''
+        if self.name:
+            self.took[self.name] = now-self.since
+        self.since = now
+        self.name = ''
     def keep(self, path):
         before = read_json(path)['phases'] if path.is_file() else {}
-        if sum(self.took.values())>sum(before.values()): write_whole(path, json.dumps(dict(phases=self.took), indent=1))
+        if sum(self.took.values())>sum(before.values()):
+            write_whole(path, json.dumps(dict(phases=self.took), indent=1))
 
 # %% ../nbs/66_driver.ipynb #4be0c364
 def _check_request(parameters, only):
     repo_root()   # says so where there are no notebooks to run
     check_parameters(parameters, dataset=str, seeds=int, epochs=int, workers=int, out_dir=str)
     dataset = parameters['dataset']
-    for o in only: check_choice(o, CONFIGS, 'report notebook')   # speed wants a quiet machine: it runs where it is asked for
+    for o in only:   # speed wants a quiet machine: it runs where it is asked for
+        check_choice(o, CONFIGS, 'report notebook')
     if 'speed' in only and dataset!='demo':
-        raise InputError('speed', f'is measured on the demo, not on {dataset}; run: hcms report demo --only speed')
-    if 'calibration' in only: open_standin(dataset)
+        remedy = 'run: hcms report demo --only speed'
+        raise InputError('speed', f'is measured on the demo, not on {dataset}; {remedy}')
+    if 'calibration' in only:
+        open_standin(dataset)
 
 def _run_notebooks(names, executed, parameters, workers) -> list:   # Names of those that failed
     failed = []
-    with worker_pool(workers, doing='report') as pool, tqdm(total=len(names), desc='report', unit='notebook') as bar:
+    bar = dict(total=len(names), desc='report', unit='notebook')
+    with worker_pool(workers, doing='report') as pool, tqdm(**bar) as progress:
         for o in as_completed([pool.submit(_run_one, n, executed, parameters) for n in names]):
             name,error = o.result()
-            bar.update()
+            progress.update()
             if error:
                 failed.append(name)
                 tqdm.write(f"{name} failed: {error}\n  its executed copy: {executed/f'{name}.ipynb'}")
@@ -144,7 +189,7 @@ def make_reports(
     out_dir='',        # By default reports/LABEL, and below it for other than the default seeds and epochs
     only=(),           # Names of the notebooks wanted; by default all
 ) -> list:             # Names of the notebooks that failed
-    "Every table and figure of a data set, the ledger of claims, an index, and a trained model in checkpoints/LABEL."
+    "Every table and figure of a data set, the ledger of claims, an index, and a model in checkpoints/LABEL."
     given = dict(dataset=dataset, seeds=seeds, epochs=epochs, workers=workers, out_dir=str(out_dir))
     _check_request(given, only)
     with stoppable() as interrupts:
@@ -154,20 +199,26 @@ def make_reports(
         names = [n for n in notebooks(data) if n in (only or notebooks(data))]
         names += [n for n in dict.fromkeys(only) if n not in names]
         configs = needed(data, names, seeds, epochs)
-        out,other = report_folder(data, given),other_than_default(given)
+        other = other_than_default(given)
+        out = report_folder(data, given)
         executed = home()/'data'/'executed'/data.label
         executed.mkdir(parents=True, exist_ok=True)
         phase.begin('training', f'the runs in training, at most {workers},')
         train_runs(data, configs, workers)
         phase.begin('policies', f'the policies in work, at most {workers},')
-        if set(MEASURED) & set(names): measured(data, seeds, epochs, workers)
+        if set(MEASURED) & set(names):
+            measured(data, seeds, epochs, workers)
         first = run_folder(data, config_for(data, epochs))
-        if (first/SEAL).exists(): _keep(data, load_run(first), other_than_default(dict(epochs=epochs)))
+        if (first/SEAL).exists():
+            _keep(data, load_run(first), other_than_default(dict(epochs=epochs)))
         phase.begin('notebooks', f'the notebooks that run, at most {workers},')
         failed = _run_notebooks(names, executed, given | dict(workers=1, out_dir=str(out)), workers)
         phase.end()
-        if not only and not other: phase.keep(executed/'phases.json')
-        if data.stamp: print(data.stamp)
+        if not only and not other:
+            phase.keep(executed/'phases.json')
+        if data.stamp:
+            print(data.stamp)
         print(f'results: {write_index(out, other)}')
-        if not out_dir and not other: write_top_index(out.parent)
+        if not out_dir and not other:
+            write_top_index(out.parent)
     return failed

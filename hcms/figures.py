@@ -10,14 +10,14 @@ __all__ = ['FIG7_GROUPS', 'fig3_changes', 'fig3_configs', 'fig3', 'fig3_adaframe
 # %% ../nbs/64_figures.ipynb #f526a87f
 import numpy as np
 import pandas as pd
-import torch
 from .core import MODALITIES, InputError
 from .costs import gflops_per_video
 from .datasets import stamped
 from .evaluate import headline
 from .media import MediaSpec, read_steps
 from .metrics import softmax
-from .plots import figure, panels, plot_architecture, plot_curves, plot_frame, plot_many, plot_map, plot_timeline, plot_training, plot_usage, plot_used, write_picture
+from .plots import (figure, panels, plot_architecture, plot_curves, plot_frame, plot_many, plot_map,
+                        plot_timeline, plot_training, plot_usage, plot_used, write_picture)
 from .policies import GRID, VIEWS, policy_configs
 from .report import describe, write_figure
 from .runs import config_for, variants
@@ -26,37 +26,59 @@ from .tables import over_seeds
 # %% ../nbs/64_figures.ipynb #e5dc3733
 def fig3_changes() -> list:
     "What HCMS and UNIFORM are trained with for Fig. 3."
-    return [dict(model='early', views=v) for v in VIEWS] + [dict(), *(dict(skip_targets=g) for g in GRID)]
+    uniform = [dict(model='early', views=v) for v in VIEWS]
+    return uniform + [dict(), *(dict(skip_targets=g) for g in GRID)]
 
 def fig3_configs(data, seeds:int=3, epochs:int=0) -> list:   # of TrainConfig
     "HCMS and UNIFORM at every setting, and every policy that is measured beside them."
     return variants(data, fig3_changes(), seeds, epochs) + policy_configs(data, seeds, epochs)
+
+def _fig3_row(data, run) -> dict:
+    "A run of HCMS or UNIFORM as a row of Fig. 3."
+    c = run.config
+    if c.model=='early':
+        views = c.views or data.steps
+        row = dict(method='UNIFORM', setting=float(views), label=f'{views}')
+    else:
+        row = dict(method='HCMS', setting=c.skip_targets[1], label='{:g}, {:g}'.format(*c.skip_targets))
+    h = headline(run.predictions, run.model)
+    skips = {f'skip_{m}': h.get(f'skip_{m}', 0.) for m in MODALITIES[1:]}
+    return row | dict(map=h['map'], gflops=h['gflops']) | skips
 
 def fig3(
     data,
     runs,            # Of `fig3_changes`, every seed
 ) -> pd.DataFrame:   # method, setting, label, mAP and GFLOPs over seeds
     "The numbers of Fig. 3."
-    rows = []
-    for r in runs:
-        h,c = headline(r.predictions, r.model),r.config
-        uniform = c.model=='early'
-        rows.append(dict(method='UNIFORM' if uniform else 'HCMS', setting=float(c.views or data.steps) if uniform else c.skip_targets[1],
-            label=f'{c.views or data.steps}' if uniform else '{:g}, {:g}'.format(*c.skip_targets), map=h['map'], gflops=h['gflops'], skip_appearance=h.get('skip_appearance', 0.), skip_motion=h.get('skip_motion', 0.)))
-    return stamped(data, over_seeds(rows, ['method', 'setting', 'label']))
+    return stamped(data, over_seeds([_fig3_row(data, r) for r in runs], ['method', 'setting', 'label']))
 
 def fig3_adaframe(curves) -> pd.DataFrame:
     "AdaFrame's rows for Fig. 3, from `hcms.policies.measured`."
     d = curves[curves.policy=='AdaFrame']
-    return over_seeds(d.assign(method='AdaFrame', label='', skip_appearance=1-d.use_appearance, skip_motion=1-d.use_motion)[['method', 'setting', 'label', 'map', 'gflops', 'skip_appearance', 'skip_motion']].to_dict('records'), ['method', 'setting', 'label'])
+    d = d.assign(method='AdaFrame', label='', skip_appearance=1-d.use_appearance, skip_motion=1-d.use_motion)
+    by = ['method', 'setting', 'label']
+    return over_seeds(d[[*by, 'map', 'gflops', 'skip_appearance', 'skip_motion']].to_dict('records'), by)
 
-def show_fig3(numbers, curves, data, parameters, runs, out):
-    "Write fig3.* and return the figure: on the left as in the paper, on the right all policies (`curves` from `hcms.policies.measured`)."
+# %% ../nbs/64_figures.ipynb #b2f3544a
+def show_fig3(
+    numbers,
+    curves,       # From `hcms.policies.measured`
+    data,
+    parameters,
+    runs,
+    out,
+):                # The figure: on the left as in the paper, on the right all policies
+    "Write fig3.* and return the figure."
     fig,(ax,wide) = panels(1, 2, height=3.)
     plot_curves(numbers, ax, f'{data.label}: HCMS, UNIFORM, AdaFrame')
     plot_many(curves, wide, f'{data.label}: all policies')
     notes,meta = describe(data, runs, parameters)
-    notes += ['HCMS: one point a pair of skip targets (appearance, motion). UNIFORM: early fusion of A + I + M at so many evenly spaced views. AdaFrame: written anew for these features, one point a threshold of its utility. Bands: one standard deviation over seeds. Right: every policy that was measured; rivals.* names each.']
+    notes.append(
+        'HCMS: one point a pair of skip targets (appearance, motion). UNIFORM: early fusion of A + I + M '
+        'at so many evenly spaced views. AdaFrame: written anew for these features, one point a threshold '
+        'of its utility. Bands: one standard deviation over seeds. Right: every policy that was measured; '
+        'rivals.* names each.'
+    )
     write_figure(fig, numbers, 'fig3', out, f'Figure 3. Cost against mAP on {data.label}', notes, meta)
     return fig
 
@@ -69,8 +91,12 @@ def usage_frame(
     "The share of time steps at which each video uses a modality."
     rows = []
     for r in runs:
+        p = r.predictions
         k = r.config.modalities.index(modality)-1
-        rows.append(pd.DataFrame(dict(category=np.array(data.classes)[r.predictions.y], seed=r.config.seed, video=np.arange(len(r.predictions.y)), usage=r.predictions.gates[...,k].mean(1))))
+        rows.append(pd.DataFrame(dict(
+            category=np.array(data.classes)[p.y], seed=r.config.seed, video=np.arange(len(p.y)),
+            usage=p.gates[...,k].mean(1),
+        )))
     df = pd.concat(rows, ignore_index=True)
     order = df.groupby('category').usage.mean().sort_values(kind='stable').index
     return stamped(data, df.set_index('category').loc[order].reset_index())
@@ -87,31 +113,43 @@ def show_fig4(usage, data, parameters, runs, out):
     fig,ax = figure(height=.55+.19*len(keep))
     plot_usage(usage[usage.category.isin(keep)], ax, title=f'{data.label}: use of motion')
     notes,meta = describe(data, runs, parameters)
-    notes += [f'A row a class, by rising mean usage; boxes over all its videos and seeds, dots are means.' + ('' if len(keep)==len(names) else f' The {len(keep)//2} classes that use least and most, of {len(names)}; the CSV has all.')]
+    note = 'A row a class, by rising mean usage; boxes over all its videos and seeds, dots are means.'
+    if len(keep)<len(names):
+        note += (f' The {len(keep)//2} classes that use least and most, of {len(names)}; '
+                 'the CSV has all.')
+    notes.append(note)
     write_figure(fig, usage, 'fig4', out, f'Figure 4. Use of motion by class on {data.label}', notes, meta)
     return fig
 
+# %% ../nbs/64_figures.ipynb #206d84a4
 def fig6(data, runs) -> pd.DataFrame:   # category, modality, step, usage
-    "The share of a class's videos (and seeds) that use a modality at each time step, for each class with videos."
+    "The share of a class's videos (and seeds) that use a modality at each step, for each class with videos."
     rows = []
     for k,m in enumerate(runs[0].config.modalities[1:]):
         for c,name in enumerate(data.classes):
             of_class = [r.predictions.gates[r.predictions.y==c][...,k] for r in runs]
             shares = [gates.mean(0) for gates in of_class if len(gates)]
-            if not shares: continue
+            if not shares:
+                continue
             use = np.mean(shares, 0)
-            rows.append(pd.DataFrame(dict(category=name, modality=m, step=np.arange(len(use)), usage=use)))
+            steps = np.arange(len(use))
+            rows.append(pd.DataFrame(dict(category=name, modality=m, step=steps, usage=use)))
     return stamped(data, pd.concat(rows, ignore_index=True))
 
 def show_fig6(numbers, data, parameters, runs, out):
     "Write fig6.* and return the figure."
-    wide = {m: d.pivot(index='category', columns='step', values='usage') for m,d in numbers.groupby('modality', sort=False)}
+    groups = numbers.groupby('modality', sort=False)
+    wide = {m: d.pivot(index='category', columns='step', values='usage') for m,d in groups}
     last = list(wide)[-1]
     names = extremes(wide[last].mean(1).sort_values(kind='stable').index)
     fig,ax = panels(1, len(wide), height=.7+.17*len(names), sharey=True)
-    for a,(m,d) in zip(ax, wide.items()): plot_map(d.loc[names].to_numpy(), names, a, m, f'{data.label}: {m}')
+    for a,(m,d) in zip(ax, wide.items()):
+        plot_map(d.loc[names].to_numpy(), names, a, m, f'{data.label}: {m}')
     notes,meta = describe(data, runs, parameters)
-    notes += ['Left to right: time steps. Darker: used by more of the videos of that class, over all seeds. Each panel has its own scale.']
+    notes.append(
+        'Left to right: time steps. Darker: used by more of the videos of that class, over all seeds. '
+        'Each panel has its own scale.'
+    )
     write_figure(fig, numbers, 'fig6', out, f'Figure 6. Use along time by class on {data.label}', notes, meta)
     return fig
 
@@ -122,25 +160,41 @@ def fig7_configs(data, seeds:int=3, epochs:int=0) -> list:   # of TrainConfig
     "HCMS under the three constraints."
     return variants(data, [dict(skip_targets=g) for g in FIG7_GROUPS.values()], seeds, epochs)
 
-def fig7(runs) -> pd.DataFrame:   # group, epoch, map, skip_appearance, skip_motion over seeds, and the targets
+def fig7(
+    runs,
+) -> pd.DataFrame:   # group, epoch, map, skip_appearance, skip_motion over seeds, and the targets
     "Training histories of the three groups: mAP on the selection split, skip ratios there."
     names = {v: k for k,v in FIG7_GROUPS.items()}
-    rows = [dict(group=names[tuple(r.config.skip_targets)], epoch=h.epoch, map=h.map, skip_appearance=h.skip_appearance, skip_motion=h.skip_motion) for r in runs for h in r.history.itertuples()]
+    rows = []
+    for r in runs:
+        group = names[tuple(r.config.skip_targets)]
+        for h in r.history.itertuples():
+            skips = dict(skip_appearance=h.skip_appearance, skip_motion=h.skip_motion)
+            rows.append(dict(group=group, epoch=h.epoch, map=h.map) | skips)
     df = over_seeds(rows, ['group', 'epoch'])
     df = df[df.seeds==df.groupby('group').seeds.transform('max')]   # a line ends where a seed does
-    return df.assign(target_appearance=[FIG7_GROUPS[g][0] for g in df.group], target_motion=[FIG7_GROUPS[g][1] for g in df.group])
+    targets = [FIG7_GROUPS[g] for g in df.group]
+    return df.assign(target_appearance=[a for a,_ in targets], target_motion=[m for _,m in targets])
 
 def show_fig7(numbers, data, parameters, runs, out):
     "Write fig7.* and return the figure."
-    shown = numbers.assign(group=[f'{g}: {a:g}, {m:g}' for g,a,m in zip(numbers.group, numbers.target_appearance, numbers.target_motion)])
+    targets = zip(numbers.group, numbers.target_appearance, numbers.target_motion)
+    shown = numbers.assign(group=[f'{g}: {a:g}, {m:g}' for g,a,m in targets])
     fig,ax = panels(1, 3, height=2.3)
     plot_training(shown, 'map', ax[0], 'mAP (%), selection split', scale=100)
-    for a,m in zip(ax[1:], MODALITIES[1:]): plot_training(shown, f'skip_{m}', a, f'skip ratio, {m} (%)', {g: 100*d[f'target_{m}'].iloc[0] for g,d in shown.groupby('group')}, 100)
+    for a,m in zip(ax[1:], MODALITIES[1:]):
+        goals = {g: 100*d[f'target_{m}'].iloc[0] for g,d in shown.groupby('group')}
+        plot_training(shown, f'skip_{m}', a, f'skip ratio, {m} (%)', goals, 100)
     ax[0].set_title(data.label, fontsize=9)
     ax[0].legend(title='skip targets', title_fontsize=7, fontsize=7, loc='lower right', frameon=False)
     notes,meta = describe(data, runs, parameters)
-    notes += ['Lines: means over seeds, bands one standard deviation; skip targets as in the legend. Dashed: the targets. Skip ratios are those of the gates at test time, on the selection split; the targets bind the sampled gates of training.']
-    write_figure(fig, numbers, 'fig7', out, f'Figure 7. Training under three groups of skip targets on {data.label}', notes, meta)
+    notes.append(
+        'Lines: means over seeds, bands one standard deviation; skip targets as in the legend. '
+        'Dashed: the targets. Skip ratios are those of the gates at test time, on the selection split; '
+        'the targets bind the sampled gates of training.'
+    )
+    title = f'Figure 7. Training under three groups of skip targets on {data.label}'
+    write_figure(fig, numbers, 'fig7', out, title, notes, meta)
     return fig
 
 # %% ../nbs/64_figures.ipynb #2d165f81
@@ -151,10 +205,11 @@ def first_configs(data, seeds:int=3, epochs:int=0) -> list:   # of one TrainConf
 def video_configs(data, seeds:int=3, epochs:int=0) -> list:   # of one TrainConfig
     "The same for figures that show videos: Figs. 1 and 5."
     if not data.simulated:
-        gone = [path for id in _ids(data) if not (path := data.manifest.path_of(id)).is_file()]
+        paths = [data.manifest.path_of(id) for id in _ids(data)]
+        gone = [path for path in paths if not path.is_file()]
         if gone:
-            rule = f'no such file; the figure shows pictures of the {data.evaluated} split, and {len(gone)} of its videos are gone'
-            raise InputError(gone[0], rule)
+            raise InputError(gone[0], 'no such file; the figure shows pictures '
+                             f'of the {data.evaluated} split, and {len(gone)} of its videos are gone')
     return first_configs(data, seeds, epochs)
 
 # %% ../nbs/64_figures.ipynb #d232d61e
@@ -165,7 +220,8 @@ def sample_videos(
 ) -> list:        # of positions in the evaluated split
     "Videos of classes that use motion from least to most."
     p = run.predictions
-    cost,right = gflops_per_video(p.gates, model=run.model)['total'].to_numpy(),p.logits.argmax(1)==p.y
+    right = p.logits.argmax(1)==p.y
+    cost = gflops_per_video(p.gates, model=run.model)['total'].to_numpy()
     mean = pd.Series(p.gates[...,-1].mean(1)).groupby(p.y).mean().sort_values(kind='stable')
     out = []
     for c in mean.index[np.linspace(0, len(mean)-1, n).round().astype(int)]:
@@ -174,94 +230,180 @@ def sample_videos(
         out.append(int(at[np.argsort(cost[at], kind='stable')[len(at)//2]]))
     return out
 
+# %% ../nbs/64_figures.ipynb #20f23553
 def describe_video(data, run, i, ids) -> dict:
     "What a run did on one video."
-    p,gates = run.predictions,run.predictions.gates[i]
+    p = run.predictions
     scores = softmax(p.logits[i])
-    use = {f'use_{m}': float(gates[:,k].mean()) for k,m in enumerate(run.config.modalities[1:])}
-    return dict(id=ids[i], category=data.classes[p.y[i]], answer=data.classes[scores.argmax()], probability=float(scores.max()), gflops=float(gflops_per_video(p.gates[i:i+1], model=run.model)['total'].iloc[0]), **use)
+    cost = gflops_per_video(p.gates[i:i+1], model=run.model)['total'].iloc[0]
+    use = {f'use_{m}': float(p.gates[i][:,k].mean()) for k,m in enumerate(run.config.modalities[1:])}
+    return dict(
+        id=ids[i], category=data.classes[p.y[i]], answer=data.classes[scores.argmax()],
+        probability=float(scores.max()), gflops=float(cost), **use,
+    )
 
 def video_frame(data, run, at) -> pd.DataFrame:   # A row a video and time step
     "Which modality a run used at each step of some videos, and where the evidence is, where that is known."
-    ids,truth = [o for o in _ids(data)],data.evidence(data.evaluated)
+    ids = _ids(data)
+    truth = data.evidence(data.evaluated)
     rows = []
     for i in at:
-        used = _used(run, i)
-        for t,u in enumerate(used):
-            rows.append(describe_video(data, run, i, ids) | dict(step=t) | {m: int(v) for m,v in zip(run.config.modalities, u)} | ({f'evidence_{m}': int(truth[i,t,k]) for k,m in enumerate(MODALITIES)} if truth is not None else {}))
+        video = describe_video(data, run, i, ids)
+        for t,used in enumerate(_used(run, i)):
+            row = video | dict(step=t) | {m: int(v) for m,v in zip(run.config.modalities, used)}
+            if truth is not None:
+                row |= {f'evidence_{m}': int(truth[i,t,k]) for k,m in enumerate(MODALITIES)}
+            rows.append(row)
     return stamped(data, pd.DataFrame(rows))
 
 def _ids(data):
     "Ids of the evaluated split, as runs have them."
-    return [id for id,_ in data.videos(data.evaluated)] if data.simulated else [id for id in data.manifest.split(data.evaluated).ids if id not in data.missing]
+    if data.simulated:
+        return [id for id,_ in data.videos(data.evaluated)]
+    return [id for id in data.manifest.split(data.evaluated).ids if id not in data.missing]
 
-def _used(run, i): return np.concatenate([np.ones((len(run.predictions.gates[i]), 1)), run.predictions.gates[i]], 1)
+def _used(run, i):
+    "Which modalities were used at each step of a video; the first always is."
+    gates = run.predictions.gates[i]
+    return np.concatenate([np.ones((len(gates), 1)), gates], 1)
 
 def _media(data, id, size=96):
     "Frames and log-mel patches of a video at all time steps, or None where there is no video."
-    return None if data.simulated else read_steps(data.manifest.path_of(id), MediaSpec(steps=data.steps, frame_size=size), ('audio', 'appearance'))
+    if data.simulated:
+        return None
+    spec = MediaSpec(steps=data.steps, frame_size=size)
+    return read_steps(data.manifest.path_of(id), spec, ('audio', 'appearance'))
 
 # %% ../nbs/64_figures.ipynb #8d76d682
-def _heading(r): return f"{r['category']}, answered {'rightly' if r['answer']==r['category'] else r['answer']} with {r['probability']:.0%}, {r['gflops']:.0f} GFLOPs"
-
-def show_fig1(data, run, parameters, out, n=3):
-    "Write fig1.* and return the figure."
-    at,ids,truth = sample_videos(data, run, n),_ids(data),data.evidence(data.evaluated)
-    shown = 0 if data.simulated else 2
-    fig,ax = panels(n*(shown+1), 1, height=n*(.62*shown+.78), squeeze=False, gridspec_kw=dict(height_ratios=[1, .6, .95][2-shown:]*n))
-    for k,i in enumerate(at):
-        rows = list(ax[k*(shown+1):(k+1)*(shown+1),0])
-        if shown: _draw_media(_media(data, ids[i]), rows)
-        plot_used(_used(run, i), run.config.modalities, rows[-1], truth[i][:,[MODALITIES.index(m) for m in run.config.modalities]] if truth is not None else None)
-        rows[0].set_title(_heading(describe_video(data, run, i, ids)), fontsize=8, loc='left')
-        if k==n-1:
-            at_steps = np.arange(0, data.steps+1, max(1, data.steps//8))
-            rows[-1].set_xticks(at_steps, at_steps)
-            rows[-1].set_xlabel(f'time step ({data.label})')
-    notes,meta = describe(data, [run], parameters)
-    notes += ['Filled squares: modalities that were used at that time step.' + (' Dots: steps that carry evidence of the modality, which no model is told.' if truth is not None else '') + ('' if shown else ' There are no pictures: the features are simulated.'),
-              'Of the classes by rising use of motion, the first, the middle and the last one; of each, among the videos answered rightly, the one of median cost.']
-    write_figure(fig, video_frame(data, run, at), 'fig1', out, f'Figure 1. What HCMS looks at in three videos of {data.label}', notes, meta)
-    return fig
+def _heading(r) -> str:
+    "What a video is, what was answered, and its cost."
+    answer = 'rightly' if r['answer']==r['category'] else r['answer']
+    return f"{r['category']}, answered {answer} with {r['probability']:.0%}, {r['gflops']:.0f} GFLOPs"
 
 def _draw_media(steps, rows):
-    "Sixteen frames in a row, each above the steps that it is the first of, and the sound's log-mel picture."
-    T = len(steps)
-    strip = np.concatenate([np.pad(steps.frames[t], ((0, 0), (2, 2), (0, 0)), constant_values=255) for t in (np.arange(16)*T)//16], 1)
-    rows[0].imshow(strip, aspect='auto'); rows[0].axis('off')
-    rows[1].imshow(np.concatenate(list(steps.patches[:,24:72]), 0).T, aspect='auto', origin='lower', cmap='magma'); rows[1].axis('off')
+    "Sixteen frames in a row, each above the steps that it is the first of, and the audio's log-mel picture."
+    first = (np.arange(16)*len(steps))//16
+    frames = [np.pad(steps.frames[t], ((0, 0), (2, 2), (0, 0)), constant_values=255) for t in first]
+    rows[0].imshow(np.concatenate(frames, 1), aspect='auto')
+    rows[0].axis('off')
+    mels = np.concatenate(list(steps.patches[:,24:72]), 0).T
+    rows[1].imshow(mels, aspect='auto', origin='lower', cmap='magma')
+    rows[1].axis('off')
+
+def _fig1_notes(simulated:bool, known:bool) -> list:
+    note = 'Filled squares: modalities that were used at that time step.'
+    if known:
+        note += ' Dots: steps that carry evidence of the modality, which no model is told.'
+    if simulated:
+        note += ' There are no pictures: the features are simulated.'
+    return [
+        note,
+        'Of the classes by rising use of motion, the first, the middle and the last one; '
+        'of each, among the videos answered rightly, the one of median cost.',
+    ]
+
+# %% ../nbs/64_figures.ipynb #f0260440
+def show_fig1(data, run, parameters, out, n=3):
+    "Write fig1.* and return the figure."
+    at = sample_videos(data, run, n)
+    ids = _ids(data)
+    truth = data.evidence(data.evaluated)
+    columns = [MODALITIES.index(m) for m in run.config.modalities]
+    media = 0 if data.simulated else 2   # rows of pictures above the squares
+    grid = dict(height_ratios=[1, .6, .95][2-media:]*n)
+    fig,ax = panels(n*(media+1), 1, height=n*(.62*media+.78), squeeze=False, gridspec_kw=grid)
+    for rows,i in zip(ax[:,0].reshape(n, -1), at):
+        if media:
+            _draw_media(_media(data, ids[i]), rows)
+        evidence = None if truth is None else truth[i][:,columns]
+        plot_used(_used(run, i), run.config.modalities, rows[-1], evidence)
+        rows[0].set_title(_heading(describe_video(data, run, i, ids)), fontsize=8, loc='left')
+    steps = np.arange(0, data.steps+1, max(1, data.steps//8))
+    ax[-1,0].set_xticks(steps, steps)
+    ax[-1,0].set_xlabel(f'time step ({data.label})')
+    notes,meta = describe(data, [run], parameters)
+    notes += _fig1_notes(data.simulated, truth is not None)
+    title = f'Figure 1. What HCMS looks at in three videos of {data.label}'
+    write_figure(fig, video_frame(data, run, at), 'fig1', out, title, notes, meta)
+    return fig
 
 # %% ../nbs/64_figures.ipynb #5f4643c8
+def _draw_frames(
+    axes,       # One a step
+    steps,      # Which time steps
+    media,      # The video's, or None
+    run,
+    i,          # The video's position in the evaluated split
+    evidence,   # (T, 3) bool, or None where it is not known
+):
+    "The frames of one video, each with the borders of what was used."
+    used = run.predictions.gates[i]
+    gated = run.config.modalities[1:]
+    for ax,t in zip(axes, steps):
+        frame = media.frames[t] if media else np.full((96, 96, 3), 225, np.uint8)
+        names = [m for m,u in zip(gated, used[t]) if u]
+        dots = () if evidence is None else [m for m,e in zip(MODALITIES, evidence[t]) if e]
+        plot_frame(frame, names, ax, dots)
+
+def _fig5_notes(data, shown:int, known:bool) -> list:
+    borders = 'Purple border: appearance was used. Green border around it: motion too. Pale: neither.'
+    if known:
+        borders += (' Dots: evidence of sound (grey), appearance (purple), motion (green), '
+                    'which no model is told.')
+    steps = f'{shown} of {data.steps} time steps, in reading order.'
+    if data.simulated:
+        steps += ' There are no pictures: the features are simulated.'
+    return [
+        'Videos chosen by a rule: of the classes by rising use of motion, evenly; '
+        'of each, among the videos answered rightly, the one of median cost.',
+        borders,
+        steps,
+    ]
+
+# %% ../nbs/64_figures.ipynb #57eb22cb
 def show_fig5(data, run, parameters, out, n=4, columns=16):
     "Write fig5.* and return the figure."
-    at,ids,truth = sample_videos(data, run, n),_ids(data),data.evidence(data.evaluated)
-    steps = np.unique(np.linspace(0, data.steps-1, min(data.steps, 2*columns)).round().astype(int))
+    at = sample_videos(data, run, n)
+    ids = _ids(data)
+    truth = data.evidence(data.evaluated)
+    steps = np.linspace(0, data.steps-1, min(data.steps, 2*columns))
+    steps = np.unique(steps.round().astype(int))
     lines = -(-len(steps)//columns)
     whole,_ = panels(0, 0, height=n*(lines*.45+.22))
     for sub,i in zip(whole.subfigures(n, 1), at):
         ax = sub.subplots(lines, columns, squeeze=False, gridspec_kw=dict(wspace=.03, hspace=.03))
-        for o in ax.flat: o.axis('off')
-        media,used,names = _media(data, ids[i]),_used(run, i),run.config.modalities
-        for j,t in enumerate(steps):
-            frame = media.frames[t] if media else np.full((96, 96, 3), 225, np.uint8)
-            plot_frame(frame, [m for m,u in zip(names[1:], used[t,1:]) if u], ax[j//columns,j%columns], [m for m,e in zip(MODALITIES, truth[i,t]) if e] if truth is not None else ())
+        for o in ax.flat:
+            o.axis('off')
+        _draw_frames(ax.flat, steps, _media(data, ids[i]), run, i, None if truth is None else truth[i])
         sub.suptitle(_heading(describe_video(data, run, i, ids)), fontsize=7, x=.01, ha='left')
     notes,meta = describe(data, [run], parameters)
-    notes += ['Videos chosen by a rule: of the classes by rising use of motion, evenly; of each, among the videos answered rightly, the one of median cost.', 'Purple border: appearance was used. Green border around it: motion too. Pale: neither.' + (' Dots: evidence of sound (grey), appearance (purple), motion (green), which no model is told.' if truth is not None else ''),
-              f'{len(steps)} of {data.steps} time steps, in reading order.' + (' There are no pictures: the features are simulated.' if data.simulated else '')]
-    write_figure(whole, video_frame(data, run, at), 'fig5', out, f'Figure 5. Frames and clips chosen on {data.label}', notes, meta)
+    notes += _fig5_notes(data, len(steps), truth is not None)
+    title = f'Figure 5. Frames and clips chosen on {data.label}'
+    write_figure(whole, video_frame(data, run, at), 'fig5', out, title, notes, meta)
     return whole
 
+# %% ../nbs/64_figures.ipynb #bbf77dd9
 def show_fig2(data, run, parameters, out):
     "Write fig2.* and return the figure: the architecture as this model has it."
     fig,ax = figure(7, 3.9)
     plot_architecture(run.model, ax)
     m = run.model
-    numbers = pd.DataFrame(dict(modality=m.modalities, in_size=m.in_sizes, proj_size=[l.sizes[-1] for l in m.levels], hidden_size=m.hidden_sizes, gate_inputs=[l.gate.in_features if l.gate else 0 for l in m.levels]))
+    numbers = pd.DataFrame(dict(
+        modality=m.modalities, in_size=m.in_sizes, proj_size=[level.sizes[-1] for level in m.levels],
+        hidden_size=m.hidden_sizes,
+        gate_inputs=[level.gate.in_features if level.gate else 0 for level in m.levels],
+    ))
     notes,meta = describe(data, [run], parameters)
-    notes += [f"Drawn from the trained model: {'nested' if m.nested else 'independent'} gates; where a gate is shut, the first units of the state above take the state below ({'h and c' if m.copy_cell else 'h only'}), the rest stays.",
-              'A gate sees the projected features of the levels below and the state of its own level at t-1 (Eqs. 3 and 5).']
-    write_figure(fig, numbers, 'fig2', out, f'Figure 2. The architecture of HCMS as trained on {data.label}', notes, meta)
+    gates = 'nested' if m.nested else 'independent'
+    copied = 'h and c' if m.copy_cell else 'h only'
+    notes += [
+        f'Drawn from the trained model: {gates} gates; where a gate is shut, the first units '
+        f'of the state above take the state below ({copied}), the rest stays.',
+        'A gate sees the projected features of the levels below and the state of its own level '
+        'at t-1 (Eqs. 3 and 5).',
+    ]
+    title = f'Figure 2. The architecture of HCMS as trained on {data.label}'
+    write_figure(fig, numbers, 'fig2', out, title, notes, meta)
     return fig
 
 # %% ../nbs/64_figures.ipynb #490b28ce
@@ -273,5 +415,6 @@ def show_timeline(
     "A video, what the model used of it, its running answer and cost."
     steps = read_steps(prediction.path, MediaSpec(steps=pictures, frame_size=96), ('appearance',))
     fig = plot_timeline(prediction, steps.frames)
-    if path is not None: write_picture(fig, path)
+    if path is not None:
+        write_picture(fig, path)
     return fig

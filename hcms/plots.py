@@ -21,33 +21,57 @@ from matplotlib.axes import Axes
 from .core import write_whole
 
 # %% ../nbs/60_plots.ipynb #62b0ad44
-COLORS = dict(audio='#949494', appearance='#CC78BC', motion='#029E73', HCMS='#D55E00', LSTM='#0173B2', UNIFORM='#0173B2', AdaFrame='#DE8F05')
-STYLE = {'font.size': 8, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.alpha': .25, 'legend.frameon': False,
-         'axes.titlesize': 9, 'figure.dpi': 110, 'savefig.dpi': 220, 'svg.hashsalt': 'hcms'}
+COLORS = dict(
+    audio='#949494', appearance='#CC78BC', motion='#029E73',
+    HCMS='#D55E00', LSTM='#0173B2', UNIFORM='#0173B2', AdaFrame='#DE8F05',
+)
+STYLE = {
+    'font.size': 8, 'axes.titlesize': 9, 'axes.spines.top': False, 'axes.spines.right': False,
+    'axes.grid': True, 'grid.alpha': .25, 'legend.frameon': False,
+    'figure.dpi': 110, 'savefig.dpi': 220, 'svg.hashsalt': 'hcms',
+}
 MARKERS = dict(HCMS='*', UNIFORM='o', AdaFrame='^', Oracle='s')
 COLUMN = 3.5   # inches: the width of a column in print
 
 class Figure(mpl.figure.Figure):
     "A figure that also says in words what is not real about its data, for where no pictures are seen."
     stamp = ''
-    def __repr__(self): return f'{self.stamp}\n{super().__repr__()}' if self.stamp else super().__repr__()
+    def __repr__(self):
+        said = super().__repr__()
+        return f'{self.stamp}\n{said}' if self.stamp else said
 
 def figure(width=COLUMN, height=2.6):
     "A figure and its axes in the house style."
     return panels(1, 1, width, height)
 
 def panels(rows=1, columns=1, width=2*COLUMN, height=2.6, **kw):
-    "A figure and a grid of axes in the house style; by default as wide as a page. Without rows the figure is empty."
-    plt.draw_if_interactive()   # loads the backend, which switches a notebook's displays on; done inside, the style's end undoes it
+    "A figure and axes in the house style, by default as wide as a page. Without rows there are no axes."
+    plt.draw_if_interactive()   # loads the backend, so a notebook's displays are on; the style would undo it
+    common = dict(figsize=(width, height), layout='constrained', FigureClass=Figure)
     with mpl.rc_context(STYLE):
-        if not rows: return plt.figure(figsize=(width, height), layout='constrained', FigureClass=Figure),None
-        return plt.subplots(rows, columns, figsize=(width, height), layout='constrained', FigureClass=Figure, **kw)
+        if not rows:
+            return plt.figure(**common),None
+        return plt.subplots(rows, columns, **common, **kw)
 
 def write_picture(fig, path, **options) -> Path:
     "A figure as a file, whole, in the house style; the suffix is its kind."
     buffer = io.BytesIO()
-    with mpl.rc_context(STYLE): fig.savefig(buffer, format=Path(path).suffix[1:], dpi=STYLE['savefig.dpi'], **options)
+    with mpl.rc_context(STYLE):
+        fig.savefig(buffer, format=Path(path).suffix[1:], dpi=STYLE['savefig.dpi'], **options)
     return write_whole(path, buffer.getvalue())
+
+# %% ../nbs/60_plots.ipynb #f551e7a7
+def _stamp(fig, stamp):
+    "A warning across the data of a figure, and in full below all labels."
+    short = stamp.split(':')[0]
+    common = dict(ha='center', va='center', rotation=20, weight='bold')
+    plain = [a for a in fig.axes if a.axison and not a.images and a.lines+a.collections+a.patches]
+    for a in plain:   # behind the data
+        a.text(.5, .5, short.replace(' ', '\n'), transform=a.transAxes, fontsize=11, color='#BBBBBB',
+               alpha=.5, zorder=.5, clip_on=True, **common)
+    if not plain:
+        fig.text(.5, .5, short, fontsize=24, color='#888888', alpha=.2, zorder=100, **common)
+    fig.supxlabel(stamp, fontsize=min(7, 1.6*fig.get_size_inches()[0]), color='#B2182B', weight='bold')
 
 def save_figure(
     fig,
@@ -58,11 +82,10 @@ def save_figure(
     "NAME.png and NAME.svg, whole, without a date."
     fig.stamp = stamp
     if stamp:
-        plain = [a for a in fig.axes if a.axison and not a.images and a.lines+a.collections+a.patches]
-        for a in plain: a.text(.5, .5, stamp.split(':')[0].replace(' ', '\n'), transform=a.transAxes, ha='center', va='center', rotation=20, fontsize=11, color='#BBBBBB', alpha=.5, weight='bold', zorder=.5, clip_on=True)   # behind the data
-        if not plain: fig.text(.5, .5, stamp.split(':')[0], ha='center', va='center', rotation=20, fontsize=24, color='#888888', alpha=.2, weight='bold', zorder=100)
-        fig.supxlabel(stamp, fontsize=min(7, 1.6*fig.get_size_inches()[0]), color='#B2182B', weight='bold')   # below all labels
-    return [write_picture(fig, Path(out_dir)/f'{name}.png'), write_picture(fig, Path(out_dir)/f'{name}.svg', metadata=dict(Date=None))]
+        _stamp(fig, stamp)
+    path = Path(out_dir)
+    png = write_picture(fig, path/f'{name}.png')
+    return [png, write_picture(fig, path/f'{name}.svg', metadata=dict(Date=None))]
 
 # %% ../nbs/60_plots.ipynb #41bceb8b
 def _spread(y, gap) -> np.ndarray:
@@ -70,9 +93,24 @@ def _spread(y, gap) -> np.ndarray:
     y = np.array(y, dtype=float)
     for _ in range(200):
         short = np.clip(gap-np.diff(y), 0, None)/2
-        if not short.max(initial=0)>1e-6: break
-        y[:-1] -= short; y[1:] += short
+        if not short.max(initial=0)>1e-6:
+            break
+        y[:-1] -= short
+        y[1:] += short
     return y
+
+# %% ../nbs/60_plots.ipynb #5bab172f
+def _name_lines(ax, names):
+    "The modalities of each full LSTM, written at the right edge, with a thin line to its mark."
+    low,high = ax.get_ylim()
+    at = _spread(100*names.map_mean.to_numpy(), .055*(high-low))
+    for y,r in zip(at, names.itertuples()):
+        color = COLORS[r.method]
+        line = dict(arrowstyle='-', lw=.4, color=color, alpha=.6, shrinkA=1, shrinkB=3)
+        ax.annotate(
+            r.modalities, (r.gflops_mean, 100*r.map_mean), xytext=(1.04, y), xycoords='data',
+            textcoords=('axes fraction', 'data'), fontsize=7, color=color, va='center', arrowprops=line,
+        )
 
 @mpl.rc_context(STYLE)
 def plot_costs(
@@ -83,18 +121,36 @@ def plot_costs(
     "mAP against GFLOPs a video, with the standard deviation over seeds."
     most = numbers.views.max()
     for r in numbers.itertuples():
-        full,hcms = r.views==most,r.method=='HCMS'
+        hcms = r.method=='HCMS'
         color = COLORS[r.method]
-        ax.errorbar(r.gflops_mean, 100*r.map_mean, 100*r.map_std, fmt='*' if hcms else 'o', ms=11 if hcms else 5, color=color, mfc=color if full else 'white', lw=1, zorder=3 if hcms else 2)
-        if hcms: ax.annotate('HCMS', (r.gflops_mean, 100*r.map_mean), xytext=(-8, -2), textcoords='offset points', fontsize=7, color=color, ha='right')
+        at = (r.gflops_mean, 100*r.map_mean)
+        fill = color if r.views==most else 'white'
+        ax.errorbar(*at, 100*r.map_std, fmt='*' if hcms else 'o', ms=11 if hcms else 5,
+                    color=color, mfc=fill, lw=1, zorder=3 if hcms else 2)
+        if hcms:
+            ax.annotate('HCMS', at, xytext=(-8, -2), textcoords='offset points',
+                        fontsize=7, color=color, ha='right')
     ax.set(xscale='log', xlabel='GFLOPs a video (multiply-accumulates, 1e9)', ylabel='mAP (%)', title=title)
     ax.margins(x=.14, y=.12)
     names = numbers[(numbers.views==most) & (numbers.method!='HCMS')].sort_values('map_mean')
-    low,high = ax.get_ylim()
-    at = _spread(100*names.map_mean.to_numpy(), .055*(high-low))
-    for y,r in zip(at, names.itertuples()): ax.annotate(r.modalities, (r.gflops_mean, 100*r.map_mean), xytext=(1.04, y), xycoords='data', textcoords=('axes fraction', 'data'), fontsize=7, color=COLORS[r.method], va='center', arrowprops=dict(arrowstyle='-', lw=.4, color=COLORS[r.method], alpha=.6, shrinkA=1, shrinkB=3))
-    ax.text(.98, .03, f'full: all {most} steps\nhollow: {numbers.views.min()} views', transform=ax.transAxes, fontsize=7, ha='right')
+    _name_lines(ax, names)
+    legend = f'full: all {most} steps\nhollow: {numbers.views.min()} views'
+    ax.text(.98, .03, legend, transform=ax.transAxes, fontsize=7, ha='right')
     return ax
+
+# %% ../nbs/60_plots.ipynb #738ea496
+def _label_points(ax, d, method, color, top):
+    "The setting beside each point: those of HCMS in a row above, the others' to the right and down."
+    at = d.gflops_mean.tolist()
+    for i in range(1, len(at)):
+        at[i] = max(at[i], 1.17*at[i-1])   # room for a label
+    for x,r in zip(at, d.itertuples()):
+        if method=='HCMS':
+            line = dict(arrowstyle='-', lw=.4, color=color, shrinkA=0)
+            how = dict(xytext=(x, top), rotation=90, ha='center', va='bottom', arrowprops=line)
+        else:
+            how = dict(xytext=(-3, 5), textcoords='offset points', ha='right')
+        ax.annotate(r.label, (r.gflops_mean, 100*r.map_mean), fontsize=5.5, color=color, **how)
 
 # %% ../nbs/60_plots.ipynb #93acaa3c
 @mpl.rc_context(STYLE)
@@ -106,14 +162,14 @@ def plot_curves(
     "Cost against mAP of several methods."
     for n,(method,d) in enumerate(numbers.groupby('method', sort=False)):
         d = d.sort_values('gflops_mean')
-        color,std = COLORS.get(method, f'C{n}'),100*d.map_std.fillna(0)
-        ax.plot(d.gflops_mean, 100*d.map_mean, marker=MARKERS.get(method, 'D'), ms=8 if method=='HCMS' else 4, color=color, label=method, lw=1.2)
-        ax.fill_between(d.gflops_mean, 100*d.map_mean-std, 100*d.map_mean+std, color=color, alpha=.15, lw=0)
-        at,top = d.gflops_mean.tolist(),100*numbers.map_mean.max()+4
-        for i in range(1, len(at)): at[i] = max(at[i], 1.17*at[i-1])   # room for a label
-        for x,r in zip(at, d.itertuples()):   # labels of HCMS stand in a row above, the others' to the right and down
-            how = dict(xytext=(x, top), rotation=90, ha='center', va='bottom', arrowprops=dict(arrowstyle='-', lw=.4, color=color, shrinkA=0)) if method=='HCMS' else dict(xytext=(-3, 5), textcoords='offset points', ha='right')
-            ax.annotate(r.label, (r.gflops_mean, 100*r.map_mean), fontsize=5.5, color=color, **how)
+        color = COLORS.get(method, f'C{n}')
+        mean = 100*d.map_mean
+        std = 100*d.map_std.fillna(0)
+        size = 8 if method=='HCMS' else 4
+        ax.plot(d.gflops_mean, mean, marker=MARKERS.get(method, 'D'), ms=size,
+                color=color, label=method, lw=1.2)
+        ax.fill_between(d.gflops_mean, mean-std, mean+std, color=color, alpha=.15, lw=0)
+        _label_points(ax, d, method, color, top=100*numbers.map_mean.max()+4)
     ax.set(xscale='log', xlabel='GFLOPs a video (multiply-accumulates, 1e9)', ylabel='mAP (%)', title=title)
     ax.margins(x=.16, y=.36)
     ax.set_yticks([t for t in ax.get_yticks() if 0<=t<=100])   # what is above holds labels
@@ -121,7 +177,11 @@ def plot_curves(
     return ax
 
 # %% ../nbs/60_plots.ipynb #38696168
-CMAPS = dict(appearance=mcolors.LinearSegmentedColormap.from_list('appearance', ['white', '#CC78BC', '#4a1742']), motion=mcolors.LinearSegmentedColormap.from_list('motion', ['white', '#029E73', '#013b2b']))
+_ramp = mcolors.LinearSegmentedColormap.from_list
+CMAPS = dict(
+    appearance=_ramp('appearance', ['white', '#CC78BC', '#4a1742']),
+    motion=_ramp('motion', ['white', '#029E73', '#013b2b']),
+)
 
 @mpl.rc_context(STYLE)
 def plot_usage(
@@ -133,14 +193,23 @@ def plot_usage(
     "How much of a modality the videos of each class use; classes in the order given."
     names = list(dict.fromkeys(usage.category))
     each = [100*usage.usage[usage.category==c].to_numpy() for c in names]
-    ax.boxplot(each, orientation='horizontal', widths=.62, showmeans=True, patch_artist=True, tick_labels=names, flierprops=dict(marker='.', ms=2, mec=COLORS[modality]),
-               boxprops=dict(facecolor=COLORS[modality], alpha=.45, lw=.6), medianprops=dict(color='#222222', lw=1), whiskerprops=dict(lw=.6), capprops=dict(lw=.6), meanprops=dict(marker='o', ms=3.5, mfc='#666666', mec='white', mew=.5))
+    color = COLORS[modality]
+    ax.boxplot(
+        each, orientation='horizontal', widths=.62, showmeans=True, patch_artist=True, tick_labels=names,
+        flierprops=dict(marker='.', ms=2, mec=color),
+        boxprops=dict(facecolor=color, alpha=.45, lw=.6),
+        medianprops=dict(color='#222222', lw=1),
+        whiskerprops=dict(lw=.6),
+        capprops=dict(lw=.6),
+        meanprops=dict(marker='o', ms=3.5, mfc='#666666', mec='white', mew=.5),
+    )
     ax.set(xlabel=f'time steps that use {modality} (%)', title=title)
     ax.tick_params(axis='y', labelsize=6.5)
     ax.grid(False, axis='y')
     ax.invert_yaxis()
     return ax
 
+# %% ../nbs/60_plots.ipynb #4ec0aa86
 @mpl.rc_context(STYLE)
 def plot_map(
     usage:np.ndarray,    # (classes, T) share of videos, 0 to 1
@@ -150,7 +219,9 @@ def plot_map(
     title:str='',
 ) -> Axes:
     "Usage along time as a picture."
-    image = ax.imshow(100*usage, aspect='auto', cmap=CMAPS[modality], vmin=0, vmax=100*max(usage.max(), .01), interpolation='nearest')
+    most = 100*max(usage.max(), .01)
+    image = ax.imshow(100*usage, aspect='auto', cmap=CMAPS[modality],
+                      vmin=0, vmax=most, interpolation='nearest')
     ax.set(xlabel='time step', title=title)
     ax.set_yticks(range(len(names)), names, fontsize=6.5)
     ax.grid(False)
@@ -170,11 +241,14 @@ def plot_training(
     scale:float=1.,
 ) -> Axes:
     "One quantity over the epochs, for every group."
-    for color,style,(g,d) in zip(GROUP_COLORS, ('-', '-.', ':', '--'), history.groupby('group', sort=False)):
-        m,s = scale*d[f'{name}_mean'],scale*d[f'{name}_std'].fillna(0)
+    groups = history.groupby('group', sort=False)
+    for color,style,(g,d) in zip(GROUP_COLORS, ('-', '-.', ':', '--'), groups):
+        m = scale*d[f'{name}_mean']
+        s = scale*d[f'{name}_std'].fillna(0)
         ax.plot(d.epoch+1, m, color=color, label=g, lw=1.3, ls=style)
         ax.fill_between(d.epoch+1, m-s, m+s, color=color, alpha=.15, lw=0)
-        if targets: ax.axhline(targets[g], color=color, lw=.8, ls=(0, (4, 3)))
+        if targets:
+            ax.axhline(targets[g], color=color, lw=.8, ls=(0, (4, 3)))
     ax.set(xlabel='epoch', ylabel=ylabel)
     return ax
 
@@ -187,9 +261,11 @@ def plot_ratios(
 ) -> Axes:
     "Two bars a method, each with its value."
     y = np.arange(len(numbers))[::-1]
-    for k,what,color,dy in (('seconds_ratio', 'seconds', '#444444', .19), ('gflops_ratio', 'GFLOPs', '#BBBBBB', -.19)):
+    pairs = (('seconds_ratio', 'seconds', '#444444', .19), ('gflops_ratio', 'GFLOPs', '#BBBBBB', -.19))
+    for k,what,color,dy in pairs:
         bars = ax.barh(y+dy, 100*numbers[k], .36, color=color, label=what)
-        ax.bar_label(bars, [f'{100*v:.0f}' if v>=.1 else f'{100*v:.1f}' for v in numbers[k]], fontsize=5.5, padding=1)
+        values = [f'{100*v:.0f}' if v>=.1 else f'{100*v:.1f}' for v in numbers[k]]
+        ax.bar_label(bars, values, fontsize=5.5, padding=1)
     ax.set(yticks=y, yticklabels=numbers.method, xlabel='% of always-on', title=title, xlim=(0, 118))
     ax.tick_params(axis='y', labelsize=6.5)
     ax.grid(False, axis='y')
@@ -199,6 +275,14 @@ def plot_ratios(
 _PALETTE = ('#0173B2', '#DE8F05', '#56B4E9', '#8C510A', '#5E3C99', '#B8A300')   # none of the modalities'
 POLICY_COLORS = {k: COLORS[k] for k in ('HCMS', 'UNIFORM', 'AdaFrame')} | dict(Oracle='#222222')
 
+def _policy_colors(names) -> dict:
+    "A colour for each policy: its own, or one of the palette that no other of them has."
+    taken = {POLICY_COLORS[n] for n in names if n in POLICY_COLORS}
+    free = [c for c in (*_PALETTE, *_PALETTE) if c not in taken]
+    rest = [n for n in names if n not in POLICY_COLORS]
+    return POLICY_COLORS | dict(zip(rest, free))
+
+# %% ../nbs/60_plots.ipynb #dd0820d2
 @mpl.rc_context(STYLE)
 def plot_policies(
     curves:pd.DataFrame,   # policy, setting, gflops, map (from 0 to 1): a row a setting and seed
@@ -207,21 +291,32 @@ def plot_policies(
     title:str='',
 ) -> Axes:
     "Cost against mAP of some policies."
-    rest = [n for n in names if n not in POLICY_COLORS]
-    colors = POLICY_COLORS | dict(zip(rest, (c for c in (*_PALETTE, *_PALETTE) if c not in {POLICY_COLORS[n] for n in names if n in POLICY_COLORS})))
+    colors = _policy_colors(names)
     for k,name in enumerate(names):
-        d = curves[curves.policy==name].groupby('setting')[['gflops', 'map']].agg(['mean', 'std']).sort_values(('gflops', 'mean'))
-        x,y,std = d.gflops['mean'],100*d['map']['mean'],100*d['map']['std'].fillna(0)
-        std = np.minimum(std, 100-y)   # no band beyond what can be
-        ax.plot(x, y, marker=MARKERS.get(name, 'sDvpXP'[k%6]), ms=6 if name=='HCMS' else 3.5, lw=2 if name=='HCMS' else 1.1, ls='--' if name=='Oracle' else '-', color=colors[name], label=name, zorder=3 if name=='HCMS' else 2)
-        if len(x)>1: ax.fill_between(x, y-std, y+std, color=colors[name], alpha=.13, lw=0)
-        else: ax.errorbar(x, y, std, color=colors[name], lw=1)
+        of = curves[curves.policy==name].groupby('setting')[['gflops', 'map']]
+        d = of.agg(['mean', 'std']).sort_values(('gflops', 'mean'))
+        x = d.gflops['mean']
+        y = 100*d['map']['mean']
+        std = np.minimum(100*d['map']['std'].fillna(0), 100-y)   # no band above 100 %
+        if name=='HCMS':
+            how = dict(ms=6, lw=2, zorder=3)
+        else:
+            how = dict(ms=3.5, lw=1.1, zorder=2)
+        line = '--' if name=='Oracle' else '-'
+        ax.plot(x, y, marker=MARKERS.get(name, 'sDvpXP'[k%6]), ls=line, color=colors[name], label=name, **how)
+        if len(x)>1:
+            ax.fill_between(x, y-std, y+std, color=colors[name], alpha=.13, lw=0)
+        else:
+            ax.errorbar(x, y, std, color=colors[name], lw=1)
     ax.set(xscale='log', xlabel='GFLOPs a video', ylabel='mAP (%)', title=title)
     ax.legend(loc='lower right', fontsize=6)
     return ax
 
 # %% ../nbs/60_plots.ipynb #ddfc43ff
-KIND_COLORS = {'HCMS': COLORS['HCMS'], 'truth': '#222222', 'no learning': '#0173B2', 'fusion': '#8C510A', 'steps': '#DE8F05', 'modalities': '#5E3C99'}
+KIND_COLORS = {
+    'HCMS': COLORS['HCMS'], 'truth': '#222222', 'no learning': '#0173B2',
+    'fusion': '#8C510A', 'steps': '#DE8F05', 'modalities': '#5E3C99',
+}
 
 @mpl.rc_context(STYLE)
 def plot_many(
@@ -232,9 +327,14 @@ def plot_many(
     "All policies at once, a colour for each kind."
     for (name,kind),d in curves.groupby(['policy', 'kind'], sort=False):
         m = d.groupby('setting')[['gflops', 'map']].mean().sort_values('gflops')
-        ax.plot(m.gflops, 100*m['map'], marker='.', ms=4, lw=2.2 if kind=='HCMS' else .9, ls='--' if kind=='truth' else '-', color=KIND_COLORS[kind], zorder=3 if kind=='HCMS' else 2)
+        hcms = kind=='HCMS'
+        ax.plot(m.gflops, 100*m['map'], marker='.', ms=4, lw=2.2 if hcms else .9,
+                ls='--' if kind=='truth' else '-', color=KIND_COLORS[kind], zorder=3 if hcms else 2)
     names = dict(HCMS='HCMS', truth='oracle', steps='choose steps', modalities='choose modalities')
-    ax.legend([mpl.lines.Line2D([], [], color=c, ls='--' if k=='truth' else '-') for k,c in KIND_COLORS.items()], [names.get(k, k) for k in KIND_COLORS], loc='lower right', fontsize=6)
+    lines = [
+        mpl.lines.Line2D([], [], color=c, ls='--' if k=='truth' else '-') for k,c in KIND_COLORS.items()
+    ]
+    ax.legend(lines, [names.get(k, k) for k in KIND_COLORS], loc='lower right', fontsize=6)
     ax.set(xscale='log', xlabel='GFLOPs a video (multiply-accumulates, 1e9)', ylabel='mAP (%)', title=title)
     return ax
 
@@ -249,27 +349,36 @@ def plot_growth(
     names = dict(N='videos', B='at once', T='time steps', C='classes')
     for k,(a,d) in enumerate(growth.groupby('along', sort=False)):
         slope = slopes[slopes.along==a].slope.iloc[0]
-        ax.plot(d.value, d.seconds, marker='os^'[k%3], ms=3.5, lw=1.2, color=_PALETTE[k], label=f'{names.get(a, a)}: {slope:.2f}')
+        ax.plot(d.value, d.seconds, marker='os^'[k%3], ms=3.5, lw=1.2, color=_PALETTE[k],
+                label=f'{names.get(a, a)}: {slope:.2f}')
     ax.set(xlabel='size', ylabel='seconds', title=growth.what.iloc[0])
-    ax.set_xscale('log', base=2); ax.set_yscale('log')
+    ax.set_xscale('log', base=2)
+    ax.set_yscale('log')
     ax.set_ylim(top=6*growth.seconds.max())   # room for the legend
-    ax.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter('{x:g}')); ax.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+    ax.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter('{x:g}'))
+    ax.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
     ax.legend(title='along: slope', title_fontsize=6, fontsize=6, loc='upper left')
     return ax
 
 @mpl.rc_context(STYLE)
 def plot_memory(memory:pd.DataFrame, ax:Axes) -> Axes:   # recompute, T, bytes
     "Bytes that a step of training keeps against T."
-    for again,d in memory.groupby('recompute'): ax.plot(d['T'], d.bytes/2**20, marker='o', ms=3.5, lw=1.2, ls='--' if again else '-', color='#444444', label='recomputed' if again else 'kept')
-    ax.set(xlabel='time steps', ylabel='MB for the way back', ylim=(0, None)); ax.legend(fontsize=6)
+    for again,d in memory.groupby('recompute'):
+        line,label = ('--', 'recomputed') if again else ('-', 'kept')
+        ax.plot(d['T'], d.bytes/2**20, marker='o', ms=3.5, lw=1.2, ls=line, color='#444444', label=label)
+    ax.set(xlabel='time steps', ylabel='MB for the way back', ylim=(0, None))
+    ax.legend(fontsize=6)
     return ax
 
+# %% ../nbs/60_plots.ipynb #623d8edb
 @mpl.rc_context(STYLE)
 def plot_bars(names, values, label:str, ax:Axes) -> Axes:
     "One bar a name, its value beside it."
     ax.barh(range(len(names)), values, .55, color=_PALETTE[0], alpha=.75)
-    for k,(n,v) in enumerate(zip(names, values)): ax.text(0, k-.42, f' {n}: {v:.1f}', fontsize=6, va='center')
-    ax.set(yticks=[], xlabel=label, ylim=(len(names)-.5, -.75)); ax.grid(False, axis='y')
+    for k,(n,v) in enumerate(zip(names, values)):
+        ax.text(0, k-.42, f' {n}: {v:.1f}', fontsize=6, va='center')
+    ax.set(yticks=[], xlabel=label, ylim=(len(names)-.5, -.75))
+    ax.grid(False, axis='y')
     return ax
 
 @mpl.rc_context(STYLE)
@@ -277,9 +386,11 @@ def plot_phases(phases:pd.DataFrame, ax:Axes) -> Axes:   # phase, seconds
     "A stacked bar of where time went."
     below = 0.
     for k,o in enumerate(phases.itertuples()):
-        ax.bar(0, o.seconds/60, .5, bottom=below, color=_PALETTE[k%len(_PALETTE)], alpha=.75)
-        if o.seconds>.03*phases.seconds.sum(): ax.text(.32, below+o.seconds/120, f'{o.phase}: {o.seconds/60:.1f}', fontsize=6, va='center')
-        below += o.seconds/60
+        minutes = o.seconds/60
+        ax.bar(0, minutes, .5, bottom=below, color=_PALETTE[k%len(_PALETTE)], alpha=.75)
+        if o.seconds>.03*phases.seconds.sum():
+            ax.text(.32, below+o.seconds/120, f'{o.phase}: {minutes:.1f}', fontsize=6, va='center')
+        below += minutes
     ax.set(xlim=(-.4, 1.5), xticks=[], ylabel='minutes of make reports')
     ax.grid(False, axis='x')
     return ax
@@ -295,16 +406,23 @@ def plot_used(
     "Rows of squares: a modality each, filled where it was used."
     T,n = used.shape
     for k,m in enumerate(names):
-        for t in range(T): ax.add_patch(mpatches.Rectangle((t+.08, n-1-k+.22), .84, .66, fc=COLORS[m] if used[t,k] else 'white', ec=COLORS[m], lw=.5))
-        if evidence is not None: ax.plot(np.flatnonzero(evidence[:,k])+.5, np.full(evidence[:,k].sum(), n-1-k+.55), 'o', ms=2.6, color='#111111', mec='white', mew=.4)
+        y = n-1-k
+        for t in range(T):
+            color = COLORS[m] if used[t,k] else 'white'
+            ax.add_patch(mpatches.Rectangle((t+.08, y+.22), .84, .66, fc=color, ec=COLORS[m], lw=.5))
+        if evidence is not None:
+            at = np.flatnonzero(evidence[:,k])+.5
+            ax.plot(at, np.full(len(at), y+.55), 'o', ms=2.6, color='#111111', mec='white', mew=.4)
     ax.set(xlim=(0, T), ylim=(0, n))
     ax.set_yticks([n-1-k+.55 for k in range(n)], names, fontsize=7)
     ax.set_xticks([])
     ax.grid(False)
-    for o in ax.spines.values(): o.set_visible(False)
+    for o in ax.spines.values():
+        o.set_visible(False)
     ax.tick_params(length=0)
     return ax
 
+# %% ../nbs/60_plots.ipynb #f0225014
 @mpl.rc_context(STYLE)
 def plot_frame(
     frame:np.ndarray,      # (S, S, 3) uint8
@@ -313,17 +431,41 @@ def plot_frame(
     evidence=(),           # Names of the modalities whose evidence is here
 ) -> Axes:
     "A frame with a border for each modality used, and a dot for each modality that has something to show."
-    S,inset = len(frame),0.
-    ax.imshow(frame if len(used) else (255-(255-frame.astype(float))*.4).astype(np.uint8))
-    for m in reversed(used):   # the dearest outside
-        ax.add_patch(mpatches.Rectangle((inset-.5+.03*S, inset-.5+.03*S), S-2*inset-.06*S, S-2*inset-.06*S, fill=False, ec=COLORS[m], lw=2.2, joinstyle='miter'))
+    S = len(frame)
+    if not len(used):
+        frame = (255-(255-frame.astype(float))*.4).astype(np.uint8)   # pale: nothing but the first was used
+    ax.imshow(frame)
+    inset = 0.
+    for m in reversed(used):   # the most expensive outside
+        corner = inset-.5+.03*S
+        side = S-2*inset-.06*S
+        ax.add_patch(mpatches.Rectangle(
+            (corner, corner), side, side, fill=False, ec=COLORS[m], lw=2.2, joinstyle='miter',
+        ))
         inset += .07*S
-    for k,m in enumerate(evidence): ax.plot(S*(.14+.16*k), S*.88, 'o', ms=3, color=COLORS[m], mec='white', mew=.5)
+    for k,m in enumerate(evidence):
+        ax.plot(S*(.14+.16*k), S*.88, 'o', ms=3, color=COLORS[m], mec='white', mew=.5)
     ax.set(xlim=(-.5, S-.5), ylim=(S-.5, -.5))
     ax.axis('off')
     return ax
 
 # %% ../nbs/60_plots.ipynb #f23ee7ac
+def _strip(ax, pictures):
+    "Pictures side by side, a white line between them."
+    framed = [np.pad(o, ((0, 0), (2, 2), (0, 0)), constant_values=255) for o in pictures]
+    ax.imshow(np.concatenate(framed, 1), aspect='auto')
+    ax.axis('off')
+
+def _answers(ax, p, classes):
+    "The running probability of the classes that are likeliest at the end."
+    at = np.arange(len(p.gates))+.5
+    for k,(c,_) in enumerate(p.top(classes)):
+        ax.plot(at, 100*p.step_probabilities[:,p.classes.index(c)], label=c, lw=1.3,
+                color=GROUP_COLORS[k%len(GROUP_COLORS)], ls=('-', '-.', ':')[k%3])
+    ax.set(xlim=(0, p.steps), ylim=(0, 102), ylabel='answer (%)')
+    ax.legend(fontsize=6, loc='upper left', bbox_to_anchor=(1, 1))
+
+# %% ../nbs/60_plots.ipynb #da269161
 @mpl.rc_context(STYLE)
 def plot_timeline(
     prediction,            # `hcms.infer.Prediction`
@@ -331,53 +473,93 @@ def plot_timeline(
     classes:int=3,         # Lines of the running prediction: the likeliest at the end
 ):                         # The figure
     "A video, what the model used of it, its running answer, and the running cost."
-    p,fig = prediction,panels(0, 0, height=3.6)[0]
+    p = prediction
+    fig = panels(0, 0, height=3.6)[0]
     strip,used,said,cost = fig.subplots(4, 1, gridspec_kw=dict(height_ratios=[1., .85, 1.2, .8]))
-    strip.imshow(np.concatenate([np.pad(o, ((0, 0), (2, 2), (0, 0)), constant_values=255) for o in pictures], 1), aspect='auto'); strip.axis('off')
+    _strip(strip, pictures)
     name = Path(p.path).name.replace('$', r'\$')
-    strip.set_title(f"{name}: {p.top(1)[0][0]}, {p.top(1)[0][1]:.0%}" + (f' ({p.notes[0]})' if p.notes else ''), loc='left', fontsize=8)
-    T,S = p.steps,len(p.gates)
-    plot_used(np.concatenate([np.concatenate([np.ones((S, 1)), p.gates], 1), np.zeros((T-S, len(p.modalities)))]), p.modalities, used)
-    at = np.arange(S)+.5
-    for k,(c,_) in enumerate(p.top(classes)): said.plot(at, 100*p.step_probabilities[:,p.classes.index(c)], label=c, lw=1.3, color=GROUP_COLORS[k%len(GROUP_COLORS)], ls=('-', '-.', ':')[k%3])
-    said.set(xlim=(0, T), ylim=(0, 102), ylabel='answer (%)'); said.legend(fontsize=6, loc='upper left', bbox_to_anchor=(1, 1))
-    cost.step(at, p.spent, where='mid', color=COLORS['HCMS'], lw=1.3)
-    cost.set(xlim=(0, T), ylim=(0, None), ylabel='GFLOPs', xlabel=f"time step (of {T}; {p.gflops['total']:.3g} GFLOPs, {sum(p.seconds.values()):.2f} s)")
+    best,probability = p.top(1)[0]
+    note = f' ({p.notes[0]})' if p.notes else ''
+    strip.set_title(f'{name}: {best}, {probability:.0%}{note}', loc='left', fontsize=8)
+    T = p.steps
+    S = len(p.gates)
+    seen = np.concatenate([np.ones((S, 1)), p.gates], 1)   # the first modality at every step
+    unseen = np.zeros((T-S, len(p.modalities)))
+    plot_used(np.concatenate([seen, unseen]), p.modalities, used)
+    _answers(said, p, classes)
+    cost.step(np.arange(S)+.5, p.spent, where='mid', color=COLORS['HCMS'], lw=1.3)
+    total = f"{p.gflops['total']:.3g} GFLOPs, {sum(p.seconds.values()):.2f} s"
+    cost.set(xlim=(0, T), ylim=(0, None), ylabel='GFLOPs', xlabel=f'time step (of {T}; {total})')
     return fig
 
 # %% ../nbs/60_plots.ipynb #cb360be5
 def _box(ax, x, y, w, h, text, color, alpha=.25):
-    ax.add_patch(mpatches.FancyBboxPatch((x-w/2, y-h/2), w, h, boxstyle='round,pad=.02', fc='white', ec='none', zorder=2))
-    ax.add_patch(mpatches.FancyBboxPatch((x-w/2, y-h/2), w, h, boxstyle='round,pad=.02', fc=mcolors.to_rgba(color, alpha), ec=color, lw=1, zorder=2))
+    corner = (x-w/2, y-h/2)
+    shape = dict(boxstyle='round,pad=.02', zorder=2)
+    ax.add_patch(mpatches.FancyBboxPatch(corner, w, h, fc='white', ec='none', **shape))
+    tint = mcolors.to_rgba(color, alpha)
+    ax.add_patch(mpatches.FancyBboxPatch(corner, w, h, fc=tint, ec=color, lw=1, **shape))
     ax.text(x, y, text, ha='center', va='center', fontsize=7, zorder=3)
 
 def _arrow(ax, a, b, color='#444444', **kw):
-    ax.annotate('', b, a, arrowprops=dict(arrowstyle='-|>', color=color, lw=1, shrinkA=0, shrinkB=0, **kw), zorder=1)
-
-_GATE = '#444444'
+    how = dict(arrowstyle='-|>', color=color, lw=1, shrinkA=0, shrinkB=0, **kw)
+    ax.annotate('', b, a, arrowprops=how, zorder=1)
 
 def _path(ax, points, color, arrow=True, **kw):
     "A line through points, with a head at its end."
     x,y = zip(*points)
-    ax.plot(x[:-1] if arrow else x, y[:-1] if arrow else y, color=color, lw=1, zorder=1, solid_joinstyle='round', **kw)
-    if arrow: _arrow(ax, points[-2], points[-1], color, **kw)
+    if arrow:
+        x,y = x[:-1],y[:-1]
+    ax.plot(x, y, color=color, lw=1, zorder=1, solid_joinstyle='round', **kw)
+    if arrow:
+        _arrow(ax, points[-2], points[-1], color, **kw)
+
+# %% ../nbs/60_plots.ipynb #46d02b32
+_GATE = '#444444'
 
 def _level(ax, model, k, X, y, rise):
     "One level at one time step, its left edge at X."
-    level,m,H = model.levels[k],model.modalities[k],model.hidden_sizes[k]
+    level = model.levels[k]
+    m = model.modalities[k]
+    H = model.hidden_sizes[k]
     _box(ax, X+.5, y, 1.3, .78, f'{m}\n{model.in_sizes[k]} to {level.sizes[-1]}', COLORS[m], .12)
     _box(ax, X+3.35, y, 1.15, .78, f'LSTM\n{H} units', COLORS[m], .45)
-    _path(ax, [(X+1.17, y+.2), (X+2.76, y+.2)], COLORS[m])                              # the feature, if it is asked for
-    for j,lower in enumerate(model.modalities[:k]):                                     # features of the levels below: to the LSTM, and to the gate
-        x,at = X+1.35+.16*j,y-.3+.16*j
+    _path(ax, [(X+1.17, y+.2), (X+2.76, y+.2)], COLORS[m])   # the feature, if it is asked for
+    for j,lower in enumerate(model.modalities[:k]):          # features of the levels below: to LSTM and gate
+        x = X+1.35+.16*j
+        at = y-.3+.16*j
         _path(ax, [(x, rise*j+.2), (x, at), (X+2.76, at)], COLORS[lower])
         _path(ax, [(X+2.02+.16*j, at), (X+2.02+.16*j, y+.03)], COLORS[lower])
-    if k==0: return
+    if k==0:
+        return
     _box(ax, X+2.1, y+.2, .62, .34, 'gate', _GATE, .15)
-    if model.nested and k>1: _path(ax, [(X+2.3, y-rise+.38), (X+2.3, y+.02)], _GATE, ls=':')
+    if model.nested and k>1:
+        _path(ax, [(X+2.3, y-rise+.38), (X+2.3, y+.02)], _GATE, ls=':')
     _path(ax, [(X+3.55, y-rise+.4), (X+3.55, y-.4)], COLORS[m], ls='--')
-    ax.text(X+3.63, y-.62, f'if shut: {min(model.hidden_sizes[k-1], H)} of {H}' + ('' if model.copy_cell else ' (h only)'), fontsize=6, va='center', color='#333333')
+    copied = f'if shut: {min(model.hidden_sizes[k-1], H)} of {H}' + ('' if model.copy_cell else ' (h only)')
+    ax.text(X+3.63, y-.62, copied, fontsize=6, va='center', color='#333333')
 
+# %% ../nbs/60_plots.ipynb #7fcbe962
+def _state(ax, model, k, y, wide):
+    "The state of a level, from the first time step to the next, and to its gate there."
+    color = COLORS[model.modalities[k]]
+    _path(ax, [(3.75, y+.4), (3.75, y+.66), (wide+3.1, y+.66), (wide+3.1, y+.4)], color)
+    if k:
+        _path(ax, [(wide+2.1, y+.66), (wide+2.1, y+.38)], color)
+
+def _told(model) -> list:
+    "The lines below the picture."
+    told = [
+        'A gate sees the features below and its level\'s state at t-1, '
+        'and lets its level\'s feature through, or not.',
+        'Dashed: units of the state that are copied upward where it is shut. '
+        'Lines above the boxes: the state of t-1.',
+    ]
+    if model.nested and len(model.levels)>2:
+        told.append('Dotted: a gate can only open where the one below is open.')
+    return told
+
+# %% ../nbs/60_plots.ipynb #446a8909
 @mpl.rc_context(STYLE)
 def plot_architecture(
     model,             # An HCMS, of any order and sizes
@@ -385,20 +567,20 @@ def plot_architecture(
     times=('t-1', 't'),
 ) -> Axes:
     "The levels of a model over two time steps, with sizes, gates and copies."
-    n,rise,wide = len(model.levels),1.9,4.6
+    n = len(model.levels)
+    rise = 1.9
+    wide = 4.6
+    top = rise*(n-1)
     for c,when in enumerate(times):
         X = wide*c
-        ax.text(X+1.9, rise*(n-1)+1.3, f'time step {when}', ha='center', fontsize=8, weight='bold')
-        for k,m in enumerate(model.modalities):
-            y = rise*k
-            _level(ax, model, k, X, y, rise)
-            if c: continue
-            _path(ax, [(X+3.75, y+.4), (X+3.75, y+.66), (wide+3.1, y+.66), (wide+3.1, y+.4)], COLORS[m])   # state to the next step
-            if k: _path(ax, [(wide+2.1, y+.66), (wide+2.1, y+.38)], COLORS[m])                                # and to its gate
-        _path(ax, [(X+3.35, rise*(n-1)+.4), (X+3.35, rise*(n-1)+.95)], COLORS[model.modalities[-1]])
-        ax.text(X+3.35, rise*(n-1)+1.03, f'{model.num_classes} classes', ha='center', fontsize=7)
-    told = ['A gate sees the features below and its level\'s state at t-1, and lets its level\'s feature through, or not.', 'Dashed: units of the state that are copied upward where it is shut. Lines above the boxes: the state of t-1.'] + ['Dotted: a gate can only open where the one below is open.']*(model.nested and n>2)
-    ax.text(-.15, -.62, '\n'.join(told), fontsize=6.5, va='top')
+        ax.text(X+1.9, top+1.3, f'time step {when}', ha='center', fontsize=8, weight='bold')
+        for k in range(n):
+            _level(ax, model, k, X, rise*k, rise)
+            if c==0:
+                _state(ax, model, k, rise*k, wide)
+        _path(ax, [(X+3.35, top+.4), (X+3.35, top+.95)], COLORS[model.modalities[-1]])
+        ax.text(X+3.35, top+1.03, f'{model.num_classes} classes', ha='center', fontsize=7)
+    ax.text(-.15, -.62, '\n'.join(_told(model)), fontsize=6.5, va='top')
     ax.set(xlim=(-.2, 2*wide-.1), ylim=(-1.45, rise*(n-1)+1.5))
     ax.axis('off')
     return ax

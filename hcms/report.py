@@ -8,11 +8,16 @@ __all__ = ['DEFAULTS', 'ORDER', 'injected', 'check_writable', 'check_parameters'
            'write_top_index']
 
 # %% ../nbs/61_report.ipynb #9fcce4e6
-import ast, json, math, os, re, sys
+import ast
+import json
+import math
+import os
+import re
+import sys
 from pathlib import Path
 import pandas as pd
-from .core import (InputError, check_choice, commit, fingerprint, home, read_json, read_text, repo_root, versions,
-                       write_whole)
+from .core import (InputError, check_choice, commit, fingerprint, home, read_json, read_text, repo_root,
+                       versions, write_whole)
 from .costs import PAPER_PRICES
 from .datasets import DATASETS
 from .paper import PAPER
@@ -23,8 +28,10 @@ from .train import train_config
 # %% ../nbs/61_report.ipynb #991f20ce
 def _assigned(cell:str) -> set:
     "The names that a cell's own lines give a value."
-    try: lines = ast.parse(cell).body
-    except (SyntaxError, ValueError): return set()
+    try:
+        lines = ast.parse(cell).body
+    except (SyntaxError, ValueError):
+        return set()
     targets = [t for o in lines if isinstance(o, ast.Assign) for t in o.targets]
     targets += [o.target for o in lines if isinstance(o, ast.AnnAssign)]
     return {t.id for t in targets if isinstance(t, ast.Name)}
@@ -44,69 +51,93 @@ def _check_value(name, value, kind):
     if not isinstance(value, kind) or isinstance(value, bool)!=(kind is bool):
         remedy = '; pass lists with -y "{%s: [1, 2]}"' % name if kind is list else ''
         raise InputError(name, f'must be of type {kind.__name__}, not {value!r}{remedy}')
-    if kind is int and name=='epochs' and value<0: raise InputError(name, f'must be 0 or more, not {value}')
-    if kind is int and name!='epochs' and value<1: raise InputError(name, f'must be above 0, not {value}')
-    if kind is list: _check_numbers(name, value)
+    if kind is int and name=='epochs' and value<0:
+        raise InputError(name, f'must be 0 or more, not {value}')
+    if kind is int and name!='epochs' and value<1:
+        raise InputError(name, f'must be above 0, not {value}')
+    if kind is list:
+        _check_numbers(name, value)
 
 def _check_numbers(name, values):
     for o in values:
         if isinstance(o, bool) or not isinstance(o, (int, float)) or not o>0:
             raise InputError(name, f'must hold numbers above 0, not {o!r}')
-    if len(set(values))<len(values): raise InputError(name, f'must be different numbers, not {values}')
+    if len(set(values))<len(values):
+        raise InputError(name, f'must be different numbers, not {values}')
 
 def check_writable(folder):
     "An `InputError` where nothing could be written to a folder, which need not be there yet."
-    at = folder = Path(folder).expanduser().resolve()
-    while not at.exists() and at!=at.parent: at = at.parent
-    if not at.is_dir(): raise InputError(folder, f'cannot become a folder: {at} is a file')
+    folder = Path(folder).expanduser().resolve()
+    at = folder
+    while not at.exists() and at!=at.parent:
+        at = at.parent
+    if not at.is_dir():
+        raise InputError(folder, f'cannot become a folder: {at} is a file')
     if not os.access(at, os.W_OK | os.X_OK):
         raise InputError(folder, f'cannot be written to: {at} is not open to you')
 
+# %% ../nbs/61_report.ipynb #30d4f85d
 def check_parameters(
     scope:dict,     # `globals()` of the notebook
     **types,        # Parameter -> its type
 ) -> dict:          # The parameters
     "The checked parameters of a report notebook; an unknown name, a wrong type or value is an `InputError`."
     _warn_of_another_python()
-    for k in sorted(injected(scope.get('In', ()), types)-set(types)): check_choice(k, types, 'parameter')
+    for k in sorted(injected(scope.get('In', ()), types)-set(types)):
+        check_choice(k, types, 'parameter')
     for k,kind in types.items():
-        if k not in scope: raise InputError(k, 'has no value; run the cell of the parameters first')
+        if k not in scope:
+            raise InputError(k, 'has no value; run the cell of the parameters first')
         _check_value(k, scope[k], kind)
-    if 'dataset' in types: check_choice(scope['dataset'], DATASETS, 'data set')
-    if 'out_dir' in types: check_writable(scope['out_dir'] or home()/'reports')
+    if 'dataset' in types:
+        check_choice(scope['dataset'], DATASETS, 'data set')
+    if 'out_dir' in types:
+        check_writable(scope['out_dir'] or home()/'reports')
     return {k: scope[k] for k in types}
 
 # %% ../nbs/61_report.ipynb #59157d01
 def _expected_pythons() -> list:
     "Environments that a report is expected to run in: the one that make installed, and papermill's own."
     out = []
-    try: out.append(repo_root(Path(sys.modules[InputError.__module__].__file__).parent)/'.venv')
-    except InputError: pass
+    try:
+        code = Path(sys.modules[InputError.__module__].__file__).parent
+        out.append(repo_root(code)/'.venv')
+    except InputError:
+        pass
     if 'ipykernel' in sys.modules:
         import psutil
         started_by = [Path(o) for o in psutil.Process().parent().cmdline()[:3]]
-        if 'papermill' in [o.name for o in started_by] and started_by[0].is_absolute(): out.append(started_by[0].parents[1])
+        if 'papermill' in [o.name for o in started_by] and started_by[0].is_absolute():
+            out.append(started_by[0].parents[1])
     return [o for o in out if o.is_dir()]
 
 def _warn_of_another_python():
     for o in _expected_pythons():
-        if o.resolve()==Path(sys.prefix).resolve(): continue
+        if o.resolve()==Path(sys.prefix).resolve():
+            continue
         print(f'note: this is the Python in {sys.prefix}, not the one in {o}', file=sys.stderr)
 
 # %% ../nbs/61_report.ipynb #9b479926
-DEFAULTS = dict(views=10, budgets=[], seeds=3, epochs=0, paper=True, repeats=3)   # Of every report notebook; a test says so
+# Of every report notebook; a test says so
+DEFAULTS = dict(views=10, budgets=[], seeds=3, epochs=0, paper=True, repeats=3)
+
+def _text(v) -> str:
+    return '-'.join(map(str, v)) if isinstance(v, list) else str(v).lower()
+
+def _short(v) -> str:
+    return fingerprint(_text(v)) if isinstance(v, list) else _text(v)
 
 def other_than_default(
     parameters:dict,   # Of a notebook, or of the whole report
 ) -> str:              # Such as 'seeds=1,epochs=4'; empty where all are the defaults
     "Names the parameters that differ from the defaults, so that it can be a folder."
     other = {k: parameters[k] for k,v in DEFAULTS.items() if parameters.get(k, v)!=v}
-    text = lambda v: '-'.join(map(str, v)) if isinstance(v, list) else str(v).lower()
-    said = ','.join(f'{k}={text(v)}' for k,v in other.items())
-    if len(said)<=100: return said
-    short = lambda v: fingerprint(text(v)) if isinstance(v, list) else text(v)
-    return ','.join(f'{k}={short(v)}' for k,v in other.items())
+    said = ','.join(f'{k}={_text(v)}' for k,v in other.items())
+    if len(said)<=100:
+        return said
+    return ','.join(f'{k}={_short(v)}' for k,v in other.items())
 
+# %% ../nbs/61_report.ipynb #8deff61c
 _written = {}   # folder -> names of the files that were written there since `report_folder` named it
 
 def report_folder(
@@ -122,7 +153,8 @@ def report_folder(
 
 def noted(files:list) -> list:
     "The same files, remembered for `written`."
-    for o in files: _written.setdefault(Path(o).parent.resolve(), []).append(Path(o).name)
+    for o in files:
+        _written.setdefault(Path(o).parent.resolve(), []).append(Path(o).name)
     return files
 
 def written(data, out):
@@ -130,7 +162,8 @@ def written(data, out):
     out = Path(out).resolve()
     place = out.relative_to(home()) if out.is_relative_to(home()) else out
     files = ', '.join(sorted(set(_written.get(out, ())))) or 'nothing'
-    if data.stamp: print(data.stamp)
+    if data.stamp:
+        print(data.stamp)
     print(f'written to {place}: {files}')
 
 # %% ../nbs/61_report.ipynb #7b39d75f
@@ -141,16 +174,52 @@ def mean_pm(
     digits:int=1,
 ) -> pd.Series:        # of text
     "Mean and standard deviation as people read them; a dash for what was not run."
-    def one(m, s): return '–' if pd.isna(m) else f'{m*scale:.{digits}f}' + ('' if pd.isna(s) else f' ± {s*scale:.{digits}f}')
+    def one(m, s):
+        if pd.isna(m):
+            return '–'
+        spread = '' if pd.isna(s) else f' ± {s*scale:.{digits}f}'
+        return f'{m*scale:.{digits}f}{spread}'
     return pd.Series([one(m, s) for m,s in zip(df[f'{name}_mean'], df[f'{name}_std'])], index=df.index)
 
 # %% ../nbs/61_report.ipynb #220f8916
 def _aims(config) -> str:
     "Skip targets and lambda in words, and why these."
     text = f"skip targets {', '.join(map(str, config.skip_targets))}, lambda {config.weight:g}"
-    if config.weight==PAPER.usage_weight and config.skip_targets==train_config().skip_targets: return text
-    return f"{text}, so that the ratios reached on the selection split are the paper's ({', '.join(f'{o:g}' for o in REACHED)} within {CLOSE:g})"
+    if config.weight==PAPER.usage_weight and config.skip_targets==train_config().skip_targets:
+        return text
+    reached = ', '.join(f'{o:g}' for o in REACHED)
+    return (f"{text}, so that the ratios reached on the selection split are the paper's "
+            f"({reached} within {CLOSE:g})")
 
+def _epochs(config:dict) -> str:
+    "How long was trained, in words."
+    if not config['patience']:
+        return f"{config['epochs']} epochs"
+    return (f"at most {config['epochs']} epochs, at least {config['min_epochs']}, "
+            f"ended when the smoothed score had not risen for {config['patience']}")
+
+def _videos(data, counts:dict) -> str:
+    "How many videos were evaluated, in words."
+    evaluated = counts['n_evaluated']
+    official = counts['n_official']
+    if data.simulated:
+        return f"{evaluated} simulated videos ({data.name}'s {data.evaluated} split has {official})"
+    lost = official-evaluated
+    missing = f', {lost} missing' if lost else ''
+    return f"{data.evaluated} split, {evaluated} of {official} videos evaluated{missing}"
+
+def _notes(data, counts, config, seeds) -> list:
+    "Two lines: the data, and the training."
+    spread = f'Mean and standard deviation of {len(seeds)} seeds.' if len(seeds)>1 else 'One seed.'
+    return [
+        f"{data.label}: {data.media}; {_videos(data, counts)}; {data.training}; "
+        f"{data.steps} time steps. {spread}",
+        f"Training: Adam {config['lr']:g} x {config['decay']:g} an epoch, {_epochs(config)}, "
+        f"batch {config['batch']}; {_aims(config_for(data))} where nothing else is said. "
+        "The epoch is chosen on the selection split.",
+    ]
+
+# %% ../nbs/61_report.ipynb #5ff19bd0
 def describe(
     data,
     runs,                # Those that the artifact is made from
@@ -158,34 +227,40 @@ def describe(
     **more,
 ) -> tuple:              # Lines of notes, and the sidecar's dict
     "What a number needs to be understood, and to be made again."
-    c,config = data.counts(),max(runs, key=lambda r: r.config.model=='hcms').config.model_dump(mode='json')
-    lost = c['n_official']-c['n_evaluated'] if not data.simulated else 0
+    counts = data.counts()
+    config = max(runs, key=lambda r: r.config.model=='hcms').config.model_dump(mode='json')
     seeds = sorted({r.config.seed for r in runs})
-    many = f"{c['n_evaluated']} simulated videos ({data.name}'s {data.evaluated} split has {c['n_official']})" if data.simulated else f"{data.evaluated} split, {c['n_evaluated']} of {c['n_official']} videos evaluated{f', {lost} missing' if lost else ''}"
-    epochs = f"at most {config['epochs']} epochs, at least {config['min_epochs']}, ended when the smoothed score had not risen for {config['patience']}" if config['patience'] else f"{config['epochs']} epochs"
-    notes = [f"{data.label}: {data.media}; {many}; {data.training}; {data.steps} time steps. {f'Mean and standard deviation of {len(seeds)} seeds.' if len(seeds)>1 else 'One seed.'}",
-             f"Training: Adam {config['lr']:g} x {config['decay']:g} an epoch, {epochs}, batch {config['batch']}; {_aims(config_for(data))} where nothing else is said. The epoch is chosen on the selection split."]
-    meta = dict(dataset=data.label, stamp=data.stamp, simulated=data.simulated, parameters={k: v for k,v in parameters.items() if k!='out_dir'}, data=data.fingerprint, **c,
-                missing=data.missing, **data.sources(), versions=versions(), commit=commit(), paper_prices=PAPER_PRICES,
-                configuration={k: v for k,v in config.items() if k!='seed'}, seeds=seeds, runs=[r.key for r in runs])
-    return notes,meta | more
+    meta = dict(
+        dataset=data.label, stamp=data.stamp, simulated=data.simulated,
+        parameters={k: v for k,v in parameters.items() if k!='out_dir'},
+        data=data.fingerprint, **counts, missing=data.missing, **data.sources(),
+        versions=versions(), commit=commit(), paper_prices=PAPER_PRICES,
+        configuration={k: v for k,v in config.items() if k!='seed'}, seeds=seeds, runs=[r.key for r in runs],
+    )
+    return _notes(data, counts, config, seeds),meta | more
 
 # %% ../nbs/61_report.ipynb #3c520d44
 def _plain(o):
-    if isinstance(o, float) and not math.isfinite(o): return str(o)
-    if isinstance(o, dict): return {str(k): _plain(v) for k,v in o.items()}
-    return [_plain(v) for v in o] if isinstance(o, (list, tuple)) else o
+    if isinstance(o, float) and not math.isfinite(o):
+        return str(o)
+    if isinstance(o, dict):
+        return {str(k): _plain(v) for k,v in o.items()}
+    if isinstance(o, (list, tuple)):
+        return [_plain(v) for v in o]
+    return o
 
 def write_side(name, title, notes, meta, numbers, out, **more) -> list:
     "NAME.json and NAME.csv."
-    side = json.dumps(_plain(dict(name=name, title=title, notes=notes, **meta, **more)), indent=1, sort_keys=True, ensure_ascii=False)
+    side = _plain(dict(name=name, title=title, notes=notes, **meta, **more))
+    text = json.dumps(side, indent=1, sort_keys=True, ensure_ascii=False)+'\n'
     csv = numbers.assign(data=meta['dataset']) if meta.get('stamp') else numbers
     table = csv.to_csv(index=False, lineterminator='\n')
-    return noted([write_whole(out/f'{name}.json', side+'\n'), write_whole(out/f'{name}.csv', table)])
+    return noted([write_whole(out/f'{name}.json', text), write_whole(out/f'{name}.csv', table)])
 
+# %% ../nbs/61_report.ipynb #4df608b8
 def write_table(
     numbers:pd.DataFrame,   # Unrounded
-    shown:pd.DataFrame,     # The same for eyes: text
+    shown:pd.DataFrame,     # The same as text, rounded
     name:str,               # File name without suffix
     out_dir,
     title:str,              # One line: what is shown, on which data
@@ -193,9 +268,15 @@ def write_table(
     meta:dict,              # From `describe`
 ) -> list:                  # The files written
     "NAME.csv, NAME.md, NAME.tex and NAME.json."
-    out,stamp = Path(out_dir),meta.get('stamp')
-    md = (f'**{stamp}**\n\n' if stamp else '') + f'### {title}\n\n{shown.to_markdown(index=False, disable_numparse=True)}\n\n' + '\n'.join(f'- {o}' for o in notes) + '\n'
-    tex = (f'% {stamp}\n' if stamp else '') + f'% {title}\n' + shown.to_latex(index=False, escape=True) + ''.join(f'% {o}\n' for o in notes)
+    out = Path(out_dir)
+    stamp = meta.get('stamp')
+    table = shown.to_markdown(index=False, disable_numparse=True)
+    lines = '\n'.join(f'- {o}' for o in notes)
+    md = f'### {title}\n\n{table}\n\n{lines}\n'
+    tex = f'% {title}\n' + shown.to_latex(index=False, escape=True) + ''.join(f'% {o}\n' for o in notes)
+    if stamp:
+        md = f'**{stamp}**\n\n{md}'
+        tex = f'% {stamp}\n{tex}'
     shown = noted([write_whole(out/f'{name}.md', md), write_whole(out/f'{name}.tex', tex)])
     return shown + write_side(name, title, notes, meta, numbers, out, kind='table')
 
@@ -213,52 +294,116 @@ def write_figure(
     return pictures + write_side(name, title, notes, meta, numbers, Path(out_dir), kind='figure')
 
 # %% ../nbs/61_report.ipynb #7bf56f74
-ORDER = ('claims', 'claims_coverage', 'fig1', 'fig2', 'table1', 'table1_families', 'table1_gates', 'fig3', 'table2', 'table3', 'table3_measured', 'rivals', 'rivals_admission', 'learning_curves', 'table3_quoted', 'fig4', 'fig5', 'fig6', 'table4', 'table5', 'table6', 'fig7', 'ablations', 'calibration', 'speed_lines', 'speed_ratios', 'speed', 'speed_decoding', 'speed_training', 'speed_growth', 'speed_projection', 'robustness', 'robustness_media')
+ORDER = (
+    'claims', 'claims_coverage', 'fig1', 'fig2',
+    'table1', 'table1_families', 'table1_gates', 'fig3', 'table2', 'table3', 'table3_measured',
+    'rivals', 'rivals_admission', 'learning_curves', 'table3_quoted',
+    'fig4', 'fig5', 'fig6', 'table4', 'table5', 'table6', 'fig7', 'ablations', 'calibration',
+    'speed_lines', 'speed_ratios', 'speed', 'speed_decoding', 'speed_training', 'speed_growth',
+    'speed_projection', 'robustness', 'robustness_media',
+)
 
 def _section(out, side) -> list:
     "The lines of one artifact."
-    name,picture = side['name'],[f"![{side['title']}]({side['name']}.png)", ''] if (out/f"{side['name']}.png").exists() else []
-    links = ' '.join(f'[{k}]({name}.{k})' for k in ('csv', 'md', 'tex', 'png', 'svg', 'json') if (out/f'{name}.{k}').exists())
-    text = [read_text(out/f'{name}.md').strip()] if (out/f'{name}.md').exists() else [f"### {side['title']}", '', *(f'- {o}' for o in side['notes'])]
+    name = side['name']
+    there = [k for k in ('csv', 'md', 'tex', 'png', 'svg', 'json') if (out/f'{name}.{k}').exists()]
+    picture = [f"![{side['title']}]({name}.png)", ''] if 'png' in there else []
+    if 'md' in there:
+        text = [read_text(out/f'{name}.md').strip()]
+    else:
+        text = [f"### {side['title']}", '', *(f'- {o}' for o in side['notes'])]
+    links = ' '.join(f'[{k}]({name}.{k})' for k in there)
     return [f'<a id="{name}"></a>', '', *picture, *text, '', links, '']
 
+def _gallery(names) -> list:
+    "Small pictures, four in a row, each a link to its place on the page."
+    if not names:
+        return []
+    cells = [
+        f'<td align="center"><a href="#{o}"><img src="{o}.png" width="200"><br>{o}</a></td>' for o in names
+    ]
+    rows = ['<tr>'+''.join(cells[i:i+4])+'</tr>' for i in range(0, len(cells), 4)]
+    return ['<table>', *rows, '</table>', '']
+
+# %% ../nbs/61_report.ipynb #c9dec19e
+def _head(side, other) -> list:
+    "The title of the page and what its data are."
+    lines = [f"# Results on {side['dataset']}{f' with {other}' if other else ''}", '']
+    if side.get('stamp'):
+        lines += [f"**{side['stamp']}.** No number on this page was measured on real videos.", '']
+    videos = 'simulated videos' if side.get('simulated') else f"of {side['n_official']} videos"
+    lines.append(
+        f"{side['n_evaluated']} {videos} evaluated. What is named *paper* or *quoted* is quoted; "
+        'all else was computed here. Each artifact lies here as CSV (unrounded), as text or picture, '
+        'and with JSON that says what made it.'
+    )
+    return [*lines, '']
+
+def _place(side) -> tuple:
+    "What to sort an artifact by: the paper's order, then others by name."
+    name = side['name']
+    at = ORDER.index(name) if name in ORDER else len(ORDER)
+    return (at, name)
+
+# %% ../nbs/61_report.ipynb #0fd28590
 def write_index(
     out_dir,    # A folder of artifacts
     other='',   # Of `other_than_default`
 ) -> Path:      # Its README.md
     "A page that shows everything in a folder."
     out = Path(out_dir)
-    place = lambda o: (ORDER.index(o['name']) if o['name'] in ORDER else len(ORDER), o['name'])
-    sides = sorted((read_json(o) for o in out.glob('*.json')), key=place)
-    if not sides: raise InputError(out, 'has no tables yet; run: make reports')
-    first = sides[0]
-    thumbs = [o['name'] for o in sides if (out/f"{o['name']}.png").exists()]
-    rows = [thumbs[i:i+4] for i in range(0, len(thumbs), 4)]
-    gallery = ['<table>', *('<tr>'+''.join(f'<td align="center"><a href="#{o}"><img src="{o}.png" width="200"><br>{o}</a></td>' for o in row)+'</tr>' for row in rows), '</table>', ''] if rows else []
-    lines = [f"# Results on {first['dataset']}{f' with {other}' if other else ''}", '', *([f"**{first['stamp']}.** No number on this page was measured on real videos.", ''] if first.get('stamp') else []),
-             f"{first['n_evaluated']} {'simulated videos' if first.get('simulated') else 'of '+str(first['n_official'])+' videos'} evaluated. What is named *paper* or *quoted* is quoted; all else was computed here. Each artifact lies here as CSV (unrounded), as text or picture, and with JSON that says what made it.", '',
-             *gallery, 'All: ' + ' · '.join(f"[{o['name']}](#{o['name']})" for o in sides), '']
-    for o in sides: lines += _section(out, o)
+    sides = sorted((read_json(o) for o in out.glob('*.json')), key=_place)
+    if not sides:
+        raise InputError(out, 'has no tables yet; run: make reports')
+    pictures = [o['name'] for o in sides if (out/f"{o['name']}.png").exists()]
+    links = ' · '.join(f"[{o['name']}](#{o['name']})" for o in sides)
+    lines = [*_head(sides[0], other), *_gallery(pictures), f'All: {links}', '']
+    for o in sides:
+        lines += _section(out, o)
     return write_whole(out/'README.md', '\n'.join(lines))
 
 # %% ../nbs/61_report.ipynb #e25b79f1
+def _ledger(folder, side) -> list:
+    "The claims and their verdicts: what is said of them, and a table."
+    table = pd.read_csv(folder/'claims.csv')
+    table['claim'] = table.claim.str.replace('|', '/')
+    heads = dict(claim='Claim of the paper', place='Where', verdict='Verdict')
+    shown = table.rename(columns=heads)[list(heads.values())].to_markdown(index=False)
+    return [f"**Claims.** {side['notes'][0]}", '', shown, '']
+
 def _front(folder) -> list:
     "The lines of one data set on the front page."
-    side = read_json(folder/'claims.json') if (folder/'claims.json').exists() else {}
-    any_side = side or read_json(next(iter(sorted(folder.glob('*.json')))))
-    thumbs = [n for n in ORDER if (folder/f'{n}.png').exists()]
-    lines = [f'## [{folder.name}]({folder.name}/README.md)', '', *([f"**{any_side['stamp']}.**", ''] if any_side.get('stamp') else []), any_side['notes'][1] if side else any_side['notes'][0], '']
-    if side:
-        verdicts = pd.read_csv(folder/'claims.csv')
-        lines += [f"**Claims.** {side['notes'][0]}", '', verdicts.assign(claim=verdicts.claim.str.replace('|', '/')).rename(columns=dict(claim='Claim of the paper', place='Where', verdict='Verdict'))[['Claim of the paper', 'Where', 'Verdict']].to_markdown(index=False), '']
-    return lines + [''.join(f'<a href="{folder.name}/README.md#{n}"><img src="{folder.name}/{n}.png" width="210" alt="{n}"></a>' for n in thumbs), '']
+    name = folder.name
+    claims = read_json(folder/'claims.json') if (folder/'claims.json').exists() else {}
+    side = claims or read_json(next(iter(sorted(folder.glob('*.json')))))
+    lines = [f'## [{name}]({name}/README.md)', '']
+    if side.get('stamp'):
+        lines += [f"**{side['stamp']}.**", '']
+    lines += [side['notes'][1] if claims else side['notes'][0], '']
+    if claims:
+        lines += _ledger(folder, claims)
+    pictures = [n for n in ORDER if (folder/f'{n}.png').exists()]
+    links = [
+        f'<a href="{name}/README.md#{n}"><img src="{name}/{n}.png" width="210" alt="{n}"></a>'
+        for n in pictures
+    ]
+    return [*lines, ''.join(links), '']
+
+# %% ../nbs/61_report.ipynb #f2715399
+_TOP = (
+    'Regenerated by `make reports` (and `make reports DATASET=activitynet`, `DATASET=fcvid`). '
+    'A folder a data set: every table and figure of the paper and the ledger of its claims; '
+    'on the demo also ablations, speed and robustness, on stand-ins their calibration. '
+    'What is simulated says so wherever it appears.'
+)
 
 def write_top_index(
     root,      # Of the data sets' folders
 ) -> Path:     # Its README.md
     "The front page of all results."
     root = Path(root)
-    folders = sorted((p for p in root.iterdir() if p.is_dir() and any(p.glob('*.json'))), key=lambda p: (p.name!='demo', p.name))
-    lines = ['# Results', '', 'Regenerated by `make reports` (and `make reports DATASET=activitynet`, `DATASET=fcvid`). A folder a data set: every table and figure of the paper and the ledger of its claims; on the demo also ablations, speed and robustness, on stand-ins their calibration. What is simulated says so wherever it appears.', '']
-    for p in folders: lines += _front(p)
+    folders = [p for p in root.iterdir() if p.is_dir() and any(p.glob('*.json'))]
+    lines = ['# Results', '', _TOP, '']
+    for p in sorted(folders, key=lambda p: (p.name!='demo', p.name)):
+        lines += _front(p)
     return write_whole(root/'README.md', '\n'.join(lines))

@@ -50,12 +50,15 @@ def table1_configs(
     views:int=10,     # The few views
     epochs:int=0,     # 0: as the data set's schedule says
 ) -> list:            # of TrainConfig
-    "Early fusion of all seven combinations, at `views` and at all steps; HCMS, and its control with random gates."
+    "Early fusion of all seven combinations, at `views` and at all steps; HCMS, and HCMS with random gates."
     if views>=data.steps:
-        fewer = f'pass fewer, as in -p views {max(1, data.steps//4)}' if data.steps>1 else 'it cannot be made of one'
+        fewer = 'it cannot be made of one'
+        if data.steps>1:
+            fewer = f'pass fewer, as in -p views {max(1, data.steps//4)}'
         beside = f'the {data.steps} time steps of {data.label}, which the table has beside them'
         raise InputError('views', f'must be below {beside}, not {views}; {fewer}')
-    early = [dict(model='early', modalities=c, views=v) for n in (1, 2, 3) for c in combinations(MODALITIES, n) for v in (views, None)]
+    combos = [c for n in (1, 2, 3) for c in combinations(MODALITIES, n)]
+    early = [dict(model='early', modalities=c, views=v) for c in combos for v in (views, None)]
     every = early + [dict(model='hcms'), dict(model='hcms', policy='random')]
     return variants(data, every, seeds, epochs)
 
@@ -63,96 +66,175 @@ def table1_configs(
 _PAPER_NAMES = dict(early='LSTM', hcms='HCMS')
 
 def _table1_row(data, run):
-    p,c = run.predictions,run.config
+    p = run.predictions
+    c = run.config
     row = headline(p, run.model)
-    return dict(method=_PAPER_NAMES[c.model], modalities=letters(c.modalities), views=c.views or data.steps) | \
-        {k: row[k] for k in ('map', 'map_interpolated', 'accuracy', 'gflops')} | \
-        dict(gflops_measured=float(gflops_per_video(p.gates, data.prices, run.model)['total'].mean()) if data.prices else np.nan) | \
-        {k: row.get(k, np.nan) for k in ('skip_appearance', 'skip_motion')}
+    measured = np.nan
+    if data.prices:
+        measured = float(gflops_per_video(p.gates, data.prices, run.model)['total'].mean())
+    out = dict(method=_PAPER_NAMES[c.model], modalities=letters(c.modalities), views=c.views or data.steps)
+    out |= {k: row[k] for k in ('map', 'map_interpolated', 'accuracy', 'gflops')}
+    out |= dict(gflops_measured=measured)
+    return out | {k: row.get(k, np.nan) for k in ('skip_appearance', 'skip_motion')}
 
 def table1(
     data,
     runs:list,       # From `table1_configs`
 ) -> pd.DataFrame:   # Shares from 0 to 1, GFLOPs a video; paper_* columns quoted
     "The numbers of Table 1, with the paper's beside them."
-    df = over_seeds([_table1_row(data, r) for r in runs if r.config.policy=='learned'], ['method', 'modalities', 'views'])
+    rows = [_table1_row(data, r) for r in runs if r.config.policy=='learned']
+    df = over_seeds(rows, ['method', 'modalities', 'views'])
     paper = paper_table(1).assign(modalities=lambda d: d.modalities.str.replace('+', ' + '))
     few,every = PAPER.views
     for o in ('fcvid', 'activitynet'):
         quoted = paper[paper.dataset==o].set_index(['method', 'modalities', 'views'])
-        at = [(m, c, every if v==df.views.max() else few) for m,c,v in zip(df.method, df.modalities, df.views)]
-        df[f'paper_{o}_map'],df[f'paper_{o}_gflops'] = quoted.loc[at, 'map_pct'].to_numpy()/100,quoted.loc[at, 'gflops'].to_numpy()
+        most = df.views.max()
+        at = [(m, c, every if v==most else few) for m,c,v in zip(df.method, df.modalities, df.views)]
+        df[f'paper_{o}_map'] = quoted.loc[at, 'map_pct'].to_numpy()/100
+        df[f'paper_{o}_gflops'] = quoted.loc[at, 'gflops'].to_numpy()
     return stamped(data, df)
 
 # %% ../nbs/62_tables.ipynb #5938bd05
-def show_table1(numbers, data, parameters, runs, out) -> pd.DataFrame:
-    "Write table1.* and return it as it is shown."
-    shown = pd.DataFrame({'Method': numbers.method, 'Modal': numbers.modalities, 'Views': numbers.views.astype(str),
-        'mAP %': mean_pm(numbers, 'map', 100), 'GFLOPs': mean_pm(numbers, 'gflops'), 'GFLOPs, own backbones': mean_pm(numbers, 'gflops_measured', digits=3)})
+def _shown_table1(numbers) -> pd.DataFrame:
+    "Table 1 as text."
+    shown = pd.DataFrame({
+        'Method': numbers.method,
+        'Modal': numbers.modalities,
+        'Views': numbers.views.astype(str),
+        'mAP %': mean_pm(numbers, 'map', 100),
+        'GFLOPs': mean_pm(numbers, 'gflops'),
+        'GFLOPs, own backbones': mean_pm(numbers, 'gflops_measured', digits=3),
+    })
     for o,title in (('activitynet', 'ActivityNet'), ('fcvid', 'FCVID')):
         shown[f'paper, {title}: mAP %'] = (numbers[f'paper_{o}_map']*100).map('{:.1f}'.format)
         shown[f'paper, {title}: GFLOPs'] = numbers[f'paper_{o}_gflops'].map('{:.1f}'.format)
+    return shown
+
+def _gain(hcms, full, few, prefix='', suffix='') -> tuple:
+    "HCMS against all modalities: points of mAP, share of the cost at all steps, share of that at few views."
+    score = f'{prefix}map{suffix}'
+    cost = f'{prefix}gflops{suffix}'
+    return 100*(hcms[score]-full[score]),hcms[cost]/full[cost],hcms[cost]/few[cost]
+
+def _table1_notes(numbers) -> list:
+    "HCMS against fusion at all steps, here and in the paper, and what it skips."
+    everything = numbers[numbers.modalities==letters(MODALITIES)]
+    h = everything[everything.method=='HCMS'].iloc[-1]
+    full = everything[everything.method=='LSTM'].iloc[-1]
+    few = everything[everything.method=='LSTM'].iloc[0]
+    paper = []
+    for o in ('fcvid', 'activitynet'):
+        points,of_full,of_few = _gain(h, full, few, f'paper_{o}_')
+        paper.append(f'{points:+.1f} points at {of_full:.1%} and {of_few:.1%} on {o}')
+    points,of_full,of_few = _gain(h, full, few, suffix='_mean')
+    return [
+        f'HCMS against A + I + M at all steps: {points:+.1f} points of mAP at {of_full:.1%} of its cost, '
+        f"and {of_few:.1%} of its cost at {few.views} views. In the paper: {'; '.join(paper)}.",
+        f'HCMS skips appearance at {h.skip_appearance_mean:.1%} and motion at {h.skip_motion_mean:.1%} '
+        f"of the steps. The paper's views are {PAPER.views[0]} and {PAPER.views[1]}.",
+    ]
+
+# %% ../nbs/62_tables.ipynb #72bcde32
+def show_table1(numbers, data, parameters, runs, out) -> pd.DataFrame:
+    "Write table1.* and return it as it is shown."
+    shown = _shown_table1(numbers)
     notes,meta = describe(data, runs, parameters)
-    full,h = (numbers[(numbers.method==m) & (numbers.modalities==letters(MODALITIES))].iloc[-1] for m in ('LSTM', 'HCMS'))
-    few = numbers[(numbers.method=='LSTM') & (numbers.modalities==letters(MODALITIES))].iloc[0]
-    paper = '; '.join(f"{100*(h[f'paper_{o}_map']-full[f'paper_{o}_map']):+.1f} points at {h[f'paper_{o}_gflops']/full[f'paper_{o}_gflops']:.1%} and {h[f'paper_{o}_gflops']/few[f'paper_{o}_gflops']:.1%} on {o}" for o in ('fcvid', 'activitynet'))
-    notes += [f'HCMS against A + I + M at all steps: {100*(h.map_mean-full.map_mean):+.1f} points of mAP at {h.gflops_mean/full.gflops_mean:.1%} of its cost, and {h.gflops_mean/few.gflops_mean:.1%} of its cost at {few.views} views. In the paper: {paper}.',
-              f'HCMS skips appearance at {h.skip_appearance_mean:.1%} and motion at {h.skip_motion_mean:.1%} of the steps. The paper\'s views are {PAPER.views[0]} and {PAPER.views[1]}.']
+    notes += _table1_notes(numbers)
     fig,ax = figure(height=3.)
     plot_costs(numbers, ax, f'{data.label}: modalities, fusion and HCMS')
     noted(save_figure(fig, 'table1', out, data.stamp))
-    write_table(numbers, shown, 'table1', out, f'Table 1. Modalities, fusion and HCMS on {data.label}', notes, meta)
+    title = f'Table 1. Modalities, fusion and HCMS on {data.label}'
+    write_table(numbers, shown, 'table1', out, title, notes, meta)
     return stamped(data, shown)
 
 # %% ../nbs/62_tables.ipynb #966e473a
 def family_table(data, runs, parameters, out) -> pd.DataFrame|str:
-    "Write table1_families.*: AP of each family by each combination at all steps, and what HCMS used on it. Demo only: it alone has families."
-    if data.name!='demo': return f'{data.label} has no known families of classes'
-    groups,rows = [family(c) for c in data.classes],[]
-    for r in (r for r in runs if r.config.policy=='learned' and r.config.views is None):
+    "Write table1_families.* for the demo: AP of each family by each combination, and HCMS's usage there."
+    if data.name!='demo':
+        return f'{data.label} has no known families of classes'
+    groups = [family(c) for c in data.classes]
+    rows = []
+    for r in runs:
+        if r.config.policy!='learned' or r.config.views is not None:
+            continue
         hcms = r.config.model=='hcms'
         table = by_group(r.predictions, groups, MODALITIES[1:] if hcms else ())
-        rows += table.rename(columns=dict(group='family')).assign(model='HCMS' if hcms else letters(r.config.modalities)).to_dict('records')
+        table['model'] = 'HCMS' if hcms else letters(r.config.modalities)
+        rows += table.rename(columns=dict(group='family')).to_dict('records')
     df = over_seeds(rows, ['family', 'model'])
-    text = df.assign(ap=mean_pm(df, 'ap', 100)).pivot(index='family', columns='model', values='ap').loc[list(dict.fromkeys(groups)), list(dict.fromkeys(df.model))]
+    text = df.assign(ap=mean_pm(df, 'ap', 100)).pivot(index='family', columns='model', values='ap')
+    text = text.loc[list(dict.fromkeys(groups)), list(dict.fromkeys(df.model))]
     used = df[df.model=='HCMS'].set_index('family')
-    for m in MODALITIES[1:]: text[f'HCMS uses {m} %'] = mean_pm(used, f'use_{m}', 100)
+    for m in MODALITIES[1:]:
+        text[f'HCMS uses {m} %'] = mean_pm(used, f'use_{m}', 100)
     notes,meta = describe(data, runs, parameters)
     notes += ['Pair: told only by sound and picture, or sound and motion, together.']
     text = text.reset_index().rename(columns=dict(family='told by'))
-    write_table(df, text, 'table1_families', out, 'Mean AP % of each family of classes, all time steps', notes, meta)
+    title = 'Mean AP % of each family of classes, all time steps'
+    write_table(df, text, 'table1_families', out, title, notes, meta)
     return stamped(data, text)
 
 # %% ../nbs/62_tables.ipynb #886e9b9e
+def _hits(gates, truth) -> dict:
+    "Usage, precision, recall and the precision of chance of each gated modality against the evidence."
+    hits = {}
+    for o in oracle_rows(gates, truth[...,1:], MODALITIES[1:]).itertuples():
+        for a in ('usage', 'precision', 'recall', 'chance_precision'):
+            hits[f'{a}_{o.gate}'] = getattr(o, a)
+    return hits
+
+def _draws(run, control, test, draws):
+    "Name, draw, logits and gates: once the learned gates, then random ones of equal usage in either model."
+    p = run.predictions
+    usage = p.gates.mean((0, 1)).tolist()
+    yield 'learned',0,p.logits[:,None],p.gates
+    for name,m in (('random, in the same model', run), ('random, in a model trained so', control)):
+        for k in range(draws):
+            logits,gates = predict_split(m.model, m.config, test, usage, k)
+            yield name,k,logits.numpy(),gates.numpy()
+
 def _control_rows(data, learned, control, draws=5):
-    test,truth = data.split(data.evaluated),data.evidence(data.evaluated)
+    test = data.split(data.evaluated)
+    truth = data.evidence(data.evaluated)
     rows = []
     for r,c in zip(tqdm(learned, desc=f'gates against chance, {data.bar_label}', unit='seed'), control):
-        usage = r.predictions.gates.mean((0, 1)).tolist()
-        said = [('learned', 0, r.predictions.logits[:,None], r.predictions.gates)]
-        said += [(name, k, *(o.numpy() for o in predict_split(m.model, m.config, test, usage, k))) for name,m in (('random, in the same model', r), ('random, in a model trained so', c)) for k in range(draws)]
-        for name,k,logits,gates in said:
-            row = dict(gates=name, seed=r.config.seed, draw=k, map=mean_average_precision(softmax(logits[:,-1]), test.labels))
-            if truth is not None: row |= {f'{a}_{o.gate}': getattr(o, a) for o in oracle_rows(gates, truth[...,1:], MODALITIES[1:]).itertuples() for a in ('usage', 'precision', 'recall', 'chance_precision')}
+        for name,k,logits,gates in _draws(r, c, test, draws):
+            score = mean_average_precision(softmax(logits[:,-1]), test.labels)
+            row = dict(gates=name, seed=r.config.seed, draw=k, map=score)
+            if truth is not None:
+                row |= _hits(gates, truth)
             rows.append(row)
-    return pd.DataFrame(rows).groupby(['gates', 'seed'], sort=False).mean().drop(columns='draw').reset_index()
+    mean = pd.DataFrame(rows).groupby(['gates', 'seed'], sort=False).mean()
+    return mean.drop(columns='draw').reset_index()
+
+# %% ../nbs/62_tables.ipynb #95a6ae04
+def _hit_note(df) -> str:
+    "What precision and recall are, and how many steps carry evidence."
+    chance = [f"{m}: {df[f'chance_precision_{m}_mean'].iloc[0]:.1%} of all steps do" for m in MODALITIES[1:]]
+    return ('Precision: share of the steps where a modality was used that carry evidence in it '
+            f"({', '.join(chance)}). Recall: share of the evidence that was looked at.")
 
 def gate_table(data, runs, parameters, out) -> pd.DataFrame:
-    "Write table1_gates.*: mAP of HCMS's gates and of random ones, and, where the truth is known, how they hit it."
-    learned,control = ([r for r in runs if r.config.model=='hcms' and r.config.policy==p] for p in ('learned', 'random'))
-    df = over_seeds(_control_rows(data, learned, control).drop(columns='seed').to_dict('records'), ['gates'])
+    "Write table1_gates.*: mAP of HCMS's gates and of random ones, with precision where the truth is known."
+    hcms = [r for r in runs if r.config.model=='hcms']
+    learned,control = ([r for r in hcms if r.config.policy==p] for p in ('learned', 'random'))
+    rows = _control_rows(data, learned, control).drop(columns='seed')
+    df = over_seeds(rows.to_dict('records'), ['gates'])
     shown = pd.DataFrame({'Gates': df.gates, 'mAP %': mean_pm(df, 'map', 100)})
     known = 'precision_motion_mean' in df
     if known:
         for m in MODALITIES[1:]:
-            for a in ('usage', 'precision', 'recall'): shown[f'{m}: {a} %'] = mean_pm(df, f'{a}_{m}', 100)
+            for a in ('usage', 'precision', 'recall'):
+                shown[f'{m}: {a} %'] = mean_pm(df, f'{a}_{m}', 100)
     notes,meta = describe(data, runs, parameters)
-    if known: notes += ['Precision: share of the steps where a modality was used that carry evidence in it (' + ', '.join(f"{m}: {df[f'chance_precision_{m}_mean'].iloc[0]:.1%} of all steps do" for m in MODALITIES[1:]) + '). Recall: share of the evidence that was looked at.']
+    if known:
+        notes.append(_hit_note(df))
     write_table(df, shown, 'table1_gates', out, 'Learned gates and random gates of equal usage', notes, meta)
     return stamped(data, shown)
 
 # %% ../nbs/62_tables.ipynb #46aa2620
-BUDGETS = dict(demo=[35, 70, 140, 210, 280, 350, 420, 490, 560, float('inf')]) | {o: g.budget_gflops.tolist() for o,g in paper_table(2).groupby('dataset')}
+BUDGETS = dict(demo=[35, 70, 140, 210, 280, 350, 420, 490, 560, float('inf')])
+BUDGETS |= {o: g.budget_gflops.tolist() for o,g in paper_table(2).groupby('dataset')}
 
 def table2(
     data,
@@ -169,17 +251,39 @@ def table2(
             rows.append(dict(budget=float(b)) | {k: v for k,v in row.items() if k in shown})
     df = over_seeds(rows, ['budget'])
     paper = paper_table(2).query('dataset==@data.name').set_index('budget_gflops')
-    for k in ('map', 'acc'): df[f'paper_{k}'] = [paper[f'{k}_pct'].get(b, np.nan)/100 for b in df.budget]
+    for k in ('map', 'acc'):
+        df[f'paper_{k}'] = [paper[f'{k}_pct'].get(b, np.nan)/100 for b in df.budget]
     return stamped(data, df)
+
+# %% ../nbs/62_tables.ipynb #4bf18f98
+def _shown_table2(numbers) -> pd.DataFrame:
+    "Table 2 as text, beside the paper's rows where it has that budget."
+    shown = pd.DataFrame({
+        'GFLOPs': [f'< {b:g}' if np.isfinite(b) else 'no limit' for b in numbers.budget],
+        'mAP %': mean_pm(numbers, 'map', 100),
+        'Acc %': mean_pm(numbers, 'accuracy', 100),
+        'GFLOPs spent': mean_pm(numbers, 'gflops'),
+        'steps seen': mean_pm(numbers, 'steps'),
+        'videos stopped %': mean_pm(numbers, 'stopped', 100, 0),
+    })
+    if numbers.paper_map.notna().any():
+        for k,title in (('map', 'mAP'), ('acc', 'Acc')):
+            quoted = numbers[f'paper_{k}']*100
+            shown[f'paper: {title} %'] = quoted.map(lambda v: '–' if pd.isna(v) else f'{v:.1f}')
+    return shown
 
 def show_table2(numbers, data, parameters, runs, out) -> pd.DataFrame:
     "Write table2.* and return it as it is shown."
-    shown = pd.DataFrame({'GFLOPs': [f'< {b:g}' if np.isfinite(b) else 'no limit' for b in numbers.budget], 'mAP %': mean_pm(numbers, 'map', 100), 'Acc %': mean_pm(numbers, 'accuracy', 100),
-                          'GFLOPs spent': mean_pm(numbers, 'gflops'), 'steps seen': mean_pm(numbers, 'steps'), 'videos stopped %': mean_pm(numbers, 'stopped', 100, 0)})
-    if numbers.paper_map.notna().any():
-        for k,t in (('map', 'mAP'), ('acc', 'Acc')): shown[f'paper: {t} %'] = (numbers[f'paper_{k}']*100).map(lambda v: '–' if pd.isna(v) else f'{v:.1f}')
+    shown = _shown_table2(numbers)
     notes,meta = describe(data, runs, parameters)
-    notes += ["A video stops before the module that would cross its budget, and is answered with the scores after its last complete step. Prices are the paper's; LSTMs and gates count. A motion feature alone costs 65.7: where the first steps ask for one, a small budget ends there, and the answer is chance."]
-    if data.name=='demo': notes += ["The paper's budgets are for 128 steps of its own data sets: none of its rows can stand beside these."]
+    notes.append(
+        'A video stops before the module that would cross its budget, and is answered with the scores '
+        "after its last complete step. Prices are the paper's; LSTMs and gates count. "
+        'A motion feature alone costs 65.7: where the first steps ask for one, a small budget ends there, '
+        'and the answer is chance.'
+    )
+    if data.name=='demo':
+        notes.append("The paper's budgets are for 128 steps of its own data sets: "
+                     'none of its rows can stand beside these.')
     write_table(numbers, shown, 'table2', out, f'Table 2. HCMS under a budget on {data.label}', notes, meta)
     return stamped(data, shown)

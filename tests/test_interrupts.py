@@ -1,7 +1,13 @@
-"Ctrl-C, as a terminal sends it: to every process at once. Once lets what is in work be finished, twice ends everything."
-import json, os, signal, subprocess, sys, time
-from pathlib import Path
-import pandas as pd, psutil, pytest
+"Ctrl-C, as a terminal sends it: to every process at once. Once lets the work in progress end, twice ends it."
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import pandas as pd
+import psutil
+import pytest
 from helpers import BIN, ROOT, copy_home
 from test_notebooks import OTHER
 
@@ -20,15 +26,18 @@ class Running:
         self.said = home/'said.txt'
         env = dict(os.environ, HCMS_HOME=str(home), HCMS_DATA='')
         with open(self.said, 'w') as f:
-            self.p = subprocess.Popen([*program, *args], cwd=ROOT, env=env, stdout=f, stderr=f, start_new_session=True)
+            options = dict(cwd=ROOT, env=env, stdout=f, stderr=f, start_new_session=True)
+            self.p = subprocess.Popen([*program, *args], **options)
     def wait_for(self, ready, seconds=400):
         end = time.time()+seconds
         while not ready():
             assert self.p.poll() is None, f'ended before Ctrl-C: {self.said.read_text()[-2000:]}'
             assert time.time()<end, 'the moment never came'
             time.sleep(.02)
-    def family(self) -> list: return psutil.Process(self.p.pid).children(recursive=True)
-    def press(self): os.killpg(self.p.pid, signal.SIGINT)
+    def family(self) -> list:
+        return psutil.Process(self.p.pid).children(recursive=True)
+    def press(self):
+        os.killpg(self.p.pid, signal.SIGINT)
     def interrupt(self, times, at_most) -> float:   # seconds from the last press to the end
         "Press Ctrl-C so often; the first is answered at once, and nobody is left in the end."
         family = self.family()
@@ -50,25 +59,31 @@ class Running:
             time.sleep(.02)
         return took
 
-def lives(p):
-    "A process whose end nobody waited for has a number still, and nothing else."
-    try: return p.status()!=psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess: return False
+def lives(p) -> bool:
+    "Is a process there, and not only its number because nobody waited for its end?"
+    try:
+        return p.status()!=psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
-def is_kernel(p):
-    try: return 'ipykernel_launcher' in ' '.join(p.cmdline())
-    except psutil.Error: return False
+def is_kernel(p) -> bool:
+    try:
+        return 'ipykernel_launcher' in ' '.join(p.cmdline())
+    except psutil.Error:
+        return False
 
 def test_ctrl_c_in_training(tiny_home, tmp_path):
-    "Once: the runs in work are finished, none is begun. Twice: it ends at once, and the next run goes on where it was."
+    "Once: the runs in progress are finished, none is begun. Twice: it ends at once, and can be continued."
     home = copy_home(tiny_home, tmp_path)
     runs = home/'data'/'demo'/'runs'
-    count = lambda name: len(list(runs.glob(f'*/{name}')))
+    def count(name):
+        return len(list(runs.glob(f'*/{name}')))
     r = Running(['--only', 'table6', '--seeds', '2', '--epochs', '8'], home)
     r.wait_for(lambda: count('state.pt'))
     before = count('run.json')
     r.interrupt(1, 100)
-    assert 'the runs in training, at most 2, will be finished. Press Ctrl-C again to stop at once' in r.said.read_text()
+    says = 'the runs in training, at most 2, will be finished. Press Ctrl-C again to stop at once'
+    assert says in r.said.read_text()
     assert before+1<=count('run.json')<=before+2 and not count('state.pt')
     r = Running(['--seeds', '2', '--epochs', '400'], home, (BIN/'hcms', 'train', 'demo'))   # as every command
     r.wait_for(lambda: count('state.pt'))
@@ -83,13 +98,16 @@ def test_ctrl_c_ends_the_kernels_of_notebooks(tiny_reports, tmp_path):
     r.interrupt(2, 3)
     assert not list((tmp_path/'reports').rglob('*.png'))
 
-def sound(home):
+def check_whole(home):
     "Nothing that is there is half written."
     from hcms.core import check_seal
     from hcms.hlstm import SEAL
-    for o in (home/'data').rglob(SEAL): check_seal(o)
-    for o in (home/'reports').rglob('*.json'): json.loads(o.read_text())
-    for o in (home/'reports').rglob('*.csv'): assert len(pd.read_csv(o))
+    for o in (home/'data').rglob(SEAL):
+        check_seal(o)
+    for o in (home/'reports').rglob('*.json'):
+        json.loads(o.read_text())
+    for o in (home/'reports').rglob('*.csv'):
+        assert len(pd.read_csv(o))
     features = home/'data'/'demo'/'features'
     if (features/'STORE.json').exists():
         r = subprocess.run([BIN/'hcms', 'store', 'verify', features], capture_output=True, text=True)
@@ -98,31 +116,38 @@ def sound(home):
 @pytest.mark.full
 @pytest.mark.parametrize('times', [1, 2])
 def test_ctrl_c_at_five_moments(tiny_reports, tmp_path, times, tally):
-    "One report from nothing, stopped in each of its parts; in the end it has the bytes of an undisturbed one."
+    "One report from nothing, stopped in each of its parts; it has the bytes of one never stopped."
     from dataclasses import asdict
     from hcms.rendered import Recipe
     demo = tmp_path/'data'/'demo'
     demo.mkdir(parents=True)
-    (demo/'recipe.json').write_text(json.dumps(asdict(Recipe(per_class=4, training=2, selection=1))))
+    recipe = Recipe(per_class=4, training=2, selection=1)
+    (demo/'recipe.json').write_text(json.dumps(asdict(recipe)))
     (tmp_path/'go.py').write_text(TINY)
     program = (sys.executable, tmp_path/'go.py', 'report', 'demo')
-    start = lambda: Running(['--seeds', '1', '--epochs', '1'], tmp_path, program)
     out = tmp_path/'reports'/'demo'/OTHER
-    many = lambda folder, pattern, n: len(list(folder.glob(pattern)))>=n
+    def start() -> Running:
+        return Running(['--seeds', '1', '--epochs', '1'], tmp_path, program)
+    def many(folder, pattern, n):
+        return len(list(folder.glob(pattern)))>=n
     moments = dict(
-        rendering=lambda: many(demo/'videos', '*.mp4', 5), extraction=lambda: many(demo/'features', '**/*.safetensors', 9),
-        training=lambda: many(demo/'runs', '*/run.json', 3), policies=lambda: many(demo/'policies', '*', 1),
-        notebooks=lambda: many(out, '*.json', 1))
+        rendering=lambda: many(demo/'videos', '*.mp4', 5),
+        extraction=lambda: many(demo/'features', '**/*.safetensors', 9),
+        training=lambda: many(demo/'runs', '*/run.json', 3),
+        policies=lambda: many(demo/'policies', '*', 1),
+        notebooks=lambda: many(out, '*.json', 1),
+    )
     for name,ready in moments.items():
         r = start()
         r.wait_for(ready, 900)
         took = r.interrupt(times, 3 if times==2 else 300)
         print(f'{name}: pressed {times} times, ended after {took:.1f} s')
-        sound(tmp_path)
+        check_whole(tmp_path)
     r = start()
     assert r.p.wait(1200)==0, r.said.read_text()[-3000:]
     undisturbed = tiny_reports/'reports'/'demo'/OTHER
     assert {p.name for p in out.iterdir() if p.name[0]!='.'}=={p.name for p in undisturbed.iterdir()}
-    for p in undisturbed.iterdir(): assert p.read_bytes()==(out/p.name).read_bytes(), p.name
+    for p in undisturbed.iterdir():
+        assert p.read_bytes()==(out/p.name).read_bytes(), p.name
     ends = 'what is in work is finished, or all ends within 3 s; the next run ends with the same bytes'
     tally('faults', f'Ctrl-C, pressed {times} times, in each of five parts of a report', ends, 5)

@@ -1,9 +1,13 @@
-"Every report notebook as a reader runs it: in one kernel, again with other parameters, on data that are not real."
-import json, os, re, shutil, subprocess, sys
-from pathlib import Path
-import nbformat, pytest
+"Every report notebook as a reader runs it: in one kernel, with other parameters, on data that are not real."
+import json
+import os
+import re
+import subprocess
+import sys
+import nbformat
+import pytest
 from nbclient import NotebookClient
-from helpers import BIN, ROOT, copy_home, hcms, once
+from helpers import BIN, ROOT, once
 
 OTHER = 'seeds=1,epochs=1'   # where `hcms report demo --seeds 1 --epochs 1` writes, below reports/demo
 
@@ -38,11 +42,13 @@ def cells_of(name, **parameters) -> list:   # of (code, is it the parameters' ce
     "The code of a notebook's cells, as it is after someone changed the values in the first of them."
     out = []
     for c in nbformat.read(ROOT/'nbs'/f'{name}.ipynb', 4).cells:
-        if c.cell_type!='code': continue
+        if c.cell_type!='code':
+            continue
         if 'parameters' in c.metadata.get('tags', ()):
             for k,v in parameters.items():
                 changed = re.sub(rf'^({k}: \w+ = )[^#\n]*', lambda m: f'{m[1]}{v!r} ', c.source, flags=re.M)
-                if re.search(rf'^{k}:', c.source, re.M): assert f'{k}: ' in changed and repr(v) in changed
+                if re.search(rf'^{k}:', c.source, re.M):
+                    assert f'{k}: ' in changed and repr(v) in changed
                 c.source = changed
         out.append(c.source)
     return out
@@ -70,23 +76,28 @@ def shows(cell) -> bool:
 KINDS = re.compile(r'(table|fig)\d+$|claims$|rivals$|calibration$')   # of a stand-in
 REPORT = sorted(p.stem for p in (ROOT/'nbs').glob('*.ipynb') if KINDS.match(p.stem))
 
-FOREIGN = 'import numpy as np\nseed, dataste, budget, view = 7, "mine", [1], None   # names like those of parameters'
+FOREIGN = """
+import numpy as np
+seed, dataste, budget, view = 7, "mine", [1], None   # names like those of parameters
+"""
 
 @pytest.fixture(scope='session')
 def executed(tmp_path_factory):
-    "Every report notebook on a tiny stand-in, twice in one kernel: 'NAME TURN' -> its cells, and the runs that it asked for."
+    "Each report notebook on a tiny stand-in, twice in one kernel: 'NAME TURN' -> its cells and runs."
+    def note(c):
+        first = dict(c.outputs[0].get('data', {})) if c.outputs else {}
+        return dict(source=c.source, text=texts(c), shows=shows(c), first=first)
     def run(folder):
-        cells,at = [STANDIN],{}
+        cells = [STANDIN]
+        at = {}
         for name in REPORT:
             for turn,seeds in enumerate((1, 2)):
                 own = cells_of(name, dataset='activitynet', epochs=1, seeds=seeds)
-                if turn: own[1:1] = [FOREIGN]   # between the parameters and their check
+                if turn:
+                    own[1:1] = [FOREIGN]   # between the parameters and their check
                 at[f'{name} {turn}'] = len(cells),len(own)
                 cells += [*own, 'print(json.dumps(asked)); asked.clear()']
         done = run_cells(cells, folder)
-        def note(c):
-            first = dict(c.outputs[0].get('data', {})) if c.outputs else {}
-            return dict(source=c.source, text=texts(c), shows=shows(c), first=first)
         out = {}
         for k,(i,n) in at.items():
             out[k] = dict(cells=[note(c) for c in done[i:i+n]], asked=json.loads(done[i+n].outputs[0].text))
@@ -95,7 +106,7 @@ def executed(tmp_path_factory):
     return json.loads((home/'executed.json').read_text()),home
 
 def test_every_report_notebook_runs_again_with_other_parameters(executed):
-    "In one kernel, with cells and names of one's own; the second pass leaves the results of the first as they were."
+    "In one kernel, with a user's own cells and names; the second pass leaves the results of the first."
     done,home = executed
     for name in REPORT:
         first,second = (done[f'{name} {turn}']['cells'][-1]['text'] for turn in (0, 1))
@@ -103,7 +114,7 @@ def test_every_report_notebook_runs_again_with_other_parameters(executed):
         assert second.endswith(first.split(':')[-1])
     reports = home/'reports'/'activitynet-simulated'
     folders = sorted(p.name for p in reports.iterdir())
-    assert folders==['seeds=1,epochs=1', 'seeds=2,epochs=1'], 'results of the default parameters would be here'
+    assert folders==['seeds=1,epochs=1', 'seeds=2,epochs=1'], 'default parameters would write here'
     for folder,seeds in zip(sorted(reports.iterdir()), (1, 2)):
         assert {json.loads(p.read_text())['parameters']['seeds'] for p in folder.glob('*.json')}=={seeds}
 
@@ -119,8 +130,10 @@ def test_what_is_simulated_says_so_in_every_cell(executed):
     for name,o in done.items():
         opened = next(c for c in o['cells'] if c['source'].startswith('data = open_'))
         first = opened['first']
-        assert 'background:#B2182B' in first['text/html'] and first['text/plain'].startswith('SIMULATED FEATURES'), name
-        for c in o['cells']: assert not c['shows'] or 'SIMULATED FEATURES' in c['text'], f"{name}: {c['source']}"
+        assert 'background:#B2182B' in first['text/html'], name
+        assert first['text/plain'].startswith('SIMULATED FEATURES'), name
+        for c in o['cells']:
+            assert not c['shows'] or 'SIMULATED FEATURES' in c['text'], f"{name}: {c['source']}"
         assert sum(c['shows'] for c in o['cells'])>=2, name
         pictures = [c for c in o['cells'] if re.match(r'show_(fig|rivals)', c['source'])]
         assert all(c['shows'] for c in pictures), f'{name}: a picture is not shown'
@@ -144,21 +157,25 @@ def test_demo_notebooks_run_again(tiny_reports, tmp_path):
     "Those that only the demo has, and those that show its videos, from stored runs."
     cells = [SETUP]
     for name in ('ablations', 'fig5', 'table1'):
-        for turn in 'ab': cells += [FOREIGN, *cells_of(name, seeds=1, epochs=1, out_dir=str(tmp_path/turn))]
+        for turn in 'ab':
+            cells += [FOREIGN, *cells_of(name, seeds=1, epochs=1, out_dir=str(tmp_path/turn))]
     done = run_cells(cells, tiny_reports)
     assert not any('SIMULATED' in texts(c) for c in done)
     for turn in 'ab':
-        assert {'ablations.csv', 'fig5.png', 'table1_families.md'}<={p.name for p in (tmp_path/turn).iterdir()}
+        files = {p.name for p in (tmp_path/turn).iterdir()}
+        assert {'ablations.csv', 'fig5.png', 'table1_families.md'}<=files
     driver = tiny_reports/'reports'/'demo'/OTHER
     for p in (tmp_path/'a').iterdir():
-        if p.suffix=='.json': continue   # says how many workers
+        if p.suffix=='.json':   # says how many workers
+            continue
         assert p.read_bytes()==(tmp_path/'b'/p.name).read_bytes()==(driver/p.name).read_bytes()
 
 # real data
 
-def write_features(root, steps, random_weights=False, videos=True, classes=('a', 'b'), n=24):
+def write_features(root, steps, random_weights=False, classes=('a', 'b'), n=24):
     "HCMS_DATA with an ActivityNet of a few videos whose features are noise, put straight into the store."
-    import numpy as np, torch
+    import numpy as np
+    import torch
     from hcms.backbones import load_backbones, weights_path
     from hcms.core import MODALITIES, fingerprint
     from hcms.extract import open_views
@@ -167,15 +184,19 @@ def write_features(root, steps, random_weights=False, videos=True, classes=('a',
     finetuned = d/'backbones'/'finetuned'
     finetuned.mkdir(parents=True)
     ids = [f'v{i:02d}' for i in range(n+8)]
-    split = lambda i: 'training' if i<n else 'validation'
-    rows = [f'{id},videos/{id}.mp4,{split(i)},{classes[i%len(classes)]}' for i,id in enumerate(ids)]
+    rows = []
+    for i,id in enumerate(ids):
+        split = 'training' if i<n else 'validation'
+        rows.append(f'{id},videos/{id}.mp4,{split},{classes[i%len(classes)]}')
     (d/'manifest.csv').write_text('\n'.join(['id,path,split,labels', *rows, '']))
     (d/'dataset.json').write_text(json.dumps(dict(steps=steps)))
     if random_weights:
         pretrained = d/'backbones'/'pretrained'
         pretrained.mkdir()
-        (pretrained/'weights.json').write_text(json.dumps({m: dict(what='RANDOM WEIGHTS') for m in MODALITIES}))
-    for m in MODALITIES: weights_path(finetuned, m).write_bytes(m.encode())
+        note = {m: dict(what='RANDOM WEIGHTS') for m in MODALITIES}
+        (pretrained/'weights.json').write_text(json.dumps(note))
+    for m in MODALITIES:
+        weights_path(finetuned, m).write_bytes(m.encode())
     views = open_views(FeatureStore(d/'features'), load_backbones('paper', finetuned, lazy=True, steps=steps))
     of = fingerprint(sorted((m, v.fp) for m,v in views.items()))
     prices = dict(of=of, gflops=dict(audio=.07, appearance=1.8, motion=66.))
@@ -188,64 +209,84 @@ def write_features(root, steps, random_weights=False, videos=True, classes=('a',
 
 def test_random_weights_say_so_in_every_cell(tmp_path):
     write_features(tmp_path, 4, random_weights=True)
-    small = "\nhcms.runs.TRAINING['paper'] = hcms.runs.TRAINING['demo']"   # the paper's sizes would take minutes
-    cells = [o for n in ('table2', 'fig4', 'fig2') for o in cells_of(n, dataset='activitynet', seeds=1, epochs=1)]
+    # the paper's sizes would take minutes
+    small = "\nhcms.runs.TRAINING['paper'] = hcms.runs.TRAINING['demo']"
+    cells = []
+    for n in ('table2', 'fig4', 'fig2'):
+        cells += cells_of(n, dataset='activitynet', seeds=1, epochs=1)
     done = run_cells([SETUP+small, *cells], tmp_path, HCMS_DATA=str(tmp_path))
-    for c in done[1:]: assert not shows(c) or 'RANDOM WEIGHTS' in texts(c), c.source
+    for c in done[1:]:
+        assert not shows(c) or 'RANDOM WEIGHTS' in texts(c), c.source
     opened = [c for c in done if c.source.startswith('data = open_')]
     assert len(opened)==3 and all('background:#B2182B' in c.outputs[0].data['text/html'] for c in opened)
 
+def refusal(*args, **kw) -> str:
+    "The `InputError` of `make_reports`, as text."
+    from hcms.core import InputError
+    from hcms.driver import make_reports
+    with pytest.raises(InputError) as e:
+        make_reports(*args, **kw)
+    return str(e.value)
+
 def test_what_cannot_be_made_is_refused_before_training(tmp_path, monkeypatch):
-    "More views than time steps, videos that are gone, another kind of data, values that are none: by notebook and command."
+    "More views than time steps, videos that are gone, another kind of data, values that are none."
     from hcms.core import InputError
     from hcms.datasets import Dataset
-    from hcms.driver import CONFIGS, make_reports, needed
+    from hcms.driver import CONFIGS, needed
     write_features(tmp_path, 4)
-    monkeypatch.setenv('HCMS_DATA', str(tmp_path)); monkeypatch.setenv('HCMS_HOME', str(tmp_path))
+    monkeypatch.setenv('HCMS_DATA', str(tmp_path))
+    monkeypatch.setenv('HCMS_HOME', str(tmp_path))
     data = Dataset('activitynet')
     said = {}
     for name in CONFIGS:
-        try: needed(data, [name], 1, 1)
-        except InputError as e: said[name] = str(e)
+        try:
+            needed(data, [name], 1, 1)
+        except InputError as e:
+            said[name] = str(e)
     assert set(said)=={'table1', 'claims', 'rivals', 'fig3', 'table3', 'fig1', 'fig5', 'calibration'}
     assert '4 time steps' in said['table1'] and 'activitynet has 4' in said['rivals']
     assert 'v24.mp4: no such file' in said['fig5'] and 'nothing to calibrate' in said['calibration']
     a_file = str(tmp_path/'activitynet'/'manifest.csv')
     for wrong,says in (
-            (dict(), 'the others can be had: --only'), (dict(only=['table1']), 'time steps'),
-            (dict(only=['speed']), 'is measured on the demo'), (dict(only=['tabel1']), "did you mean 'table1'"),
-            (dict(seeds=0), 'seeds: must be above 0'), (dict(epochs=-1), 'epochs: must be 0 or more'),
-            (dict(workers=0), 'workers: must be above 0'), (dict(out_dir=a_file), 'is a file')):
-        with pytest.raises(InputError) as e: make_reports('activitynet', **dict(seeds=1, epochs=1) | wrong)
-        assert says in str(e.value), str(e.value)
+        (dict(), 'the others can be had: --only'),
+        (dict(only=['table1']), 'time steps'),
+        (dict(only=['speed']), 'is measured on the demo'),
+        (dict(only=['tabel1']), "did you mean 'table1'"),
+        (dict(seeds=0), 'seeds: must be above 0'),
+        (dict(epochs=-1), 'epochs: must be 0 or more'),
+        (dict(workers=0), 'workers: must be above 0'),
+        (dict(out_dir=a_file), 'is a file'),
+    ):
+        message = refusal('activitynet', **dict(seeds=1, epochs=1) | wrong)
+        assert says in message, message
     for only,says in ((['calibration'], 'nothing to calibrate'), (['ablations', 'tabel1'], 'did you mean')):
-        with pytest.raises(InputError) as e: make_reports('demo', 1, 1, only=only)
-        assert says in str(e.value)
+        assert says in refusal('demo', 1, 1, only=only)
     monkeypatch.setenv('HCMS_DATA', '')
-    with pytest.raises(InputError) as e: make_reports('activitynet', 1, 1, only=['ablations'])
-    assert 'cannot be learned' in str(e.value)
+    assert 'cannot be learned' in refusal('activitynet', 1, 1, only=['ablations'])
     assert not list(tmp_path.rglob('run.json')) and not (tmp_path/'reports').exists()
     assert not (tmp_path/'data'/'demo').exists()
 
-def lose_a_feature(d): next((d/'features').rglob('motion/**/v03*.safetensors')).unlink()
+def lose_a_feature(d):
+    next((d/'features').rglob('motion/**/v03*.safetensors')).unlink()
 
 def lose_a_split(d):
     rows = (d/'manifest.csv').read_text().splitlines()
     (d/'manifest.csv').write_text('\n'.join([o for o in rows if 'validation' not in o]+['']))
 
-def lose_a_class(d): (d/'manifest.csv').write_text((d/'manifest.csv').read_text().replace(',b\n', ',a\n'))
+def lose_a_class(d):
+    text = (d/'manifest.csv').read_text()
+    (d/'manifest.csv').write_text(text.replace(',b\n', ',a\n'))
 
 @pytest.mark.parametrize('harm, says', [
     (lose_a_feature, 'have no features (v03'), (lose_a_split, "has no video in split 'validation'"),
     (lose_a_class, 'validation split: has videos of one class')])
 def test_a_data_set_that_lacks_something_is_refused_before_training(tmp_path, monkeypatch, harm, says):
-    from hcms.core import InputError
-    from hcms.driver import make_reports
     write_features(tmp_path, 12)
     harm(tmp_path/'activitynet')
-    monkeypatch.setenv('HCMS_DATA', str(tmp_path)); monkeypatch.setenv('HCMS_HOME', str(tmp_path))
-    with pytest.raises(InputError) as e: make_reports('activitynet', 1, 1, only=['claims'])
-    assert says in str(e.value) and not list(tmp_path.rglob('run.json'))
+    monkeypatch.setenv('HCMS_DATA', str(tmp_path))
+    monkeypatch.setenv('HCMS_HOME', str(tmp_path))
+    assert says in refusal('activitynet', 1, 1, only=['claims'])
+    assert not list(tmp_path.rglob('run.json'))
 
 # the kernel
 
@@ -253,7 +294,8 @@ def test_a_kernel_of_another_python_says_so(tmp_path):
     "papermill by hand takes what calls itself python3; `66_driver` does not, as its own tests show."
     spec = tmp_path/'jupyter'/'kernels'/'python3'
     spec.mkdir(parents=True)
-    elsewhere = "import sys; sys.prefix = '/elsewhere'; from ipykernel import kernelapp; kernelapp.launch_new_instance()"
+    elsewhere = ("import sys; sys.prefix = '/elsewhere'; "
+                 'from ipykernel import kernelapp; kernelapp.launch_new_instance()')
     argv = [sys.executable, '-c', elsewhere, '-f', '{connection_file}']
     (spec/'kernel.json').write_text(json.dumps(dict(argv=argv, display_name='Python 3', language='python')))
     command = [BIN/'papermill', 'nbs/table2.ipynb', tmp_path/'out.ipynb', '-p', 'seeds', '0']

@@ -2,24 +2,34 @@
 
 The environment takes its packages from the one that runs the tests instead of the internet; videos and the
 owners' files are small ones of the real formats. INSTEAD replaces what takes hours, a GPU or a network."""
-import importlib.metadata, json, re, shlex, shutil, subprocess
-import numpy as np, pytest
+import importlib.metadata
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import numpy as np
+import pytest
 from helpers import ROOT, fresh_clone, new_environment, without_home
 
 COMMANDS = 'hcms|make|papermill|pip|source|export|sbatch|accelerate|jupyter|git|python'
 
 def lines_of(text:str) -> list:
     "The command lines of a page: those of its plain fenced blocks, and those in its sentences."
-    out,fence = [],None
+    out = []
+    fence = None
     for line in text.splitlines():
         if line.startswith('```'):
             fence = line[3:] if fence is None else None
             continue
-        if fence=='': out += [line] if re.match(rf'({COMMANDS}|\.venv/bin/\w+)\b', line) else []
-        if fence is None: out += re.findall(rf'`((?:{COMMANDS}) [^`]*)`', line)
+        if fence=='' and re.match(rf'({COMMANDS}|\.venv/bin/\w+)\b', line):
+            out.append(line)
+        if fence is None:
+            out += re.findall(rf'`((?:{COMMANDS}) [^`]*)`', line)
     return [re.sub(r'\s+#.*', '', o).strip() for o in out]
 
-def page(*path) -> str: return ROOT.joinpath(*path).read_text(encoding='utf-8')
+def page(*path) -> str:
+    return ROOT.joinpath(*path).read_text(encoding='utf-8')
 
 def markdown(name) -> str:
     cells = json.loads(page('nbs', f'{name}.ipynb'))['cells']
@@ -66,7 +76,8 @@ def what_runs(page, line) -> tuple:   # (command, exit codes, what it must say)
     for pattern,where,command,codes,says in INSTEAD:
         m = re.fullmatch(pattern, line)
         if m and where in ('', page):
-            return command.format(line, *m.groups(), line=line, rest=line.partition(' ')[2]),codes,says
+            rest = line.partition(' ')[2]
+            return command.format(line, *m.groups(), line=line, rest=rest),codes,says
     return line,(0,),''
 
 def test_pages_print_commands():
@@ -86,20 +97,25 @@ def test_the_environment_is_activated_before_its_commands(page):
 def test_each_line_names_what_there_is(page, line):
     "Commands and options of hcms, notebooks and their parameters, targets of the Makefile, files."
     words = shlex.split(line)
-    if '-m' in words and words[0]=='accelerate': words = ['hcms', *words[words.index('hcms.cli')+1:]]
+    if '-m' in words and words[0]=='accelerate':
+        words = ['hcms', *words[words.index('hcms.cli')+1:]]
     if words[0]=='make':
         targets = re.findall(r'^([a-z -]+):', (ROOT/'Makefile').read_text(encoding='utf-8'), re.M)
         assert words[1] in ' '.join(targets).split()
     if words[0]=='papermill':
         cells = json.loads((ROOT/words[1]).read_text(encoding='utf-8'))['cells']
         known = next(''.join(c['source']) for c in cells if c['metadata'].get('tags')==['parameters'])
-        for name in words[words.index('-p')+1::3]: assert re.search(rf'^{name}\b', known, re.M), name
-    if words[0]=='sbatch': assert (ROOT/words[2]).is_file()
+        for name in words[words.index('-p')+1::3]:
+            assert re.search(rf'^{name}\b', known, re.M), name
+    if words[0]=='sbatch':
+        assert (ROOT/words[2]).is_file()
     if words[0]=='hcms':
         from typer.main import get_command
         from hcms.cli import app
-        command,rest = get_command(app),words[1:]
-        while hasattr(command, 'commands'): command = command.commands[rest.pop(0)]
+        command = get_command(app)
+        rest = words[1:]
+        while hasattr(command, 'commands'):
+            command = command.commands[rest.pop(0)]
         known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
         assert {w for w in rest if w.startswith('--')}<=known
 

@@ -1,7 +1,13 @@
 "The package as a user installs it: a wheel in a new environment, no clone near it, called in any folder."
-import json, re, shutil, subprocess, sys, zipfile
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
-import numpy as np, pytest
+import numpy as np
+import pytest
 from helpers import PACKAGES, ROOT, fresh_clone, new_environment, without_home
 
 # Packages that the extra [report] brings, and modules that need them:
@@ -29,7 +35,8 @@ def install(wheel, folder, packages=PACKAGES) -> Path:
     return folder/'bin'
 
 @pytest.fixture(scope='module')
-def installed(wheel, tmp_path_factory): return install(wheel, tmp_path_factory.mktemp('env')/'whole')
+def installed(wheel, tmp_path_factory) -> Path:
+    return install(wheel, tmp_path_factory.mktemp('env')/'whole')
 
 @pytest.fixture(scope='module')
 def bare(wheel, tmp_path_factory) -> Path:
@@ -38,7 +45,8 @@ def bare(wheel, tmp_path_factory) -> Path:
     (folder/'packages').mkdir()
     for o in PACKAGES.iterdir():
         left_out = o.name.lower().startswith(('hcms', '__editable__', '__pycache__', *REPORT))
-        if not left_out: (folder/'packages'/o.name).symlink_to(o)
+        if not left_out:
+            (folder/'packages'/o.name).symlink_to(o)
     return install(wheel, folder/'env', folder/'packages')
 
 @pytest.fixture
@@ -57,7 +65,8 @@ def call(bin, cwd, *words, check=True, **env):
     env = without_home(PATH=f'{bin}:/usr/bin:/bin', HOME=str(home), XDG_DATA_HOME=str(home/'share'), **env)
     words = [bin/words[0], *map(str, words[1:])]
     r = subprocess.run(words, cwd=cwd, env=env, capture_output=True, encoding='utf-8')
-    if check: assert r.returncode==0, r.stdout[-2000:]+r.stderr[-3000:]
+    if check:
+        assert r.returncode==0, r.stdout[-2000:]+r.stderr[-3000:]
     return r
 
 def test_the_wheel_has_its_data(wheel):
@@ -77,7 +86,8 @@ def test_the_wheel_predicts_in_any_folder(installed, somewhere):
 
 @pytest.mark.full
 def test_the_wheel_explains_itself_and_draws(installed, somewhere):
-    for name in COMMANDS: assert 'Usage' in call(installed, somewhere, 'hcms', name, '--help').stdout
+    for name in COMMANDS:
+        assert 'Usage' in call(installed, somewhere, 'hcms', name, '--help').stdout
     call(installed, somewhere, 'hcms', 'predict', 'video.mp4', '--plot', 't.png')
     assert (somewhere/'t.png').read_bytes()[:4]==b'\x89PNG'
     said = call(installed, somewhere, 'hcms', 'doctor').stdout
