@@ -408,7 +408,7 @@ def coarse_to_fine(T:int, k:int) -> list:   # of k steps
 # %% ../nbs/23_rivals.ipynb #d2da7a3b
 class FrameExit(Rival):
     "Visits steps from coarse to fine, keeps the maximum of their features, exits at a gate."
-    settings = (0., .1, .2, .35, .5, .7, 2.)   # How sure a gate must be; 0. exits after two looks, 2. never
+    settings = (0., .1, .2, .35, .5, .7, 2.)   # Confidence of the gate; 0. exits after two looks, 2. never
     looks = 10
     beta = .1           # Of the threshold: 0.27 at the second look, 0.45 at the third, then `lax`
     lax = math.log(2)   # No threshold is above the loss of an even chance

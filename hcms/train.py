@@ -302,6 +302,24 @@ def out_of_patience(
     s = smoothed(scores)
     return s[-config.patience:].max() <= s[:-config.patience].max()
 
+# %% ../nbs/40_train.ipynb #f658904a
+def _parts(model, config) -> dict:
+    "What the state of a training consists of."
+    optimizer = torch.optim.Adam(model.parameters(), config.lr, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, config.decay)
+    kind = next(model.parameters()).device.type
+    scaler = torch.amp.GradScaler(kind, enabled=config.precision=='float16')   # bfloat16 needs none
+    return dict(model=model, optimizer=optimizer, schedule=schedule, scaler=scaler)
+
+def _resume(state, parts) -> tuple:   # history, weights of the best epoch
+    "Loads an interrupted training, if `state` holds one."
+    was = load_state(state) if state else None
+    if not was:
+        return [],None
+    for k,o in parts.items():
+        o.load_state_dict(was[k])
+    return was['history'],was['best']
+
 # %% ../nbs/40_train.ipynb #3c4e82ed
 def train(
     config:TrainConfig,
@@ -320,18 +338,8 @@ def train(
     if team is not None:
         model.to(team.device)
         position = position if team.is_main_process else None
-    optimizer = torch.optim.Adam(model.parameters(), config.lr, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, config.decay)
-    kind = next(model.parameters()).device.type
-    scaler = torch.amp.GradScaler(kind, enabled=config.precision=='float16')   # bfloat16 needs none
-    parts = dict(model=model, optimizer=optimizer, schedule=schedule, scaler=scaler)
-    history = []
-    best = None
-    if state and (was:=load_state(state)):
-        for k,o in parts.items():
-            o.load_state_dict(was[k])
-        history = was['history']
-        best = was['best']
+    parts = _parts(model, config)
+    history,best = _resume(state, parts)
     x = training.take(config.modalities, config.views)
     epochs = range(len(history), config.epochs)
     with threads(config.threads):
@@ -343,13 +351,14 @@ def train(
             if out_of_patience([o['score'] for o in history], config):
                 break
             try:
-                terms = _train_epoch(model, config, x, training.y, optimizer, scaler, epoch, team)
+                terms = _train_epoch(
+                    model, config, x, training.y, parts['optimizer'], parts['scaler'], epoch, team)
             except torch.cuda.OutOfMemoryError:
                 raise InputError('batch',
                     f'of {config.batch} videos does not fit the memory of the device; take a half precision '
                     '(--precision bfloat16), --recompute, a smaller batch, or more processes: each holds its '
                     'part of the batch') from None
-            schedule.step()
+            parts['schedule'].step()
             history.append(dict(epoch=epoch, **terms, **_evaluate(model, config, selection, team)))
             if history[-1]['score']>=max(o['score'] for o in history):
                 best = {k: v.clone() for k,v in model.state_dict().items()}
