@@ -18,7 +18,8 @@ def projection(
     layer_norm:bool=False,  # LayerNorm before the ReLU?
 ) -> nn.Sequential:
     "The fully connected layer of Sec. 4.1.3, as in `hcms.hlstm.Level`."
-    return nn.Sequential(nn.Linear(in_size, proj_size), *([nn.LayerNorm(proj_size)] if layer_norm else []), nn.ReLU())
+    norm = [nn.LayerNorm(proj_size)] if layer_norm else []
+    return nn.Sequential(nn.Linear(in_size, proj_size), *norm, nn.ReLU())
 
 def always(
     step_logits:Tensor,   # (B, T, C)
@@ -42,13 +43,14 @@ class EarlyFusion(nn.Module, Saved, library_name='hcms', tags=['video-classifica
     ):
         super().__init__()
         self.modalities = tuple([modalities] if isinstance(modalities, str) else modalities)
-        self.in_sizes,proj = sizes_along(in_sizes, self.modalities, 'in_sizes'), sizes_along(proj_sizes, self.modalities, 'proj_sizes')
+        self.in_sizes = sizes_along(in_sizes, self.modalities, 'in_sizes')
+        proj = sizes_along(proj_sizes, self.modalities, 'proj_sizes')
         hidden_size = hidden_size or max(sizes_along(hidden_sizes, self.modalities, 'hidden_sizes'))
         self.project = nn.ModuleList(projection(i, p, layer_norm) for i,p in zip(self.in_sizes, proj))
         self.lstm = nn.LSTM(sum(proj), hidden_size, batch_first=True)
         self.head = nn.Linear(hidden_size, num_classes)
     def forward(self, *features, tau=1., generator=None, **named) -> HCMSOutput:
-        "Features (B, T, D) by place or by name. `tau` and `generator` are taken for HCMS's sake: there is no gate."
+        "Features (B, T, D) by place or by name. `tau` and `generator` are accepted as in HCMS, and not used."
         x = [f(o) for f,o in zip(self.project, features_of(features, named, self.modalities, self.in_sizes))]
         return always(self.head(self.lstm(torch.cat(x, -1))[0]), len(x))
 
@@ -66,8 +68,10 @@ class LateFusion(nn.Module, Saved, library_name='hcms', tags=['video-classificat
         super().__init__()
         self.modalities = tuple([modalities] if isinstance(modalities, str) else modalities)
         self.in_sizes = sizes_along(in_sizes, self.modalities, 'in_sizes')
-        along = [sizes_along(o, self.modalities, k) for k,o in (('in_sizes',in_sizes), ('proj_sizes',proj_sizes), ('hidden_sizes',hidden_sizes))]
-        self.each = nn.ModuleList(EarlyFusion(num_classes, (m,), *([o] for o in s), layer_norm=layer_norm) for m,*s in zip(self.modalities, *along))
+        sizes = dict(in_sizes=in_sizes, proj_sizes=proj_sizes, hidden_sizes=hidden_sizes)
+        along = zip(self.modalities, *(sizes_along(o, self.modalities, k) for k,o in sizes.items()))
+        self.each = nn.ModuleList(
+            EarlyFusion(num_classes, (m,), (i,), (p,), (h,), layer_norm=layer_norm) for m,i,p,h in along)
     def forward(self, *features, tau=1., generator=None, **named) -> HCMSOutput:
         "Features (B, T, D) by place or by name; `step_logits` are log-probabilities."
         V = features_of(features, named, self.modalities, self.in_sizes)
@@ -80,7 +84,8 @@ def uniform_views(
     n:int,   # Steps wanted
 ) -> Tensor: # (n,) indices, rising
     "The steps in the middle of `n` equal segments of `T` steps."
-    if not 1<=n<=T: raise InputError('n', f'must be from 1 to the {T} steps there are, not {n}')
+    if not 1<=n<=T:
+        raise InputError('n', f'must be from 1 to the {T} steps there are, not {n}')
     return ((2*torch.arange(n)+1)*T)//(2*n)
 
 # %% ../nbs/22_baselines.ipynb #21ad4831
@@ -93,8 +98,12 @@ def random_gates(
 ) -> Tensor:            # (B, T, n-1) of 0. and 1., for `HCMS.forward(gates=)`
     "Gates that open at random, each with its usage as its probability."
     p = torch.as_tensor(usage, dtype=torch.float32)
-    if p.ndim!=1 or ((p<0)|(p>1)).any(): raise InputError('usage', f'must be numbers from 0 to 1, one a gate, not {usage}')
-    if nested and (p.diff()>0).any(): raise InputError('usage', f'{tuple(usage)} asks for more of a level than of the one below; nested gates cannot')
-    if nested: p = torch.cat([p[:1], torch.where(p[:-1]>0, p[1:]/p[:-1], 0.)])
+    if p.ndim!=1 or ((p<0)|(p>1)).any():
+        raise InputError('usage', f'must be numbers from 0 to 1, one a gate, not {usage}')
+    if nested and (p.diff()>0).any():
+        raise InputError('usage',
+            f'{tuple(usage)} asks for more of a level than of the one below; nested gates cannot')
+    if nested:
+        p = torch.cat([p[:1], torch.where(p[:-1]>0, p[1:]/p[:-1], 0.)])
     g = (torch.rand(batch, T, len(p), generator=generator)<p).float()
     return g.cumprod(-1) if nested else g

@@ -16,23 +16,29 @@ import typer
 from .core import NO_ROOM, InputError, stoppable
 
 # %% ../nbs/70_cli.ipynb #9d963662
-app = typer.Typer(name='hcms', no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,   # rich would take longer than the help itself
-                  help='Hierarchical and conditional modality selection: from videos to the tables of the paper.')
+app = typer.Typer(
+    name='hcms', no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    rich_markup_mode=None,   # rich would take longer than the help itself
+    help='Hierarchical and conditional modality selection: from videos to the tables of the paper.')
 store_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help='Check and mend a feature store.')
 app.add_typer(store_app, name='store')
-manifest_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build a manifest from the owners' own files.")
+manifest_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Build a manifest from the owners' own files.")
 app.add_typer(manifest_app, name='manifest')
-OUT = typer.Option(None, help='the manifest; by default $HCMS_DATA/NAME/manifest.csv. Its folder is the root of the videos')
+OUT = typer.Option(
+    None, help='the manifest; by default $HCMS_DATA/NAME/manifest.csv. Its folder is the root of the videos')
 VIDEOS = typer.Option('videos', help='folder of the videos, below the manifest')
-LINKS = typer.Option(True, '--links-out/--no-links-out',
-                     help="take videos behind links that lead out of the manifest's folder; the manifest notes it")
+LINKS = typer.Option(
+    True, '--links-out/--no-links-out',
+    help="take videos behind links that lead out of the manifest's folder; the manifest notes it")
 DATASET = typer.Argument(help='demo, activitynet or fcvid')
 WORKERS = typer.Option(2, min=1, help='processes')
 SEEDS = typer.Option(3, min=1, help='runs of every configuration')
 EPOCHS = typer.Option(0, min=0, help="0: the data set's own")
 MODALITY = typer.Option(['audio', 'appearance', 'motion'], help='which; may be given several times')
 DEVICE = typer.Option('cpu', help="'cpu' or 'cuda'")
-PRECISION = typer.Option(None, help="'float32' by default, or 'bfloat16' or 'float16': mixed precision on a GPU")
+PRECISION = typer.Option(
+    None, help="'float32' by default, or 'bfloat16' or 'float16': mixed precision on a GPU")
 PATIENCE = typer.Option(600., min=.1, max=1e6, help='seconds a video may take')
 
 def _as_refusal(text:str) -> str:
@@ -40,19 +46,23 @@ def _as_refusal(text:str) -> str:
     plain = not sys.stderr.isatty() or os.environ.get('NO_COLOR') or os.environ.get('TERM')=='dumb'
     return f'hcms: {text}' if plain else typer.style(f'hcms: {text}', fg='red')
 
+# %% ../nbs/70_cli.ipynb #7c6d61d9
 def main():
     "The console script."
     for o in (sys.stdout, sys.stderr):   # JSON is UTF-8, whatever the locale; a file's name need not be text
         o.reconfigure(encoding=o.encoding if o.isatty() else 'utf-8', errors='backslashreplace')
     try:
-        with stoppable(): app()   # Ctrl-C, see `hcms.core`
+        with stoppable():
+            app()   # Ctrl-C, see `hcms.core`
     except InputError as e:
         print(_as_refusal(e), file=sys.stderr)
         sys.exit(2)
     except OSError as e:
-        if e.errno not in NO_ROOM: raise
-        said = f'{e.filename}: {e.strerror}; what was written before is whole. Mend that, and run the same command again'
-        print(_as_refusal(said), file=sys.stderr)
+        if e.errno not in NO_ROOM:
+            raise
+        text = (f'{e.filename}: {e.strerror}; what was written before is whole. '
+            'Mend that, and run the same command again')
+        print(_as_refusal(text), file=sys.stderr)
         sys.exit(3)
 
 # %% ../nbs/70_cli.ipynb #6772294c
@@ -63,22 +73,25 @@ def _saying(
     what:str,          # What the step is doing
     after:float=1.5,   # seconds
 ):
-    "Says on stderr what a step is doing, if it takes long."
+    "Prints to stderr what a step is doing, if it takes long."
     timer = threading.Timer(after, lambda: print(f'hcms: {what} ...', file=sys.stderr, flush=True))
     timer.daemon = True
     timer.start()
-    try: yield
-    finally: timer.cancel()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 def _needs(
-    what:str,    # Who asks
+    what:str,    # The command or option
     extra:str,   # Of the package
     *modules,    # That it brings
 ):
     "An `InputError` where an extra of the package is not installed."
     lost = [o for o in modules if importlib.util.find_spec(o) is None]
     rule = f"needs {', '.join(lost)}, not installed here; run: pip install 'hcms[{extra}]'"
-    if lost: raise InputError(what, rule)
+    if lost:
+        raise InputError(what, rule)
 
 # %% ../nbs/70_cli.ipynb #5b6e8155
 @app.command()
@@ -90,81 +103,168 @@ def render(workers:int=WORKERS):
     print(f"{len(render_demo(data_folder('demo'), workers=workers))} videos in {data_folder('demo')}")
 
 @app.command('weights')
-def weights_command(dataset:str=DATASET, modality:list[str]=MODALITY, file:Path=typer.Option(None, '--from', help='a file instead of the network: yamnet.h5, a TFLite model, or a state dict'), weights:str=typer.Option('published', help="'published', or 'random' for plumbing: everything made with it is marked")):
+def weights_command(
+    dataset:str=DATASET,
+    modality:list[str]=MODALITY,
+    file:Path=typer.Option(
+        None, '--from', help='a file instead of the network: yamnet.h5, a TFLite model, or a state dict'),
+    weights:str=typer.Option(
+        'published', help="'published', or 'random' for plumbing: everything made with it is marked"),
+):
     "Pretrained weights into the data set's backbones/pretrained."
     with _saying(LOADING):
         from hcms.core import check_choice
         from hcms.datasets import data_folder
         from hcms.weights import SOURCES, fetch, install, install_random
     folder = data_folder(dataset)/'backbones'/'pretrained'
-    if check_choice(weights, ('published', 'random'), 'kind of weights')=='random': return print(*install_random(folder), sep='\n')
-    if file and len(modality)>1: raise InputError('--from', 'takes one file for one --modality')
-    for m in modality: print(install(m, folder, file or fetch(m, folder/'downloads'), None if file else SOURCES[m]))
+    if check_choice(weights, ('published', 'random'), 'kind of weights')=='random':
+        return print(*install_random(folder), sep='\n')
+    if file and len(modality)>1:
+        raise InputError('--from', 'takes one file for one --modality')
+    for m in modality:
+        print(install(m, folder, file or fetch(m, folder/'downloads'), None if file else SOURCES[m]))
 
+# %% ../nbs/70_cli.ipynb #d33d7abb
 @app.command('finetune')
-def finetune_command(dataset:str=DATASET, workers:int=WORKERS, modality:list[str]=MODALITY, device:str=DEVICE, precision:str=PRECISION, train:str=typer.Option(None, help="what learns: 'head' (the backbone stays as it is), 'last' (its last stage too) or 'all'"),
-                     epochs:int=typer.Option(None), steps:int=typer.Option(None, help='random time steps of a video in an epoch'), videos:int=typer.Option(None, help='a step of the optimizer'), accumulate:int=typer.Option(None, help='parts in which they go through the device; more take less memory'),
-                     lr:float=typer.Option(None, help='peak, for the network'), head_lr:float=typer.Option(None, help='peak, for the new head'), seed:int=typer.Option(None), patience:float=PATIENCE):
-    "Finetune the backbones on the train split; what is not given is the data set's own (FINETUNING in nbs/45_datasets). Goes on where it was stopped."
+def finetune_command(
+    dataset:str=DATASET,
+    workers:int=WORKERS,
+    modality:list[str]=MODALITY,
+    device:str=DEVICE,
+    precision:str=PRECISION,
+    train:str=typer.Option(
+        None, help="what learns: 'head' (the backbone stays as it is), 'last' (its last stage too) or 'all'"),
+    epochs:int=typer.Option(None),
+    steps:int=typer.Option(None, help='random time steps of a video in an epoch'),
+    videos:int=typer.Option(None, help='a step of the optimizer'),
+    accumulate:int=typer.Option(
+        None, help='parts in which they go through the device; more take less memory'),
+    lr:float=typer.Option(None, help='peak, for the network'),
+    head_lr:float=typer.Option(None, help='peak, for the new head'),
+    seed:int=typer.Option(None),
+    patience:float=PATIENCE,
+):
+    """Finetune the backbones on the train split; what is not given is the data set's own
+    (FINETUNING in nbs/45_datasets). Goes on where it was stopped."""
     with _saying(LOADING):
         from hcms.core import MODALITIES, check_choice
         from hcms.datasets import finetune_backbones
-    for m in modality: check_choice(m, MODALITIES, 'modality')
-    changes = dict(precision=precision, train=train, epochs=epochs, steps=steps, videos=videos, accumulate=accumulate, lr=lr, head_lr=head_lr, seed=seed)
-    finetune_backbones(dataset, workers, tuple(modality), device, patience, **{k: v for k,v in changes.items() if v is not None})
+    for m in modality:
+        check_choice(m, MODALITIES, 'modality')
+    changes = dict(
+        precision=precision, train=train, epochs=epochs, steps=steps, videos=videos, accumulate=accumulate,
+        lr=lr, head_lr=head_lr, seed=seed)
+    changes = {k: v for k,v in changes.items() if v is not None}
+    finetune_backbones(dataset, workers, tuple(modality), device, patience, **changes)
 
+# %% ../nbs/70_cli.ipynb #b1d90253
 @app.command('extract')
-def extract_command(dataset:str=DATASET, workers:int=WORKERS, shard:str=typer.Option('', help='I/N, counted from 0: this machine\'s part; by default its place in a Slurm array, or everything'), steps:int=typer.Option(0, min=0, help="time steps of a video, instead of the preset's 128; holds for the data set from then on"), device:str=DEVICE, precision:str=PRECISION, patience:float=PATIENCE, engine:str=typer.Option('local', help="'local' processes, or 'ray': a cluster"), address:str=typer.Option('', help='of a running Ray cluster; by default a local one is started'), networks:int=typer.Option(1, min=1, help='workers that run the networks, with ray')):
+def extract_command(
+    dataset:str=DATASET,
+    workers:int=WORKERS,
+    shard:str=typer.Option(
+        '', help="I/N, counted from 0: this machine's part; "
+            'by default its place in a Slurm array, or everything'),
+    steps:int=typer.Option(
+        0, min=0, help="time steps of a video, instead of the preset's 128; "
+            'holds for the data set from then on'),
+    device:str=DEVICE,
+    precision:str=PRECISION,
+    patience:float=PATIENCE,
+    engine:str=typer.Option('local', help="'local' processes, or 'ray': a cluster"),
+    address:str=typer.Option('', help='of a running Ray cluster; by default a local one is started'),
+    networks:int=typer.Option(1, min=1, help='workers that run the networks, with ray'),
+):
     "Put every video through the backbones, into the feature store. Goes on where it was stopped."
     with _saying(LOADING):
         from hcms.core import check_choice
         from hcms.datasets import Dataset
         from hcms.extract import parse_shard
     check_choice(engine, ('local', 'ray'), 'engine')
-    data,common = Dataset(dataset),dict(shard=parse_shard(shard), device=device)
+    data = Dataset(dataset)
+    common = dict(shard=parse_shard(shard), device=device)
     common |= data.choose(steps=steps, precision=precision)
-    if engine=='local': return print(data.extract(workers, **common, patience=patience))
+    if engine=='local':
+        return print(data.extract(workers, **common, patience=patience))
     from hcms.cluster import extract_on_ray
-    print(extract_on_ray(data.manifest, data.store, data.preset, data.weights, networks, workers, address=address or None, patience=patience, **common))
+    result = extract_on_ray(
+        data.manifest, data.store, data.preset, data.weights, networks, workers, address=address or None,
+        patience=patience, **common)
+    print(result)
 
 # %% ../nbs/70_cli.ipynb #88deeb85
 @app.command('train')
-def train_command(dataset:str=DATASET, seeds:int=SEEDS, epochs:int=EPOCHS, workers:int=WORKERS, together:bool=typer.Option(False, help='all processes of `accelerate launch -m hcms.cli train DATASET --together` train one run at a time, on GPUs where there are any; by default each process trains its own run, on the CPU'),
-                  device:str=typer.Option('', help="with --together: 'cpu' or 'cuda'; by default as accelerate was launched"), precision:str=typer.Option('', help="with --together: 'float32', 'bfloat16' or 'float16'; by default as accelerate was launched"), recompute:bool=typer.Option(False, '--recompute', help='with --together: less memory, for a forward pass more')):
+def train_command(
+    dataset:str=DATASET,
+    seeds:int=SEEDS,
+    epochs:int=EPOCHS,
+    workers:int=WORKERS,
+    together:bool=typer.Option(
+        False, help='all processes of `accelerate launch -m hcms.cli train DATASET --together` train one '
+            'run at a time, on GPUs where there are any; by default each process trains its own run, '
+            'on the CPU'),
+    device:str=typer.Option(
+        '', help="with --together: 'cpu' or 'cuda'; by default as accelerate was launched"),
+    precision:str=typer.Option(
+        '', help="with --together: 'float32', 'bfloat16' or 'float16'; "
+            'by default as accelerate was launched'),
+    recompute:bool=typer.Option(
+        False, '--recompute', help='with --together: less memory, for a forward pass more'),
+):
     "Train HCMS on stored features. Goes on where it was stopped."
     with _saying(LOADING):
         from hcms.datasets import open_dataset
         from hcms.runs import get_runs, train_together, variants
-    if (device or precision or recompute) and not together: raise InputError('--device, --precision, --recompute', 'go with --together; without it runs are trained side by side on the CPU, in float32')
+    if (device or precision or recompute) and not together:
+        raise InputError('--device, --precision, --recompute',
+            'go with --together; without it runs are trained side by side on the CPU, in float32')
     data = open_dataset(dataset, workers)
     configs = variants(data, [dict()], seeds, epochs)
-    if data.stamp: print(data.stamp)
-    for r in train_together(data, configs, device, precision, recompute) if together else get_runs(data, configs, workers):
-        print(f"seed {r.config.seed}: selection mAP {r.history['map'].max():.3f}, in {data.folder/'runs'/r.key}")
+    if data.stamp:
+        print(data.stamp)
+    if together:
+        runs = train_together(data, configs, device, precision, recompute)
+    else:
+        runs = get_runs(data, configs, workers)
+    for r in runs:
+        folder = data.folder/'runs'/r.key
+        print(f"seed {r.config.seed}: selection mAP {r.history['map'].max():.3f}, in {folder}")
 
 # %% ../nbs/70_cli.ipynb #b91daeab
 @app.command()
-def report(dataset:str=typer.Argument('demo', help='demo, activitynet or fcvid'), seeds:int=SEEDS, epochs:int=EPOCHS, workers:int=WORKERS, only:list[str]=typer.Option([], help='a notebook, such as table1; may be given several times. By default all')):
+def report(
+    dataset:str=typer.Argument('demo', help='demo, activitynet or fcvid'),
+    seeds:int=SEEDS,
+    epochs:int=EPOCHS,
+    workers:int=WORKERS,
+    only:list[str]=typer.Option(
+        [], help='a notebook, such as table1; may be given several times. By default all'),
+):
     """Regenerate every table and figure into reports/DATASET, preparing what is missing of the demo.
 
     Results of other seeds or epochs go to a folder below it that names them."""
     from hcms.core import repo_root
-    repo_root()   # says so where there are no notebooks to run
+    repo_root()   # refuses where there are no notebooks to run
     _needs('report', 'report', 'papermill', 'ipykernel', 'matplotlib', 'seaborn', 'tabulate', 'scipy')
-    with _saying(LOADING): from hcms.driver import make_reports
-    if make_reports(dataset, seeds, epochs, workers, only=only): raise typer.Exit(1)
+    with _saying(LOADING):
+        from hcms.driver import make_reports
+    if make_reports(dataset, seeds, epochs, workers, only=only):
+        raise typer.Exit(1)
 
 @app.command()
 def doctor(datasets:list[str]=typer.Argument(None, help='by default all three')):
-    "What this machine has, and what each data set still lacks. Exit code 1 where something that was asked for is missing."
+    """What this machine has, and what each data set still lacks.
+    Exit code 1 where something that was asked for is missing."""
     with _saying(LOADING):
         from hcms.core import check_choice
         from hcms.datasets import DATASETS
         from hcms.doctor import examine, show
-    for o in datasets or (): check_choice(o, DATASETS, 'data set')
+    for o in datasets or ():
+        check_choice(o, DATASETS, 'data set')
     found = examine(tuple(datasets or DATASETS))
     print(show(found))
-    if datasets and any(f.well is False for f in found): raise typer.Exit(1)
+    if datasets and any(f.well is False for f in found):
+        raise typer.Exit(1)
 
 # %% ../nbs/70_cli.ipynb #8eb91402
 @manifest_app.command('activitynet')
@@ -176,7 +276,8 @@ def manifest_activitynet(
 ):
     "From ActivityNet's annotation file; videos that are not there keep their row, as absent."
     from hcms.annotations import activitynet_manifest
-    _write_manifest('activitynet', out, lambda root: activitynet_manifest(annotations, root, videos, links_out))
+    make = lambda root: activitynet_manifest(annotations, root, videos, links_out)
+    _write_manifest('activitynet', out, make)
 
 @manifest_app.command('fcvid')
 def manifest_fcvid(
@@ -189,8 +290,10 @@ def manifest_fcvid(
 ):
     "From FCVID's two lists; videos that are not there keep their row, as absent."
     from hcms.annotations import fcvid_manifest
-    _write_manifest('fcvid', out, lambda root: fcvid_manifest(split, labels, root, classes, videos, links_out))
+    make = lambda root: fcvid_manifest(split, labels, root, classes, videos, links_out)
+    _write_manifest('fcvid', out, make)
 
+# %% ../nbs/70_cli.ipynb #eba219a1
 def _write_manifest(name, out, make):
     with _saying(LOADING):
         from hcms.annotations import completeness
@@ -198,10 +301,13 @@ def _write_manifest(name, out, make):
         from hcms.datasets import data_folder
         from hcms.manifests import write_manifest
     out = full_path(out) if out else data_folder(name)/'manifest.csv'
-    if out.exists(): raise InputError(out, 'is there already; move it away first')
+    if out.exists():
+        raise InputError(out, 'is there already; move it away first')
     out.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings(record=True) as said: m = make(out.parent)
-    for o in said: print(f'hcms: {o.message}', file=sys.stderr)
+    with warnings.catch_warnings(record=True) as caught:
+        m = make(out.parent)
+    for o in caught:
+        print(f'hcms: {o.message}', file=sys.stderr)
     if m.links_out:
         noted = f'they are followed, and {out.stem}.links.json notes it'
         print(f'hcms: some videos lie behind links that lead out of {out.parent}; {noted}', file=sys.stderr)
@@ -210,8 +316,10 @@ def _write_manifest(name, out, make):
 
 # %% ../nbs/70_cli.ipynb #2c8b42d1
 def _store(root):
-    if not (root/'STORE.json').is_file(): raise InputError(root, 'is no feature store')
-    with _saying(LOADING): from hcms.store import FeatureStore
+    if not (root/'STORE.json').is_file():
+        raise InputError(root, 'is no feature store')
+    with _saying(LOADING):
+        from hcms.store import FeatureStore
     return FeatureStore(root)
 
 @store_app.command()
@@ -221,17 +329,23 @@ def verify(root:Path=typer.Argument(help='folder of the store')):
     from hcms.packs import damaged
     with _saying('reading every feature file'):
         found = {}
-        for v in views: found |= {v.path(id): rule for id,rule in v.verify().items()} | damaged(v)
+        for v in views:
+            found |= {v.path(id): rule for id,rule in v.verify().items()} | damaged(v)
         bad = [f'{at}: {rule}' for at,rule in found.items()]
     print('\n'.join(bad) or 'all files are sound')
-    if bad: raise typer.Exit(1)
+    if bad:
+        raise typer.Exit(1)
 
 @store_app.command('pack')
-def pack_command(root:Path=typer.Argument(help='folder of the store'), videos:int=typer.Option(256, min=1, help='videos a file')):
+def pack_command(
+    root:Path=typer.Argument(help='folder of the store'),
+    videos:int=typer.Option(256, min=1, help='videos a file'),
+):
     "Copy the features into packs, many videos a file, for fast reading; the loose files stay."
     views = _store(root).views()
     from hcms.packs import pack
-    for v in views: print(f'{v.modality}/{v.fp}: {len(pack(v, videos))} packs')
+    for v in views:
+        print(f'{v.modality}/{v.fp}: {len(pack(v, videos))} packs')
 
 @store_app.command()
 def repair(root:Path=typer.Argument(help='folder of the store')):
@@ -239,47 +353,71 @@ def repair(root:Path=typer.Argument(help='folder of the store')):
     views = _store(root).views()
     from hcms.packs import damaged
     for v in views:
-        for id in v.repair(): print(f'removed {v.path(id)}')
-        for path in damaged(v): path.unlink(); print(f'removed {path}')
+        for id in v.repair():
+            print(f'removed {v.path(id)}')
+        for path in damaged(v):
+            path.unlink()
+            print(f'removed {path}')
 
 # %% ../nbs/70_cli.ipynb #16888258
 def _files(paths) -> list:
     "The files named, and those in the folders named that look like videos."
     from hcms.annotations import videos_in
     out = []
-    for p in paths: out += videos_in(p) if p.is_dir() else [p]
-    if not out: raise InputError(', '.join(map(str, paths)), 'holds no video')
+    for p in paths:
+        out += videos_in(p) if p.is_dir() else [p]
+    if not out:
+        raise InputError(', '.join(map(str, paths)), 'holds no video')
     return out
 
-def _said(o, top) -> str:
+def _as_text(o, top) -> str:
     "A prediction as text."
     used = ', '.join(f'{m} in {round(u*len(o.gates))}' for m,u in o.usage.items())
-    return '\n'.join([o.path, *(f'  {p:6.1%}  {c}' for c,p in o.top(top)),
-                      f"  used {used} of {o.steps} time steps; {o.gflops['total']:.3g} GFLOPs, {sum(o.seconds.values()):.2f} s", *(f'  note: {n}' for n in o.notes)])
+    seconds = sum(o.seconds.values())
+    lines = [o.path, *(f'  {p:6.1%}  {c}' for c,p in o.top(top))]
+    lines.append(f"  used {used} of {o.steps} time steps; {o.gflops['total']:.3g} GFLOPs, {seconds:.2f} s")
+    lines += [f'  note: {n}' for n in o.notes]
+    return '\n'.join(lines)
 
 def _as_json(o, top) -> str:
     "A prediction as a line of JSON."
-    return json.dumps(dict(path=o.path, top=[dict(label=c, probability=p) for c,p in o.top(top)], steps=len(o.gates), of=o.steps, usage=o.usage, gates=o.gates.astype(int).tolist(), gflops=o.gflops, seconds=o.seconds, notes=o.notes), ensure_ascii=False)
+    row = dict(
+        path=o.path,
+        top=[dict(label=c, probability=p) for c,p in o.top(top)],
+        steps=len(o.gates),
+        of=o.steps,
+        usage=o.usage,
+        gates=o.gates.astype(int).tolist(),
+        gflops=o.gflops,
+        seconds=o.seconds,
+        notes=o.notes)
+    return json.dumps(row, ensure_ascii=False)
 
 # %% ../nbs/70_cli.ipynb #0f319e76
 PICTURES = ('.png', '.pdf', '.svg', '.jpg', '.jpeg', '.tif', '.tiff', '.webp', '.eps', '.ps')
 
 def _is_folder(
-    out:str,     # What stands behind --plot
+    out:str,     # The value of --plot
     many:bool,   # Were several videos or a folder given?
 ) -> bool:
     "Is `out` a folder of timelines, and not a picture? What is neither is refused."
     path = Path(out)
-    if path.is_dir() or out.endswith(('/', os.sep)): return True
+    if path.is_dir() or out.endswith(('/', os.sep)):
+        return True
     ending = path.suffix.lower()
     rule = ''
     if ending and ending not in PICTURES:
-        rule = f"has an ending that is no picture's ({', '.join(PICTURES)}); for a folder of that name write {out}/"
-    elif ending and many: rule = 'is one picture, and several videos or a folder of them are given; name a folder'
-    elif not ending and not many: rule = f'is neither a picture nor a folder that exists; write {out}.png or {out}/'
-    if rule: raise InputError(f'--plot {out}', rule)
+        rule = (f"has an ending that is no picture's ({', '.join(PICTURES)}); "
+            f'for a folder of that name write {out}/')
+    elif ending and many:
+        rule = 'is one picture, and several videos or a folder of them are given; name a folder'
+    elif not ending and not many:
+        rule = f'is neither a picture nor a folder that exists; write {out}.png or {out}/'
+    if rule:
+        raise InputError(f'--plot {out}', rule)
     return many
 
+# %% ../nbs/70_cli.ipynb #ffae4337
 def _pictures(out:str, paths, files) -> list:   # of Path, one a file
     "Where the timeline of each file goes; folders that are missing are made."
     from hcms.annotations import video_name
@@ -291,13 +429,16 @@ def _pictures(out:str, paths, files) -> list:   # of Path, one a file
     if twice:
         rule = f'would write {twice.name} for several videos; give them one after the other, or other names'
         raise InputError('--plot', rule)
-    try: pictures[0].parent.mkdir(parents=True, exist_ok=True)
+    try:
+        pictures[0].parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise InputError(f'--plot {out}', 'lies in a file, not in a folder') from None
     return pictures
 
 # %% ../nbs/70_cli.ipynb #2d800221
-CHECKPOINT = typer.Option(None, help='folder of a recognizer; by default checkpoints/demo, which make reports leaves, or else the one that comes with the package')
+CHECKPOINT = typer.Option(
+    None, help='folder of a recognizer; by default checkpoints/demo, which make reports leaves, '
+        'or else the one that comes with the package')
 
 def _recognizer(checkpoint):
     with _saying('loading PyTorch and the recognizer'):
@@ -311,30 +452,38 @@ def predict_command(
     budget:float=typer.Option(None, help='GFLOPs a video, in the prices of its own networks'),
     top:int=typer.Option(5, min=1, help='classes shown'),
     as_json:bool=typer.Option(False, '--json', help='a line of JSON a video'),
-    plot:str=typer.Option(None, help='timeline: a picture such as t.png, or for several videos or a folder a folder'),
+    plot:str=typer.Option(
+        None, help='timeline: a picture such as t.png, or for several videos or a folder a folder'),
     batch:int=typer.Option(8, min=1, help='videos in flight'),
 ):
     "What is in a video, for no more than its gates ask."
     from tqdm.auto import tqdm
-    files,failed = _files(paths),0
+    files = _files(paths)
+    failed = 0
     pictures = _pictures(plot, paths, files) if plot else [None]*len(files)
     r = _recognizer(checkpoint)
-    said = r.predict_many(files, budget, batch=min(batch, len(files)))
-    if len(files)==1: said = _first(said, files[0])
-    bar = tqdm(said, total=len(files), desc='predict', unit='video', disable=len(files)==1)
+    outputs = r.predict_many(files, budget, batch=min(batch, len(files)))
+    if len(files)==1:
+        outputs = _first(outputs, files[0])
+    bar = tqdm(outputs, total=len(files), desc='predict', unit='video', disable=len(files)==1)
     for path,picture,o in zip(files, pictures, bar):
         if isinstance(o, InputError):
             failed += 1
             tqdm.write(_as_refusal(o), file=sys.stderr)
-            if as_json: tqdm.write(json.dumps(dict(path=str(path), error=str(o)), ensure_ascii=False))
+            if as_json:
+                tqdm.write(json.dumps(dict(path=str(path), error=str(o)), ensure_ascii=False))
             continue
-        tqdm.write(_as_json(o, top) if as_json else _said(o, top))
-        if picture: _plot(o, picture)
-    if failed: raise typer.Exit(1)
+        tqdm.write(_as_json(o, top) if as_json else _as_text(o, top))
+        if picture:
+            _plot(o, picture)
+    if failed:
+        raise typer.Exit(1)
 
-def _first(said, path):
-    "The prediction of a single file; a progress bar of one step would say nothing."
-    with _saying(f'reading {path}'): first = next(iter(said))
+# %% ../nbs/70_cli.ipynb #3c1bfb65
+def _first(outputs, path):
+    "The prediction of a single file, without a progress bar."
+    with _saying(f'reading {path}'):
+        first = next(iter(outputs))
     yield first
 
 def _plot(o, path):
@@ -344,7 +493,10 @@ def _plot(o, path):
 
 # %% ../nbs/70_cli.ipynb #dac099cf
 @app.command('export')
-def export_command(folder:Path=typer.Argument(help='gets a .pt2 file for each part, and program.json'), checkpoint:Path=CHECKPOINT):
+def export_command(
+    folder:Path=typer.Argument(help='gets a .pt2 file for each part, and program.json'),
+    checkpoint:Path=CHECKPOINT,
+):
     "A recognizer as torch.export programs, for where this package is not installed."
     recognizer = _recognizer(checkpoint)
     with _saying('exporting it'):
@@ -354,4 +506,5 @@ def export_command(folder:Path=typer.Argument(help='gets a .pt2 file for each pa
 
 # %% ../nbs/70_cli.ipynb #f6beac51
 #| eval: false
-if __name__=='__main__': main()
+if __name__=='__main__':
+    main()

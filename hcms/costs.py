@@ -20,7 +20,8 @@ from .core import MODALITIES, InputError, check_choice
 from .hlstm import Hierarchy, check_gates
 
 # %% ../nbs/31_costs.ipynb #701ca8a0
-PAPER_PRICES = dict(audio=.07, appearance=.99, motion=65.7)   # GFLOPs of one feature: MobileNetV1, EfficientNet-B3, SlowFast
+# GFLOPs of one feature: MobileNetV1, EfficientNet-B3, SlowFast
+PAPER_PRICES = dict(audio=.07, appearance=.99, motion=65.7)
 
 # %% ../nbs/31_costs.ipynb #0c5bff05
 def count_macs(
@@ -31,7 +32,8 @@ def count_macs(
     from torch.utils.flop_counter import FlopCounterMode   # here: it takes a third of a second to import
     to_meta = lambda o: o.to('meta') if isinstance(o, torch.Tensor) else o
     module = copy.deepcopy(module).to('meta').eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad(): module(*tree_map(to_meta, inputs))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(*tree_map(to_meta, inputs))
     return counter.get_total_flops()//2   # torch counts the multiplication and the addition
 
 # %% ../nbs/31_costs.ipynb #5c1370d4
@@ -39,7 +41,8 @@ def backbone_prices(
     backbones,   # `hcms.backbones.Backbones`
 ) -> dict:       # modality -> GFLOPs of one feature
     "What one feature of each network costs, counted."
-    if hasattr(backbones, 'counted'): return backbones.counted
+    if hasattr(backbones, 'counted'):
+        return backbones.counted
     inputs = backbones.blank()
     backbones.counted = {m: count_macs(net, inputs[m])/1e9 for m,net in backbones.nets.items()}
     return backbones.counted
@@ -55,52 +58,73 @@ class ModuleCosts(NamedTuple):
     classifier:float         # Once a video
     nested:bool              # Is a gate evaluated only where the level below is open?
     @property
-    def use(self): return self.backbone + self.projection + self.lstm   # of a level, once its gate is open
+    def use(self):   # of a level, once its gate is open
+        return self.backbone + self.projection + self.lstm
 
 # %% ../nbs/31_costs.ipynb #7a2a8880
-def lstm_macs(cell): return 4*cell.hidden_size*(cell.input_size+cell.hidden_size)   # of an nn.LSTM or nn.LSTMCell, a step
-def linear_macs(m): return sum(o.in_features*o.out_features for o in m.modules() if isinstance(o, nn.Linear))
+def lstm_macs(cell):   # of an nn.LSTM or nn.LSTMCell, a step
+    return 4*cell.hidden_size*(cell.input_size+cell.hidden_size)
+
+def linear_macs(m):
+    return sum(o.in_features*o.out_features for o in m.modules() if isinstance(o, nn.Linear))
 
 def head_macs(
     model,   # HCMS, EarlyFusion, LateFusion
 ) -> tuple:  # (projections, lstms, gates, classifier): MACs, lists of one entry a level
     "MACs of a model's own modules."
     if isinstance(model, Hierarchy):
-        ls = model.levels
-        return [linear_macs(l.project) for l in ls], [lstm_macs(l.lstm) for l in ls], [linear_macs(l.gate) if l.gate else 0 for l in ls], linear_macs(model.head)
+        projections = [linear_macs(o.project) for o in model.levels]
+        lstms = [lstm_macs(o.lstm) for o in model.levels]
+        gates = [linear_macs(o.gate) if o.gate else 0 for o in model.levels]
+        return projections, lstms, gates, linear_macs(model.head)
     if isinstance(model, EarlyFusion):   # its one LSTM waits for the last modality
         n = len(model.modalities)
-        return [linear_macs(p) for p in model.project], [0]*(n-1) + [lstm_macs(model.lstm)], [0]*n, linear_macs(model.head)
+        projections = [linear_macs(p) for p in model.project]
+        return projections, [0]*(n-1) + [lstm_macs(model.lstm)], [0]*n, linear_macs(model.head)
     if isinstance(model, LateFusion):
-        p,l,g,c = zip(*map(head_macs, model.each))
-        return [o for o, in p], [o for o, in l], [o for o, in g], sum(c)
+        *parts,classifiers = zip(*map(head_macs, model.each))
+        projections,lstms,gates = ([o for o, in part] for part in parts)
+        return projections, lstms, gates, sum(classifiers)
     raise InputError(type(model).__name__, 'has no known costs; give an HCMS, EarlyFusion or LateFusion')
 
 # %% ../nbs/31_costs.ipynb #aa2f477b
 def module_costs(
     model=None,            # Whose LSTMs, gates, projections and classifier; None leaves them out
     prices=PAPER_PRICES,   # {modality: GFLOPs of one feature}
-    modalities=None,       # Names, lowest first, where there is no model; by default the paper's that have a price
+    # Names, lowest first, where there is no model; by default the paper's that have a price
+    modalities=None,
 ) -> ModuleCosts:
     "What one execution of each module costs, in GFLOPs."
-    names = tuple(model.modalities if model is not None else modalities or [o for o in MODALITIES if o in prices])
+    if model is not None:
+        names = tuple(model.modalities)
+    else:
+        names = tuple(modalities or [o for o in MODALITIES if o in prices])
     for o in names:
-        if o not in prices: raise InputError(o, f'has no price; the price list knows {", ".join(prices)}')
-        if not prices[o]>=0: raise InputError(o, f'price must be 0 or more, not {prices[o]}')
+        if o not in prices:
+            raise InputError(o, f'has no price; the price list knows {", ".join(prices)}')
+        if not prices[o]>=0:
+            raise InputError(o, f'price must be 0 or more, not {prices[o]}')
     n = len(names)
-    *parts,c = head_macs(model) if model is not None else ([0]*n, [0]*n, [0]*n, 0)
-    return ModuleCosts(names, np.array([float(prices[o]) for o in names]), *(np.array(o)/1e9 for o in parts), c/1e9, getattr(model, 'nested', True))
+    *parts,classifier = head_macs(model) if model is not None else ([0]*n, [0]*n, [0]*n, 0)
+    backbone = np.array([float(prices[o]) for o in names])
+    projection,lstm,gate = (np.array(o)/1e9 for o in parts)
+    nested = getattr(model, 'nested', True)
+    return ModuleCosts(names, backbone, projection, lstm, gate, classifier/1e9, nested)
 
 # %% ../nbs/31_costs.ipynb #39055078
 def ledger(
     used,                # (N, n) how often each modality was used; the first column is the number of steps
     costs:ModuleCosts,   # From `module_costs`
-) -> pd.DataFrame:       # a row a video: the modalities' backbones, projections, lstms, gates, classifier, total
+) -> pd.DataFrame:       # a row a video: the modalities' backbones, the other modules, total
     "GFLOPs of each video, item by item."
     used = np.asarray(used, dtype=float)
-    asked = used[:,:-1] if costs.nested else np.repeat(used[:,:1], used.shape[1]-1, axis=1)   # how often each gate was evaluated
+    # how often each gate was evaluated
+    asked = used[:,:-1] if costs.nested else np.repeat(used[:,:1], used.shape[1]-1, axis=1)
     items = dict(zip(costs.modalities, (used*costs.backbone).T))
-    items |= dict(projections=used@costs.projection, lstms=used@costs.lstm, gates=asked@costs.gate[1:], classifier=np.full(len(used), costs.classifier))
+    items['projections'] = used@costs.projection
+    items['lstms'] = used@costs.lstm
+    items['gates'] = asked@costs.gate[1:]
+    items['classifier'] = np.full(len(used), costs.classifier)
     return pd.DataFrame(items | dict(total=sum(items.values())))
 
 # %% ../nbs/31_costs.ipynb #0269633f
@@ -112,11 +136,14 @@ def video_gflops(
     modalities=None,       # Names, lowest first, where there is no model
 ) -> dict:                 # GFLOPs of a video, item by item, and their 'total'
     "What a video costs, given skip ratios."
-    costs,skips = module_costs(model, prices, modalities),dict(skips or {})
+    costs = module_costs(model, prices, modalities)
+    skips = dict(skips or {})
     for o,s in skips.items():
         check_choice(o, costs.modalities, 'modality of this ledger')
-        if not 0<=s<=1: raise InputError(o, f'skip ratio must be from 0 to 1, not {s}')
-    if skips.get(costs.modalities[0]): raise InputError(costs.modalities[0], 'is the first modality, which is never skipped')
+        if not 0<=s<=1:
+            raise InputError(o, f'skip ratio must be from 0 to 1, not {s}')
+    if skips.get(costs.modalities[0]):
+        raise InputError(costs.modalities[0], 'is the first modality, which is never skipped')
     row = ledger([[steps*(1-skips.get(o, 0.)) for o in costs.modalities]], costs).iloc[0]
     return {k: float(v) for k,v in row.items()}
 
@@ -139,7 +166,8 @@ def decisions(
 ) -> np.ndarray:         # (N, T, n-1)
     "Gates as an array, once they are found to be decisions of such a model."
     gates = torch.as_tensor(gates).detach().cpu()
-    if gates.ndim!=3: raise InputError('gates', f'must have the shape (N, T, n-1), got {tuple(gates.shape)}')
+    if gates.ndim!=3:
+        raise InputError('gates', f'must have the shape (N, T, n-1), got {tuple(gates.shape)}')
     return check_gates(gates, (*gates.shape[:2], len(costs.modalities)-1), costs.nested).double().numpy()
 
 # %% ../nbs/31_costs.ipynb #47bc69f7
@@ -156,7 +184,8 @@ def cost_events(
 # %% ../nbs/31_costs.ipynb #76d3b62e
 class Spent(NamedTuple):
     "How far a budget went, a number a video."
-    steps:np.ndarray    # (N,) complete steps: the prediction is `step_logits[n, steps-1]`; 0: none could be made
+    # (N,) complete steps: the prediction is `step_logits[n, steps-1]`; 0: none could be made
+    steps:np.ndarray
     gflops:np.ndarray   # (N,) spent, never above the budget
 
 def whole_macs(gflops):   # An array of them, or one
@@ -165,7 +194,8 @@ def whole_macs(gflops):   # An array of them, or one
 
 def budget_macs(budget:float) -> int:   # -1 for no limit
     "Whole multiply-accumulates that `budget` GFLOPs allow."
-    if not budget>=0: raise InputError('budget', f'must be 0 GFLOPs or more, not {budget}')
+    if not budget>=0:
+        raise InputError('budget', f'must be 0 GFLOPs or more, not {budget}')
     return -1 if np.isinf(budget) else int(budget*1e9+1e-3)   # a thousandth of one is what floats lose
 
 def within_budget(
@@ -174,7 +204,8 @@ def within_budget(
     costs:ModuleCosts,   # From `module_costs`
 ) -> Spent:
     "The run of each video, stopped before the module that would cross the budget."
-    limit,first = budget_macs(budget),whole_macs(costs.classifier)
+    limit = budget_macs(budget)
+    first = whole_macs(costs.classifier)
     e = whole_macs(cost_events(gates, costs))
     c = first + e.reshape(len(e), -1).cumsum(1)
     ok = c<=limit if limit>=0 else np.ones_like(c, dtype=bool)

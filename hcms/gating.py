@@ -11,7 +11,9 @@ from torch import Tensor
 from .core import InputError
 
 # %% ../nbs/19_gating.ipynb #c3a38b6c
-SKIP,USE = 0,1   # the two entries of g_t
+# the two entries of g_t
+SKIP = 0
+USE = 1
 
 # %% ../nbs/19_gating.ipynb #e48568ff
 def gumbel_noise(
@@ -33,9 +35,12 @@ def gumbel_gate(
     noise:Tensor=None,   # (..., 2) Gumbel noise GB; drawn here by default
 ) -> Tensor:             # (...) the decision G: 1 uses, 0 skips
     "Eq. 9 for K=2: hard forward, soft backward; without sampling, the larger score."
-    if not sample: return (scores[...,USE] > scores[...,SKIP]).to(scores.dtype)
-    if not tau>0: raise InputError('tau', f'must be above 0, not {tau}')
-    if noise is None: noise = gumbel_noise(scores.shape, device=scores.device)
+    if not sample:
+        return (scores[...,USE] > scores[...,SKIP]).to(scores.dtype)
+    if not tau>0:
+        raise InputError('tau', f'must be above 0, not {tau}')
+    if noise is None:
+        noise = gumbel_noise(scores.shape, device=scores.device)
     g = scores + noise.to(scores)
     soft = torch.sigmoid((g[...,USE] - g[...,SKIP])/tau)
     return (soft>.5).to(soft.dtype) + (soft - soft.detach()) if hard else soft
@@ -47,5 +52,6 @@ def tau_at(
     end:float=.5,      # Temperature at the last step
 ) -> float:
     "Temperature of Eq. 9 after `progress` of the training."
-    if not (start>0 and end>0): raise InputError('tau', f'start and end must be above 0, not {start} and {end}')
+    if not (start>0 and end>0):
+        raise InputError('tau', f'start and end must be above 0, not {start} and {end}')
     return start + (end-start)*min(max(float(progress), 0.), 1.)

@@ -13,12 +13,15 @@ from .core import InputError
 
 # %% ../nbs/30_losses.ipynb #dd445dc8
 class Share:
-    "One process's part of a batch; sums over processes of what it returns, and of its gradients, are those of the whole batch."
+    "One process's shard of a batch. Summed over processes, losses and gradients equal the full batch's."
     def __init__(self, videos:int, add):
-        self.videos,self.add = videos,add   # Videos in the whole batch; a function that sums a tensor over processes
-    def cross_entropy(self, logits, target) -> Tensor: return F.cross_entropy(logits, target, reduction='sum')/self.videos
+        self.videos = videos   # Videos in the whole batch
+        self.add = add         # A function that sums a tensor over processes
+    def cross_entropy(self, logits, target) -> Tensor:
+        return F.cross_entropy(logits, target, reduction='sum')/self.videos
     def usage(self, gates, use, per_video) -> Tensor:
-        if per_video: return ((gates.mean(1)-use)**2).sum()/self.videos
+        if per_video:
+            return ((gates.mean(1)-use)**2).sum()/self.videos
         mine = gates.sum((0,1))
         others = self.add(mine.detach())-mine.detach()
         return (((mine+others)/(self.videos*gates.shape[1])-use)**2).sum()
@@ -28,13 +31,17 @@ def usage_loss(
     gates:Tensor,           # (B, T, n-1) 0. or 1., as in `HCMSOutput.gates`
     skip_targets,           # Target skip ratio of each gate, lowest first
     per_video:bool=False,   # The square for each video (as printed), or for the batch's mean?
-    share:Share=None,       # Where `gates` are a part of the batch: what the others hold
+    share:Share=None,       # Where `gates` are a shard of the batch: what the others hold
 ) -> Tensor:                # A scalar
     "Eq. 10 with gamma as a skip target."
-    if len(skip_targets)!=gates.shape[-1]: raise InputError('skip_targets', f'must hold one number for each of {gates.shape[-1]} gates, got {len(skip_targets)}')
-    if not all(0<=o<=1 for o in skip_targets): raise InputError('skip_targets', f'must be skip ratios from 0 to 1, not {tuple(skip_targets)}')
+    if len(skip_targets)!=gates.shape[-1]:
+        wanted = f'must hold one number for each of {gates.shape[-1]} gates'
+        raise InputError('skip_targets', f'{wanted}, got {len(skip_targets)}')
+    if not all(0<=o<=1 for o in skip_targets):
+        raise InputError('skip_targets', f'must be skip ratios from 0 to 1, not {tuple(skip_targets)}')
     use = 1 - gates.new_tensor(skip_targets)
-    if share: return share.usage(gates, use, per_video)
+    if share:
+        return share.usage(gates, use, per_video)
     mean = gates.mean(1) if per_video else gates.mean((0,1))[None]
     return ((mean-use)**2).sum(-1).mean()
 
@@ -51,8 +58,10 @@ def loss_terms(
 ) -> dict:                        # {'ce', 'usage', 'loss'}, scalars
     "Eqs. 7, 10 and 11 apart, for the record of a training."
     if target.shape!=out.logits.shape[:1] or target.is_floating_point():
-        raise InputError('target', f'must be int labels of shape ({len(out.logits)},), got {target.dtype} {tuple(target.shape)}')
-    if skip_targets is None: skip_targets = (appearance_skip, motion_skip)
+        got = f'{target.dtype} {tuple(target.shape)}'
+        raise InputError('target', f'must be int labels of shape ({len(out.logits)},), got {got}')
+    if skip_targets is None:
+        skip_targets = (appearance_skip, motion_skip)
     ce = share.cross_entropy(out.logits, target) if share else F.cross_entropy(out.logits, target)
     usage = usage_loss(out.gates, skip_targets, per_video, share)
     return dict(ce=ce, usage=usage, loss=ce + weight*usage)

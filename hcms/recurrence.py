@@ -12,12 +12,13 @@ from torch.autograd.function import once_differentiable
 
 # %% ../nbs/20_recurrence.ipynb #c45547f8
 def _steps(*tensors, back=False):
-    "The views of every step, made at once: one by one they would cost more than the mathematics. From the last one on, if `back`."
+    "The views of every step, last step first if `back`; made at once, because one by one takes too long."
     return zip(*(o.unbind(0)[::-1 if back else 1] for o in tensors))
 
 def lstm_(
     w:Tensor,               # (H, 4H) the transpose of torch's `weight_hh`
-    a:Tensor,               # (B, 4H) the inputs' product with both biases, in torch's order: input, forget, cell, output
+    # (B, 4H) the inputs' product with both biases, in torch's order: input, forget, cell, output
+    a:Tensor,
     z:Tensor,               # (B, 4H) becomes the values of the gates
     i:Tensor, f:Tensor, g:Tensor, o:Tensor,   # (B, H) views of z
     h:Tensor, c:Tensor,     # (B, H) at t-1
@@ -25,7 +26,9 @@ def lstm_(
 ):
     "One update of an LSTM, in place."
     torch.addmm(a, h, w, out=z)
-    g.mul_(2); z.sigmoid_(); g.mul_(2).sub_(1)   # tanh x = 2 sigmoid(2x) - 1: one call for all four
+    g.mul_(2)
+    z.sigmoid_()
+    g.mul_(2).sub_(1)   # tanh x = 2 sigmoid(2x) - 1: one call for all four
     torch.mul(f, c, out=c_new).addcmul_(i, g)
     torch.tanh(c_new, out=h_new).mul_(o)
 
@@ -36,40 +39,57 @@ def _head(H, lower, copy_cell):
 
 def _choose_(d, own, tau, hard):
     "Eqs. 8 and 9: `own` becomes the decision on `d`, the difference of the scores, noise included."
-    if hard: torch.gt(d, 0, out=own)   # sigmoid(d/tau) > 1/2
-    else: torch.div(d, tau, out=own).sigmoid_()
+    if hard:
+        torch.gt(d, 0, out=own)   # sigmoid(d/tau) > 1/2
+    else:
+        torch.div(d, tau, out=own).sigmoid_()
 
 # %% ../nbs/20_recurrence.ipynb #f5592481
 def _forward(a, s, under, lower, w_hh, w_gate, tau, hard, sample, copy_cell):
-    "All steps of a level: states S (T+1, B, 2, H), gates (T, B), and what the way back needs."
+    "All steps of a level: states S (T+1, B, 2, H), gates (T, B), and what the backward pass needs."
     T,B,H = *a.shape[:2], w_hh.shape[1]
-    S,Z,w = a.new_zeros(T+1, B, 2, H),torch.empty_like(a),w_hh.t()
-    old,state = S[:-1],S[1:]
+    S = a.new_zeros(T+1, B, 2, H)
+    Z = torch.empty_like(a)
+    w = w_hh.t()
+    old = S[:-1]
+    state = S[1:]
     new = state if lower is None else torch.empty_like(state)
     updates = _steps(a, Z, *Z.view(T, B, 4, H).unbind(2), *old.unbind(2), *new.unbind(2))
     d,own,G = (a.new_ones(T, B) for _ in range(3))
     if lower is None:
-        for o in updates: lstm_(w, *o)
+        for o in updates:
+            lstm_(w, *o)
         return S,G,(Z, None, d, own)
-    if s is None: G.copy_(under); s = d
-    learned,head = w_gate is not None,_head(H, lower, copy_cell)
-    for update,(s_t,h_c,d_t,own_t,under_t,G_t),(was,now,now_head,lower_head,new_t,g) in zip(updates,
-        _steps(s, old.flatten(2), d, own, under, G), _steps(old, state, state[head], lower[head], new, G[...,None,None])):
+    if s is None:
+        G.copy_(under)
+        s = d
+    learned = w_gate is not None
+    head = _head(H, lower, copy_cell)
+    scores = _steps(s, old.flatten(2), d, own, under, G)
+    states = _steps(old, state, state[head], lower[head], new, G[...,None,None])
+    for update,(s_t,h_c,d_t,own_t,under_t,G_t),(was,now,now_head,lower_head,new_t,g) in zip(
+            updates, scores, states):
         lstm_(w, *update)
         if learned:
             _choose_(torch.addmv(s_t, h_c, w_gate, out=d_t), own_t, tau, hard or not sample)
             torch.mul(under_t, own_t, out=G_t)
-        now.copy_(was); now_head.copy_(lower_head)                      # k_t
-        if sample: now.lerp_(new_t, g)
-        else: torch.where(g>.5, new_t, now, out=now)
+        # k_t
+        now.copy_(was)
+        now_head.copy_(lower_head)
+        if sample:
+            now.lerp_(new_t, g)
+        else:
+            torch.where(g>.5, new_t, now, out=now)
     return S,G,(Z, new, d, own)
 
 # %% ../nbs/20_recurrence.ipynb #7a3d7ff4
 def _slopes(Z, c_old, c_new):
-    "(T, B, 4, H) derivatives of c_t by the sums of i, f and g, and of h_t by that of o; and dh_t/dc_t (T, B, H)."
+    "(T, B, 4, H) derivatives of c_t by the sums of i, f, g and of h_t by that of o; (T, B, H) dh_t/dc_t."
     i,f,g,o = Z.unbind(2)
-    tanh,out = c_new.tanh(),torch.empty_like(Z)
-    for k,(x,y) in enumerate([(i*g, 1-i), (f*c_old, 1-f), (i, 1-g*g), (o*tanh, 1-o)]): torch.mul(x, y, out=out[:,:,k])
+    tanh = c_new.tanh()
+    out = torch.empty_like(Z)
+    for k,(x,y) in enumerate([(i*g, 1-i), (f*c_old, 1-f), (i, 1-g*g), (o*tanh, 1-o)]):
+        torch.mul(x, y, out=out[:,:,k])
     return out,o*(1-tanh*tanh)
 
 def lstm_back_(
@@ -77,41 +97,58 @@ def lstm_back_(
     dh:Tensor, dc:Tensor,     # (B, H) gradients of h and c at t; dc becomes all that reaches c
     slope:Tensor, slope_o:Tensor, dh_dc:Tensor,   # From `_slopes`: (B, 3, H), (B, H), (B, H)
     f:Tensor,                 # (B, H) the forget gate
-    dz:Tensor, dz_ifg:Tensor, dz_o:Tensor,        # (B, 4H) becomes the gradient of the sums; (B, 3, H) and (B, H) views of it
+    # (B, 4H) becomes the gradient of the sums; (B, 3, H) and (B, H) views of it
+    dz:Tensor, dz_ifg:Tensor, dz_o:Tensor,
     dh_old:Tensor, dc_old:Tensor,                 # (B, H) gradients of h and c at t-1, to which this adds
 ):
     "One update of an LSTM, backward, in place."
     dc.addcmul_(dh, dh_dc)
-    torch.mul(slope, dc[:,None], out=dz_ifg); torch.mul(slope_o, dh, out=dz_o)
-    dh_old.addmm_(dz, w); dc_old.addcmul_(dc, f)
+    torch.mul(slope, dc[:,None], out=dz_ifg)
+    torch.mul(slope_o, dh, out=dz_o)
+    dh_old.addmm_(dz, w)
+    dc_old.addcmul_(dc, f)
 
 # %% ../nbs/20_recurrence.ipynb #a2378471
 def _backward(dS, dG, S, G, Z, new, scores, own, under, lower, w_hh, w_gate, tau, learn, copy_cell):
     "Gradients of a, s, under and lower."
     T,B,H = *Z.shape[:2], w_hh.shape[1]
-    old,Z,dZ = S[:-1],Z.view(T, B, 4, H),torch.empty_like(Z)
+    old = S[:-1]
+    dZ = torch.empty_like(Z)
+    Z = Z.view(T, B, 4, H)
     slope,dh_dc = _slopes(Z, old[:,:,1], (S[1:] if lower is None else new)[:,:,1])
-    ifg_o = dZ.view(T, B, 4, H).split([3, 1], 2)
-    updates = _steps(slope[:,:,:3], slope[:,:,3], dh_dc, Z[:,:,1], dZ, ifg_o[0], ifg_o[1].squeeze(2), back=True)
-    d,n = S.new_zeros(2, B, 2, H)                                       # of the state, and of n_t
-    dh_dc_n,dh_dc_old,d_flat = n.unbind(1),d.unbind(1),d.flatten(1)
+    dZ_ifg,dZ_o = dZ.view(T, B, 4, H).split([3, 1], 2)
+    updates = _steps(slope[:,:,:3], slope[:,:,3], dh_dc, Z[:,:,1], dZ, dZ_ifg, dZ_o.squeeze(2), back=True)
+    d,n = S.new_zeros(2, B, 2, H)   # gradients of the state and of n_t
+    dh_dc_n = n.unbind(1)
+    dh_dc_old = d.unbind(1)
+    d_flat = d.flatten(1)
     if lower is None:
         for update,(dS_t,) in zip(updates, _steps(dS, back=True)):
-            n.copy_(d).add_(dS_t); d.zero_()
+            n.copy_(d).add_(dS_t)
+            d.zero_()
             lstm_back_(w_hh, *dh_dc_n, *update, *dh_dc_old)
         return dZ,None,None,None
-    head,to_gate,ds,dlower = _head(H, lower, copy_cell),torch.empty_like(G),torch.zeros_like(G),torch.zeros_like(lower)
-    gain = new-old; gain[head] = new[head]-lower[head]                  # n_t - k_t
+    head = _head(H, lower, copy_cell)
+    to_gate = torch.empty_like(G)
+    ds = torch.zeros_like(G)
+    dlower = torch.zeros_like(lower)
+    gain = new-old   # n_t - k_t
+    gain[head] = new[head]-lower[head]
     soft = torch.sigmoid(scores/tau)
-    d_head,product = d[head],torch.empty_like(d)
-    for update,(dS_t,gain_t,g,dlower_head,to,dG_t,d_soft,ds_t) in zip(updates,
-        _steps(dS, gain, G[...,None,None], dlower[head], to_gate, dG, under*soft*(1-soft)/tau, ds, back=True)):
+    d_head = d[head]
+    product = torch.empty_like(d)
+    d_soft = under*soft*(1-soft)/tau
+    views = _steps(dS, gain, G[...,None,None], dlower[head], to_gate, dG, d_soft, ds, back=True)
+    for update,(dS_t,gain_t,g,dlower_head,to,dG_t,d_soft_t,ds_t) in zip(updates, views):
         d.add_(dS_t)
         torch.sum(torch.mul(d, gain_t, out=product), (1, 2), out=to).add_(dG_t)
-        torch.mul(d, g, out=n); d.sub_(n)
-        dlower_head.copy_(d_head); d_head.zero_()
+        torch.mul(d, g, out=n)
+        d.sub_(n)
+        dlower_head.copy_(d_head)
+        d_head.zero_()
         lstm_back_(w_hh, *dh_dc_n, *update, *dh_dc_old)
-        if learn: d_flat.addr_(torch.mul(to, d_soft, out=ds_t), w_gate)
+        if learn:
+            d_flat.addr_(torch.mul(to, d_soft_t, out=ds_t), w_gate)
     return dZ,ds,to_gate*own,dlower
 
 # %% ../nbs/20_recurrence.ipynb #295a8ac6
@@ -120,12 +157,14 @@ class _Recurrence(torch.autograd.Function):
     def forward(ctx, a, s, under, lower, w_hh, w_gate, tau, hard, sample, copy_cell):
         S,G,kept = _forward(a, s, under, lower, w_hh, w_gate, tau, hard, sample, copy_cell)
         ctx.save_for_backward(S, G, *kept, under, lower, w_hh, w_gate)
-        ctx.tau,ctx.learn,ctx.copy_cell = tau,s is not None and sample,copy_cell
+        ctx.tau = tau
+        ctx.learn = s is not None and sample
+        ctx.copy_cell = copy_cell
         return S,G
     @staticmethod
     @once_differentiable
     def backward(ctx, dS, dG):
-        kept = ctx.saved_tensors   # once: what is recomputed is there once
+        kept = ctx.saved_tensors   # read once, so that checkpointing recomputes it once
         dZ,ds,dunder,dlower = _backward(dS[1:], dG, *kept, ctx.tau, ctx.learn, ctx.copy_cell)
         S = kept[0]
         d_hh = dZ.flatten(0, 1).t() @ S[:-1,:,0].flatten(0, 1)
@@ -133,7 +172,8 @@ class _Recurrence(torch.autograd.Function):
         return dZ,ds if ctx.learn else None,dunder,dlower,d_hh,d_gate,None,None,None,None
 
 def recurrence(
-    a:Tensor,            # (T, B, 4H) the inputs' product with both biases, in torch's order: input, forget, cell, output
+    # (T, B, 4H) the inputs' product with both biases, in torch's order: input, forget, cell, output
+    a:Tensor,
     w_hh:Tensor,         # (4H, H)
     lower:Tensor=None,   # (T, B, 2, L) states of the level below; None: the first level, which has no gate
     under:Tensor=None,   # (T, B) gates of the level below; or, without `s`, this level's own gates
@@ -142,10 +182,13 @@ def recurrence(
     tau:float=1.,        # Temperature of Eq. 9
     hard:bool=True,      # Exact 0s and 1s when sampling?
     sample:bool=False,   # Sample and blend (training), or take the larger score and select (test)?
-    copy_cell:bool=True, # Copy c as well as h where a gate is shut?
+    copy_cell:bool=True, # Copy c as well as h where a gate is closed?
 ) -> tuple:              # states (T, B, 2, H), gates (T, B)
     "One level of Eqs. 2 to 6 through all time steps."
     ins = a,s,under,lower,w_hh,w_gate
-    if torch.is_autocast_enabled(a.device.type): ins = [o if o is None else o.float() for o in ins]   # mixed precision is for the products outside; states add up over many steps
-    with torch.autocast(a.device.type, enabled=False): S,G = _Recurrence.apply(*ins, tau, hard, sample, copy_cell)
+    # mixed precision is for the products outside; states add up over many steps
+    if torch.is_autocast_enabled(a.device.type):
+        ins = [o if o is None else o.float() for o in ins]
+    with torch.autocast(a.device.type, enabled=False):
+        S,G = _Recurrence.apply(*ins, tau, hard, sample, copy_cell)
     return S[1:],G

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from .baselines import projection, uniform_views
 from .core import MODALITIES
-from .gating import USE, gumbel_gate, gumbel_noise
+from .gating import gumbel_gate, gumbel_noise
 from .hlstm import HCMS, HIDDEN_SIZES, IN_SIZES, PROJ_SIZES, Saved, features_of, sizes_along
 from .recurrence import recurrence
 
@@ -34,8 +34,9 @@ def macs(module:nn.Module) -> int:
     "Multiply-accumulates of one run of a network on one vector: the entries of its matrices."
     return sum(p.numel() for p in module.parameters() if p.ndim>1)
 
+# %% ../nbs/23_rivals.ipynb #276aeb0f
 class Rival(nn.Module, Saved, library_name='hcms', tags=['video-classification']):
-    "A policy of selection with its own recognizer: `look` says what it looks at, `learn` what it learns from."
+    "A selection policy with its own recognizer: `look` is its forward pass, `learn` its training pass."
     settings = (None,)   # Its operating points at test time, cheapest first
     looks = 0            # Of a policy that chooses steps: the most that its epoch is judged by
     previews = False     # Is the first modality asked for at all steps, whatever is chosen?
@@ -53,12 +54,16 @@ class Rival(nn.Module, Saved, library_name='hcms', tags=['video-classification']
         constant=None,               # Of the constant that `tunes` names, if not the class's own value
     ):
         super().__init__()
-        if constant is not None: setattr(self, self.tunes[0], constant)
-        self.modalities,self.num_classes,self.setting = tuple(modalities),num_classes,setting
+        if constant is not None:
+            setattr(self, self.tunes[0], constant)
+        self.modalities = tuple(modalities)
+        self.num_classes = num_classes
+        self.setting = setting
         sizes = dict(in_sizes=in_sizes, proj_sizes=proj_sizes, hidden_sizes=hidden_sizes)
         sizes = {k: sizes_along(o, self.modalities, k) for k,o in sizes.items()}
         self.in_sizes,self.proj,self.hidden_sizes = sizes.values()
-        self.hidden,self.width = self.hidden_sizes[-1],sum(self.proj)
+        self.hidden = self.hidden_sizes[-1]
+        self.width = sum(self.proj)
         self.project = nn.ModuleList(projection(i, p) for i,p in zip(self.in_sizes, self.proj))
         self.build()
     def build(self): "Makes the networks beyond the projections."
@@ -69,25 +74,27 @@ class Rival(nn.Module, Saved, library_name='hcms', tags=['video-classification']
     def forward(self, *features, setting=None, chosen=None, **named) -> RivalOutput:
         "Features (B, T, D) by place or name; `setting`: the operating point; `chosen` takes the choice away."
         x = self.inputs(features, named)
-        if chosen is not None: return self.given(x, chosen)
+        if chosen is not None:
+            return self.given(x, chosen)
         return self.look(x, self.setting if setting is None else setting)
     def given(self, x, chosen) -> RivalOutput:
-        "The same network on steps (B, T), or on features (B, T, n), that somebody else chose."
+        "The same network on steps (B, T), or on features (B, T, n), chosen from outside."
         raise NotImplementedError(f'{type(self).__name__} does not select')
     def read_from(self, use, setting) -> float:
-        "From how many steps its answer is read, in the mean: of those it looked at (B, T, n), all."
+        "How many steps its answer is read from, on average: all steps that it looked at (B, T, n)."
         return use[...,-1].sum(1).mean().item()
     def evenly(self, n, T) -> Tensor:   # (B, T)
         "What it would look at without a choice: n (B,) evenly spaced steps of T."
         use = torch.zeros(len(n), T)
         for k in n.unique().tolist():
-            if k: use[n==k] = even_steps(1, T, k, use)
+            if k:
+                use[n==k] = even_steps(1, T, k, use)
         return use
     def loss(self, *features, target, generator=None, tau=1., progress=1., **named) -> tuple:
         "A pass in training, where choices are drawn: RivalOutput, and what is added to its cross-entropy."
         return self.learn(self.inputs(features, named), target, generator, tau, progress)
     def penalty(self, gates) -> float:
-        "What the choice of the epoch takes from mAP."
+        "What the choice of the epoch subtracts from mAP."
         return 0.
     def macs_of(self, names) -> int: return sum(macs(getattr(self, o)) for o in names)
     def own_macs(self, use:Tensor) -> Tensor:   # (B,) for `use` (B, T, n)
@@ -97,8 +104,9 @@ class Rival(nn.Module, Saved, library_name='hcms', tags=['video-classification']
         fixed = self.macs_of(self.always)*use.shape[1] + self.macs_of(self.once)
         return projected + self.macs_of(self.per_step)*looked + fixed
 
+# %% ../nbs/23_rivals.ipynb #d0e63378
 class Previewing(Rival):
-    "Hears the audio of the whole video before it looks: one more input, with a projection of its own."
+    "Sees the audio of the whole video before it looks: one more input, with a projection of its own."
     previews = True
     def build(self): self.hear = projection(self.in_sizes[0], self.proj[0])
     def inputs(self, features, named):
@@ -120,7 +128,8 @@ def top_steps(scores:Tensor, k:int) -> Tensor:   # (B, T) of 0. and 1.
     "The k steps of highest score."
     return torch.zeros_like(scores).scatter_(1, scores.topk(min(k, scores.shape[1]), 1).indices, 1.)
 
-def even_steps(B:int, T:int, k:int, like:Tensor, generator=None, jitter=False) -> Tensor:   # (B, T) of 0. and 1.
+# (B, T) of 0. and 1.
+def even_steps(B:int, T:int, k:int, like:Tensor, generator=None, jitter=False) -> Tensor:
     "One step in each of k equal segments: the middle, or any."
     k = min(k, T)
     at = uniform_views(T, k).expand(B, k)
@@ -129,6 +138,7 @@ def even_steps(B:int, T:int, k:int, like:Tensor, generator=None, jitter=False) -
         at = edge[:-1] + (torch.rand(B, k, generator=generator)*edge.diff()).long()
     return like.new_zeros(B, T).scatter_(1, at.to(like.device), 1.)
 
+# %% ../nbs/23_rivals.ipynb #0d556441
 def consensus(steps:Tensor, chosen:Tensor) -> Tensor:   # (B, C)
     "The mean of the logits (B, T, C) of the chosen steps (B, T)."
     return (steps*chosen[...,None]).sum(1)/chosen.sum(1, keepdim=True).clamp(min=1)
@@ -151,26 +161,32 @@ def in_order(
 
 def of_target(logits, target) -> Tensor:   # (...,)
     "Probability of the true class (B,) in logits (B, ..., C), without a gradient."
-    return logits.detach().softmax(-1).gather(-1, target.view(-1, *[1]*(logits.ndim-1)).expand(*logits.shape[:-1], 1)).squeeze(-1)
+    at = target.view(-1, *[1]*(logits.ndim-1)).expand(*logits.shape[:-1], 1)
+    return logits.detach().softmax(-1).gather(-1, at).squeeze(-1)
 
 # %% ../nbs/23_rivals.ipynb #906f9cb8
 class Reader(Rival):
-    "An LSTM over whatever features are chosen by somebody else."
+    "An LSTM over whatever features are chosen from outside."
     per_step = ('lstm',)
     once = ('head',)
     def build(self):
-        self.lstm,self.head = nn.LSTMCell(self.width+len(self.proj), self.hidden),nn.Linear(self.hidden, self.num_classes)
+        self.lstm = nn.LSTMCell(self.width+len(self.proj), self.hidden)
+        self.head = nn.Linear(self.hidden, self.num_classes)
     def read(self, x, use) -> Tensor:
         "(B, C) logits from the features that `use` (B, T, n) leaves."
         seen = torch.cat([*(o*u[...,None] for o,u in zip(x, use.unbind(-1))), use], -1).transpose(0, 1)
-        state,_ = recurrence(F.linear(seen, self.lstm.weight_ih, self.lstm.bias_ih+self.lstm.bias_hh), self.lstm.weight_hh, seen.new_zeros(*seen.shape[:2], 2, 0), use.amax(-1).t())
+        a = F.linear(seen, self.lstm.weight_ih, self.lstm.bias_ih+self.lstm.bias_hh)
+        nothing = seen.new_zeros(*seen.shape[:2], 2, 0)   # the level below
+        state,_ = recurrence(a, self.lstm.weight_hh, nothing, use.amax(-1).t())
         return self.head(state[-1,:,0])
     def forward(self, *features, use=None, setting=None, **named) -> RivalOutput:
         x = self.inputs(features, named)
-        if use is None: use = torch.ones(*x[0].shape[:2], len(x), device=x[0].device)
+        if use is None:
+            use = torch.ones(*x[0].shape[:2], len(x), device=x[0].device)
         return answer(self.read(x, use), use)
     def learn(self, x, target, generator, tau, progress):
-        (B,T),n = x[0].shape[:2],len(x)
+        B,T = x[0].shape[:2]
+        n = len(x)
         draw = lambda *shape: torch.rand(*shape, generator=generator)
         use = ((draw(B, T, 1)<draw(B, 1, 1)) & (draw(B, T, n)<draw(B, 1, n))).to(x[0])
         return answer(self.read(x, use), use),0.
@@ -181,9 +197,11 @@ class TSN(Rival):
     settings = (1, 2, 4, 8, 16, 128)
     looks = 16
     per_step = ('step',)
-    share = .25   # Of the steps, that a video shows in training
+    share = .25   # The fraction of a video's steps that is used in training
     tunes = ('share', (.25, .5))
-    def build(self): self.step = nn.Sequential(nn.Linear(self.width, self.hidden), nn.ReLU(), nn.Linear(self.hidden, self.num_classes))
+    def build(self):
+        embed = nn.Linear(self.width, self.hidden)
+        self.step = nn.Sequential(embed, nn.ReLU(), nn.Linear(self.hidden, self.num_classes))
     def steps(self, x): return self.step(torch.cat(x, -1))   # (B, T, C)
     def given(self, x, chosen): return answer(consensus(self.steps(x), chosen), everywhere(chosen, len(x)))
     def look(self, x, setting):
@@ -200,7 +218,8 @@ class Keyless(Rival):
     always = ('lstms', 'attend')
     once = ('head',)
     def build(self):
-        self.lstms = nn.ModuleList(nn.LSTM(p, h, batch_first=True) for p,h in zip(self.proj, self.hidden_sizes))
+        sizes = zip(self.proj, self.hidden_sizes)
+        self.lstms = nn.ModuleList(nn.LSTM(p, h, batch_first=True) for p,h in sizes)
         self.attend = nn.ModuleList(nn.Linear(h, 1) for h in self.hidden_sizes)
         self.head = nn.Linear(sum(self.hidden_sizes), self.num_classes)
     def look(self, x, setting):
@@ -214,8 +233,10 @@ class GatedFusion(Rival):
     always = ('lift', 'gate', 'lstm')
     once = ('head',)
     def build(self):
-        self.lift,self.gate = nn.ModuleList(nn.Linear(p, self.hidden) for p in self.proj),nn.Linear(self.width, len(self.proj))
-        self.lstm,self.head = nn.LSTM(self.hidden, self.hidden, batch_first=True),nn.Linear(self.hidden, self.num_classes)
+        self.lift = nn.ModuleList(nn.Linear(p, self.hidden) for p in self.proj)
+        self.gate = nn.Linear(self.width, len(self.proj))
+        self.lstm = nn.LSTM(self.hidden, self.hidden, batch_first=True)
+        self.head = nn.Linear(self.hidden, self.num_classes)
     def gates(self, x): return self.gate(torch.cat(x, -1)).sigmoid()   # (B, T, n)
     def look(self, x, setting):
         fused = sum(g[...,None]*f(o).tanh() for f,o,g in zip(self.lift, x, self.gates(x).unbind(-1)))
@@ -223,7 +244,8 @@ class GatedFusion(Rival):
     def learn(self, x, target, generator, tau, progress): return self.look(x, None),0.
 
 # %% ../nbs/23_rivals.ipynb #3d2bf809
-def preview(size:int) -> nn.Module: return nn.ModuleList([nn.GRU(size, size, batch_first=True, bidirectional=True), nn.Linear(2*size, 1)])
+def preview(size:int) -> nn.Module:
+    return nn.ModuleList([nn.GRU(size, size, batch_first=True, bidirectional=True), nn.Linear(2*size, 1)])
 
 class Salient(Previewing):
     "Scores every step by audio and looks at the k best."
@@ -241,7 +263,7 @@ class Salient(Previewing):
 class SCSampler(Salient):
     "The k most salient steps by audio, and the mean of their logits."
     per_step = ('step',)
-    share = .25   # Of the steps, that a video shows its classifier in training
+    share = .25   # The fraction of a video's steps that is used to train the classifier
     tunes = ('share', (.25, .5))
     def build(self):
         super().build()
@@ -251,7 +273,8 @@ class SCSampler(Salient):
     def given(self, x, chosen): return answer(consensus(self.steps(x), chosen), previewed(chosen, len(x)-1))
     def learn(self, x, target, generator, tau, progress):
         B,T = x[0].shape[:2]
-        steps,s = self.steps(x),self.scores(x)
+        steps = self.steps(x)
+        s = self.scores(x)
         chosen = even_steps(B, T, max(1, int(self.share*T)), s, generator, jitter=True)
         other = torch.randperm(T, generator=generator)
         p = of_target(steps, target)
@@ -277,7 +300,7 @@ def set_log_prob(
 
 # %% ../nbs/23_rivals.ipynb #239743d6
 class OCSampler(Salient):
-    "k steps drawn at once by a policy that heard the whole video."
+    "k steps drawn at once by a policy that has seen the audio of the whole video."
     per_step = ('embed',)
     once = ('head',)
     warm = .5      # Share of training in which the classifier learns
@@ -299,14 +322,16 @@ class OCSampler(Salient):
         k = self.settings[torch.randint(len(self.settings), (1,), generator=generator)]
         k = min(k, T-1)
         even = even_steps(B, T, k, x[0], generator, jitter=True)
-        if progress<self.warm: return self.given(x, even),0.
+        if progress<self.warm:
+            return self.given(x, even),0.
         with torch.no_grad():
             z = self.embed(torch.cat(x[:-1], -1))
             base = self.pooled(z, even)
         s = self.scores(x)
         noise = gumbel_noise((self.draws, B, T), generator).to(s)
         chosen = torch.stack([top_steps(s.detach()+o, k) for o in noise])
-        with torch.no_grad(): got = self.pooled(z, chosen)
+        with torch.no_grad():
+            got = self.pooled(z, chosen)
         reward = torch.stack([of_target(o, target) for o in got])-of_target(base, target)
         logp = s.log_softmax(-1)
         entropy = -(logp.exp()*logp).sum(-1).mean()
@@ -321,43 +346,53 @@ class MARL(TSN):
     per_step = ('step', 'context', 'policy')
     rounds = 3
     tunes = ('warm', (.15, .4))
-    warm,rollouts = .15,2   # Share of training that is the classifier's alone; walks for each video
+    warm = .15     # Share of training that is the classifier's alone
+    rollouts = 2   # Walks for each video
     def build(self):
         super().build()
         self.context = nn.GRU(self.width+1, self.hidden_sizes[0], batch_first=True, bidirectional=True)
         self.policy = nn.Linear(2*self.hidden_sizes[0], 3)
     def walk(self, x, agents, generator=None, draw=False):
         "Positions (B, k) in each round, log-probabilities (B, k) of the moves."
-        (B,T),v = x[0].shape[:2],torch.cat(x, -1)
+        B,T = x[0].shape[:2]
+        v = torch.cat(x, -1)
         at = uniform_views(T, min(agents, T)).expand(B, -1).to(v.device)
-        path,logps = [at],[]
+        path = [at]
+        logps = []
         for n in range(self.rounds):
             seen = torch.cat([at_steps(v, at), at[...,None]/T], -1)
-            logp = self.policy(self.context(seen)[0]).log_softmax(-1)                       # (B, k, 3)
-            move = (logp.detach()+gumbel_noise(logp.shape, generator).to(logp) if draw else logp).argmax(-1)
+            logp = self.policy(self.context(seen)[0]).log_softmax(-1)   # (B, k, 3)
+            drawn = logp
+            if draw:
+                drawn = logp.detach()+gumbel_noise(logp.shape, generator).to(logp)
+            move = drawn.argmax(-1)
             logps.append(logp.gather(-1, move[...,None]).squeeze(-1))
             at = (at+(move-1)*max(1, T//at.shape[1]//2**n)).clamp(0, T-1)
             path.append(at)
         return path,logps
     def read_from(self, use, setting):
-        "From where the agents stand at the end, not from what they passed."
+        "From where the agents are at the end, not from the steps they passed."
         return float(min(setting or 4, use.shape[1]))
     def result(self, x, path):
-        steps,use = self.steps(x),torch.zeros_like(x[0][...,0])
-        for at in path: use.scatter_(1, at, 1.)
+        steps = self.steps(x)
+        use = torch.zeros_like(x[0][...,0])
+        for at in path:
+            use.scatter_(1, at, 1.)
         return answer(at_steps(steps, path[-1]).mean(1), everywhere(use, len(x))),steps
     def look(self, x, setting): return self.result(x, self.walk(x, setting or 4)[0])[0]
     def learn(self, x, target, generator, tau, progress):
         spread,_ = super().learn(x, target, generator, tau, progress)
-        if progress<self.warm: return spread,0.
+        if progress<self.warm:
+            return spread,0.
         agents = self.settings[torch.randint(len(self.settings), (1,), generator=generator)]
-        many,y = [o.repeat(self.rollouts, 1, 1) for o in x],target.repeat(self.rollouts)
+        many = [o.repeat(self.rollouts, 1, 1) for o in x]
+        y = target.repeat(self.rollouts)
         path,logps = self.walk(many, agents, generator, draw=True)
         out,steps = self.result(many, path)
         p = of_target(steps, y)
         gains = [p.gather(1, b)-p.gather(1, a) for a,b in zip(path, path[1:])]
         later = [sum(gains[n:]) for n in range(len(gains))]
-        policy = -sum(((r-r.mean())*l).mean() for r,l in zip(later, logps))
+        policy = -sum(((r-r.mean())*logp).mean() for r,logp in zip(later, logps))
         return spread,F.cross_entropy(out.logits, y)+policy
 
 # %% ../nbs/23_rivals.ipynb #fc2caf79
@@ -370,9 +405,10 @@ def coarse_to_fine(T:int, k:int) -> list:   # of k steps
         order.append(max(gaps)[2])
     return order[:k]
 
+# %% ../nbs/23_rivals.ipynb #d2da7a3b
 class FrameExit(Rival):
-    "Coarse to fine, maximum of what was seen, exit at a gate."
-    settings = (0., .1, .2, .35, .5, .7, 2.)   # How sure a gate must be; 0. exits after two looks, 2. never
+    "Visits steps from coarse to fine, keeps the maximum of their features, exits at a gate."
+    settings = (0., .1, .2, .35, .5, .7, 2.)   # Confidence of the gate; 0. exits after two looks, 2. never
     looks = 10
     beta = .1           # Of the threshold: 0.27 at the second look, 0.45 at the third, then `lax`
     lax = math.log(2)   # No threshold is above the loss of an even chance
@@ -383,7 +419,8 @@ class FrameExit(Rival):
         self.embed = nn.Linear(self.width, self.hidden)
         self.norm = nn.BatchNorm1d(self.hidden)
         self.heads = nn.ModuleList(nn.Linear(self.hidden, self.num_classes) for _ in range(self.looks))
-        self.exits = nn.ModuleList(self.gate() for _ in range(self.looks-1))   # after the second look, the third, ...
+        # after the second look, the third, ...
+        self.exits = nn.ModuleList(self.gate() for _ in range(self.looks-1))
     def gate(self):
         H = self.hidden
         return nn.Sequential(nn.Linear(2*H, H), nn.BatchNorm1d(H), nn.ReLU(), nn.Linear(H, 1))
@@ -414,7 +451,7 @@ class FrameExit(Rival):
         logits,_ = self.walk(at_steps(torch.cat(x, -1), at))
         return answer(logits[torch.arange(len(n)),n-1], everywhere(chosen, len(x)))
     def jittered(self, B, T, order, generator):
-        "Each step moved by up to `jitter` of the video, so that no video shows the same steps in every epoch."
+        "Each step moved by up to `jitter` of the video, so that the steps differ in every epoch."
         most = int(self.jitter*T)
         moved = torch.tensor(order)+torch.randint(-most, most+1, (B, len(order)), generator=generator)
         return moved.clamp(0, T-1)
@@ -423,7 +460,9 @@ class FrameExit(Rival):
         order = coarse_to_fine(T, self.looks)
         at = self.jittered(B, T, order, generator).to(x[0].device)
         v = at_steps(torch.cat(x, -1), at)
-        logits,gate = (o[:B] for o in self.walk(v if B>1 else v.repeat(2, 1, 1)))   # BatchNorm needs two videos
+        if B==1:
+            v = v.repeat(2, 1, 1)   # BatchNorm needs two videos
+        logits,gate = (o[:B] for o in self.walk(v))
         y = target.repeat_interleave(len(order))
         each = F.cross_entropy(logits.flatten(0, 1), y, reduction='none').view(B, -1)
         look = torch.arange(2, len(order)+1, device=each.device)
@@ -440,7 +479,7 @@ class FrameExit(Rival):
 
 # %% ../nbs/23_rivals.ipynb #4476ebed
 class ListenToLook(Previewing):
-    "A controller that asks the audio of the whole video where to look next."
+    "A controller that compares its query with the audio of the whole video to choose the next step."
     settings = (1, 2, 3, 4, 6, 8)
     looks = 8
     per_step = ('cell', 'query')
@@ -451,22 +490,31 @@ class ListenToLook(Previewing):
     def build(self):
         super().build()
         d = self.proj[0]
-        self.key,self.query = nn.Linear(d, d),nn.Linear(self.hidden, d)
-        self.cell,self.head = nn.LSTMCell(self.width, self.hidden),nn.Linear(self.hidden, self.num_classes)
+        self.key = nn.Linear(d, d)
+        self.query = nn.Linear(self.hidden, d)
+        self.cell = nn.LSTMCell(self.width, self.hidden)
+        self.head = nn.Linear(self.hidden, self.num_classes)
     def walk(self, x, looks, noise=None, tau=1., at=None):
         "Logits (B, k, C) after each look, and the steps (B, T) that were seen; `at` (B, k) forces them."
-        v,keys = torch.cat(x[:-1], -1),self.key(x[-1])
+        v = torch.cat(x[:-1], -1)
+        keys = self.key(x[-1])
         h,c = (v.new_zeros(len(v), self.hidden) for _ in range(2))
-        seen,states = torch.zeros_like(v[...,0]),[]
+        seen = torch.zeros_like(v[...,0])
+        states = []
         for n in range(min(looks, v.shape[1])):
-            s = torch.einsum('btd,bd->bt', keys, self.query(h))/math.sqrt(keys.shape[-1]) - 1e4*seen.detach()
-            if noise is not None: s = s+noise[:,n]
+            s = torch.einsum('btd,bd->bt', keys, self.query(h))
+            s = s/math.sqrt(keys.shape[-1]) - 1e4*seen.detach()
+            if noise is not None:
+                s = s+noise[:,n]
             pick = top_steps(s, 1) if at is None else F.one_hot(at[:,n], v.shape[1]).to(s)
-            if noise is not None: soft = (s/tau).softmax(-1); pick = pick+soft-soft.detach()
+            if noise is not None:
+                soft = (s/tau).softmax(-1)
+                pick = pick+soft-soft.detach()
             seen = seen+pick
             h,c = self.cell((pick[...,None]*v).sum(1), (h, c))
             states.append(h)
-        mean = torch.stack(states, 1).cumsum(1)/torch.arange(1, len(states)+1, device=v.device)[:,None]
+        count = torch.arange(1, len(states)+1, device=v.device)[:,None]
+        mean = torch.stack(states, 1).cumsum(1)/count
         return self.head(mean),seen.detach().clamp(0, 1).round()
     def look(self, x, setting):
         logits,seen = self.walk(x, setting or self.looks)
@@ -483,10 +531,11 @@ class ListenToLook(Previewing):
 
 # %% ../nbs/23_rivals.ipynb #d9b4accb
 def position(place:Tensor, octaves:int=3) -> Tensor:   # (..., 1+2*octaves)
-    "Places from 0 to 1: their logits, which a sigmoid turns back, and sines and cosines of 1/2, 1, 2, ... turns."
+    "Places from 0 to 1: their logits, and sines and cosines of 1/2, 1, 2, ... turns."
     angle = math.pi*place[...,None]*2.**torch.arange(octaves, device=place.device)
     return torch.cat([place.clamp(.01, .99).logit()[...,None], angle.sin(), angle.cos()], -1)
 
+# %% ../nbs/23_rivals.ipynb #2aa22022
 class AdaFrame(Previewing):
     "One step at a time: read the class, choose where next, stop when little more is to be gained."
     settings = (-1., 0., .02, .05, .1, .2, 9.)   # mu of the exit: -1. stops as soon as it may, 9. never
@@ -504,7 +553,8 @@ class AdaFrame(Previewing):
     def build(self):
         super().build()
         d = self.proj[0]
-        self.memory,self.query = nn.Linear(d+7, d),nn.Linear(self.hidden, d)
+        self.memory = nn.Linear(d+7, d)
+        self.query = nn.Linear(self.hidden, d)
         self.cell = nn.LSTMCell(self.width+7+d+7, self.hidden)
         self.head = nn.Linear(self.hidden, self.num_classes)
         self.where = nn.Linear(self.hidden+d+7, 1)
@@ -519,19 +569,22 @@ class AdaFrame(Previewing):
         place = position((torch.arange(m.shape[1], device=m.device)+.5)/m.shape[1]).expand(len(m), -1, -1)
         return torch.cat([self.memory(torch.cat([m, place], -1)), place], -1)
     def attend(self, memory, h, spent):
-        "What the memory says to a state, of entries that were not looked at."
+        "What the memory returns for a state, from the entries that were not looked at."
         scores = torch.einsum('bmd,bd->bm', memory[...,:-7], self.query(h))-1e4*spent
         return (memory*scores.softmax(-1)[...,None]).sum(1)
-    def walk(self, x, looks=None, at=None, go=None, noise=None, spread=.1):   # `at` (B, k) forces steps, `go` places
+    # `at` (B, k) forces steps, `go` places
+    def walk(self, x, looks=None, at=None, go=None, noise=None, spread=.1):
         "After each look: states (B, k, H); utility, log-probability of the next place and step (B, k)."
-        v,memory = torch.cat(x[:-1], -1),self.recall(x[-1])
+        v = torch.cat(x[:-1], -1)
+        memory = self.recall(x[-1])
         B,T = v.shape[:2]
         M = memory.shape[1]
         steps = torch.arange(T, device=v.device)
         h,c = (v.new_zeros(B, self.hidden) for _ in range(2))
         heard = self.attend(memory, h, v.new_zeros(B, M))
         now = torch.full((B, 1), T//2, device=v.device) if at is None else at[:,:1]
-        seen,out = torch.zeros(B, T, device=v.device),[]
+        seen = torch.zeros(B, T, device=v.device)
+        out = []
         for n in range(min(looks or self.looks, T)):
             looked = torch.cat([at_steps(v, now)[:,0], position((now[:,0]+.5)/T)], -1)
             h,c = self.cell(torch.cat([looked, heard], -1), (h, c))
@@ -541,7 +594,8 @@ class AdaFrame(Previewing):
             place = mean.detach() if noise is None else mean.detach()+spread*noise[:,n]
             logp = -((place-mean)/spread).square()/2
             out.append((h, self.utility(h.detach()).squeeze(-1), logp, now[:,0]))
-            if go is not None: place = go[:,n]
+            if go is not None:
+                place = go[:,n]
             far = (steps+.5-T*place.clamp(0, 1)[:,None]).abs() + 2*T*seen
             now = far.argmin(1, keepdim=True) if at is None else at[:,min(n+1, at.shape[1]-1)][:,None]
         return [torch.stack(o, 1) for o in zip(*out)]
@@ -552,15 +606,18 @@ class AdaFrame(Previewing):
         stop[:,-1] = True
         last = stop.float().argmax(1)
         seen = torch.zeros_like(x[0][...,0])
-        for k in range(at.shape[1]): seen.scatter_reduce_(1, at[:,k:k+1], (k<=last)[:,None].to(seen), 'amax')
+        for k in range(at.shape[1]):
+            seen.scatter_reduce_(1, at[:,k:k+1], (k<=last)[:,None].to(seen), 'amax')
         return answer(self.head(h[torch.arange(len(last)),last]), previewed(seen, len(x)-1))
     def given(self, x, chosen):
         at,n = in_order(chosen)
         h = self.walk(x, at.shape[1], at=at)[0]
         return answer(self.head(h[torch.arange(len(n)),n-1]), previewed(chosen, len(x)-1))
     def learn(self, x, target, generator, tau, progress):
-        if progress<self.warm: return self.learn_to_read(x, target, generator)
-        x,target = [o.repeat(self.rollouts, 1, 1) for o in x],target.repeat(self.rollouts)
+        if progress<self.warm:
+            return self.learn_to_read(x, target, generator)
+        x = [o.repeat(self.rollouts, 1, 1) for o in x]
+        target = target.repeat(self.rollouts)
         share = (progress-self.warm)/(1-self.warm)
         spread = self.spread*(1-share/2)
         noise = torch.randn(len(target), self.looks, generator=generator).to(x[0])
@@ -582,7 +639,8 @@ class AdaFrame(Previewing):
         others = p.scatter(-1, target[:,None,None].expand(-1, p.shape[1], 1), 0.).amax(-1)
         gain = (true-others).cummax(1).values.diff(dim=1)
         to_come = [torch.zeros_like(true[:,0])]
-        for g in gain.unbind(1)[::-1]: to_come.append(g+self.discount*to_come[-1])
+        for g in gain.unbind(1)[::-1]:
+            to_come.append(g+self.discount*to_come[-1])
         return torch.stack(to_come[::-1], 1)
     def learn_to_read(self, x, target, generator):
         "Before the policy learns: steps at random, a loss at each."
@@ -599,36 +657,49 @@ class LiteEval(Rival):
     strength = 2.   # Weight of the usage's penalty
     tunes = ('strength', (2., 5.))
     def build(self):
-        fine = ('coarse', 'fine')
-        self.hcms = HCMS(self.num_classes, fine, (self.proj[0], sum(self.proj[1:])), (self.proj[0], sum(self.proj[1:])), (self.hidden_sizes[0], self.hidden))
+        sizes = self.proj[0], sum(self.proj[1:])
+        hidden = self.hidden_sizes[0], self.hidden
+        self.hcms = HCMS(self.num_classes, ('coarse', 'fine'), sizes, sizes, hidden)
     def run(self, x, **kw): return self.hcms(x[0], torch.cat(x[1:], -1), **kw)
     def asked(self, out): return previewed(out.gates[...,0], len(self.proj))
-    def look(self, x, setting): return answer((out := self.run(x, sample=False)).logits, self.asked(out))
+    def look(self, x, setting):
+        out = self.run(x, sample=False)
+        return answer(out.logits, self.asked(out))
     def given(self, x, chosen):
         out = self.run(x, gates=chosen[...,-1:])
         return answer(out.logits, self.asked(out))
     def learn(self, x, target, generator, tau, progress):
         out = self.run(x, sample=True, tau=tau, generator=generator)
-        return answer(out.logits, self.asked(out)),self.strength*(out.gates.mean()-(self.setting or .1))**2
-    def penalty(self, gates): return self.strength*(gates[...,-1].mean().item()-(self.setting or .1))**2
+        usage_error = (out.gates.mean()-(self.setting or .1))**2
+        return answer(out.logits, self.asked(out)),self.strength*usage_error
+    def penalty(self, gates):
+        return self.strength*(gates[...,-1].mean().item()-(self.setting or .1))**2
     def own_macs(self, use):
         low,high = self.hcms.levels
-        return use.sum(1) @ use.new_tensor([float(macs(o)) for o in self.project]) + use.shape[1]*(macs(low)+macs(high.gate)) + use[...,-1].sum(1)*(macs(high.project)+macs(high.lstm)) + macs(self.hcms.head)
+        projected = use.sum(1) @ use.new_tensor([float(macs(o)) for o in self.project])
+        coarse = use.shape[1]*(macs(low)+macs(high.gate))
+        fine = use[...,-1].sum(1)*(macs(high.project)+macs(high.lstm))
+        return projected + coarse + fine + macs(self.hcms.head)
 
 # %% ../nbs/23_rivals.ipynb #bd37b84a
 class AdaMML(Previewing):
     "Independent decisions for each modality at each step; late fusion with learned weights."
     always = ('hear', 'policy')
     prices = (.99, 65.7)
-    warm,tuned = .15,.85   # Shares of training: end of the warm-up, start of the finetuning
+    warm = .15             # Share of training at which the warm-up ends
+    tuned = .85            # Share of training at which the finetuning starts
     tunes = ('warm', (.15, .3))
     turns = .8             # Chance that a batch is the policy's
     tau = (5., .965, 40)   # Temperature, its factor an epoch, and the epochs that a training stands for
     def build(self):
         super().build()
-        g,H,C = self.hidden_sizes[0],self.hidden,self.num_classes
-        self.policy = nn.ModuleList([nn.LSTM(self.proj[0], g, batch_first=True), nn.Linear(g, 2*(len(self.proj)-1))])
-        self.each = nn.ModuleList(nn.Sequential(nn.Linear(p, H), nn.ReLU(), nn.Linear(H, C)) for p in self.proj)
+        H = self.hidden
+        C = self.num_classes
+        n = len(self.proj)
+        lstm = nn.LSTM(self.proj[0], self.hidden_sizes[0], batch_first=True)
+        self.policy = nn.ModuleList([lstm, nn.Linear(self.hidden_sizes[0], 2*(n-1))])
+        self.each = nn.ModuleList(
+            nn.Sequential(nn.Linear(p, H), nn.ReLU(), nn.Linear(H, C)) for p in self.proj)
         self.weight = nn.Parameter(torch.zeros(len(self.proj)))
     def scores(self, x) -> Tensor:   # (B, T, n-1, 2)
         return self.policy[1](self.policy[0](x[-1])[0]).unflatten(-1, (-1, 2))
@@ -642,12 +713,15 @@ class AdaMML(Previewing):
     def given(self, x, chosen): return self.fuse(self.votes(x), chosen[...,1:])
     def learn(self, x, target, generator, tau, progress):
         s = self.scores(x)
-        if progress<self.warm: return self.fuse(self.votes(x), torch.ones_like(s[...,0])),0.
-        if progress>=self.tuned: return self.fuse(self.votes(x), gumbel_gate(s, sample=False)),0.
+        if progress<self.warm:
+            return self.fuse(self.votes(x), torch.ones_like(s[...,0])),0.
+        if progress>=self.tuned:
+            return self.fuse(self.votes(x), gumbel_gate(s, sample=False)),0.
         policy_turn = torch.rand(1, generator=generator).item()<self.turns
         start,factor,epochs = self.tau
         gates = gumbel_gate(s, start*factor**(epochs*progress), noise=gumbel_noise(s.shape, generator))
-        if not policy_turn: return self.fuse(self.votes(x), gates.detach()),0.
+        if not policy_turn:
+            return self.fuse(self.votes(x), gates.detach()),0.
         out = self.fuse([o.detach() for o in self.votes(x)], gates)
         right = (out.logits.argmax(-1)==target).float()
         price = s.new_tensor(self.prices[-s.shape[2]:])
@@ -658,5 +732,8 @@ class AdaMML(Previewing):
         return use.sum(1) @ cost + use.shape[1]*self.macs_of(self.always)
 
 # %% ../nbs/23_rivals.ipynb #7d853dd5
-RIVALS_VERSION = 2   # Of what they mean: raise it when one changes
-RIVALS = dict(reader=Reader, tsn=TSN, keyless=Keyless, gated=GatedFusion, scsampler=SCSampler, ocsampler=OCSampler, marl=MARL, frameexit=FrameExit, listen=ListenToLook, adaframe=AdaFrame, liteeval=LiteEval, adamml=AdaMML)
+RIVALS_VERSION = 2   # Raise it when the results of a rival change
+RIVALS = dict(
+    reader=Reader, tsn=TSN, keyless=Keyless, gated=GatedFusion, scsampler=SCSampler,
+    ocsampler=OCSampler, marl=MARL, frameexit=FrameExit, listen=ListenToLook, adaframe=AdaFrame,
+    liteeval=LiteEval, adamml=AdaMML)

@@ -30,14 +30,15 @@ from .rivals import RIVALS, Rival
 class TrainConfig(BaseModel):
     "What decides a trained model."
     model_config = ConfigDict(frozen=True, extra='forbid', allow_inf_nan=False)
-    model:Literal['hcms', 'early', *RIVALS] = 'hcms'  # HCMS, the LSTM of early fusion, or another paper's policy
+    model:Literal['hcms', 'early', *RIVALS] = 'hcms'  # HCMS, early fusion's LSTM, or another paper's policy
     modalities:tuple[str, ...] = MODALITIES           # Lowest level first
     views:int|None = Field(None, ge=1)                # Time steps used, evenly spaced; None: all
-    setting:float|None = None                         # A rival's operating point, where it is set before training
+    setting:float|None = None                         # A rival's operating point, if set before training
     constant:float|None = None                        # A rival's own constant, if not its class's
     skip_targets:tuple[float, ...] = (.6, .94)        # gamma of Eq. 10, a gate each
     weight:float = Field(2., ge=0)                    # lambda of Eq. 11
-    warmup:float = Field(0., ge=0, le=1)              # Share of training over which lambda rises from 0; 0: constant
+    # Share of training over which lambda rises from 0; 0: constant
+    warmup:float = Field(0., ge=0, le=1)
     per_video:bool = False                            # Eq. 10 as printed, or on the batch's mean
     policy:Literal['learned', 'random'] = 'learned'   # Random gates of the same targets are the control
     nested:bool = True                                # Motion only where appearance is used
@@ -46,27 +47,36 @@ class TrainConfig(BaseModel):
     tau:tuple[float, float] = (1., .5)                # Temperature of Eq. 9, first and last
     proj_sizes:dict[str, int] = PROJ_SIZES
     hidden_sizes:dict[str, int] = HIDDEN_SIZES
-    sizes_by:Literal['place', 'modality'] = 'place'   # Hidden sizes belong to the place in the hierarchy, or to the modality
+    # Hidden sizes belong to the place in the hierarchy, or to the modality
+    sizes_by:Literal['place', 'modality'] = 'place'
     forget_bias:float = 0.                            # Added to the forget gates' initial bias
     epochs:int = Field(40, ge=1)
     min_epochs:int = Field(0, ge=0)                   # Run in any case; patience counts from here on
-    patience:int = Field(0, ge=0)                     # Epochs without a better score, smoothed, after which training ends; 0: never
+    # Epochs without a better score, smoothed, after which training ends; 0: never
+    patience:int = Field(0, ge=0)
     batch:int = Field(32, ge=1)
     lr:float = Field(1e-4, gt=0)
     decay:float = Field(.92, gt=0, le=1)              # Of the learning rate, after every epoch
     weight_decay:float = Field(1e-4, ge=0)
     clip:float = Field(5., gt=0)                      # Largest norm of the gradient
     seed:int = 0
-    threads:int = Field(1, ge=1)                      # On a CPU; part of the configuration, since it decides bits
-    precision:Literal['float32', 'bfloat16', 'float16'] = 'float32'   # Of training: autocast; what is learned is float32 in any case
-    recompute:bool = False                            # HCMS: less memory for a forward pass more; decides no bits
+    threads:int = Field(1, ge=1)                      # On a CPU; recorded, since it decides bits
+    # Of training: autocast; the weights are float32 in any case
+    precision:Literal['float32', 'bfloat16', 'float16'] = 'float32'
+    recompute:bool = False                            # HCMS: less memory, one more forward pass, same bits
     @model_serializer(mode='wrap')
-    def _plain(self, dump): return {k: v for k,v in dump(self).items() if k!='recompute' and (k, v) not in (('precision', 'float32'), ('setting', None), ('constant', None))}   # so that runs of before keep their keys
+    def _plain(self, dump):
+        # without what is at its default, so that earlier runs keep their keys
+        later = dict(precision='float32', setting=None, constant=None)
+        return {k: v for k,v in dump(self).items() if k!='recompute' and (k, v) not in later.items()}
 
+# %% ../nbs/40_train.ipynb #b8f01a0a
 def train_config(**kw) -> TrainConfig:
-    "A checked configuration; a wrong name or value is an `InputError` that says what is right."
-    for k in kw: check_choice(k, TrainConfig.model_fields, 'training parameter')
-    try: return TrainConfig(**kw)
+    "A checked configuration; for a wrong name or value, an `InputError` that states what is right."
+    for k in kw:
+        check_choice(k, TrainConfig.model_fields, 'training parameter')
+    try:
+        return TrainConfig(**kw)
     except ValidationError as e:
         o = e.errors()[0]
         raise InputError('.'.join(map(str, o['loc'])), f"{o['msg']}, not {o['input']!r}") from None
@@ -76,7 +86,7 @@ def train_config(**kw) -> TrainConfig:
 class Split:
     "Features of some videos: what training and evaluation see."
     ids:list             # N videos
-    x:dict               # modality -> (N, T, D) float32, or float16 as the store has it: each batch is made float32
+    x:dict               # modality -> (N, T, D) float32, or float16 as stored; each batch is made float32
     y:Tensor             # (N,) primary class
     labels:np.ndarray    # (N, C) 0/1, all classes of each video
     def __len__(self): return len(self.ids)
@@ -94,19 +104,26 @@ def build_model(
     num_classes:int,
 ) -> nn.Module:
     "The model of a configuration with its seed's random weights."
-    sizes = dict(in_sizes={m: in_sizes[m] for m in config.modalities}, proj_sizes=config.proj_sizes, hidden_sizes=config.hidden_sizes)
+    in_sizes = {m: in_sizes[m] for m in config.modalities}
+    sizes = dict(in_sizes=in_sizes, proj_sizes=config.proj_sizes, hidden_sizes=config.hidden_sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        if config.model=='early': model = EarlyFusion(num_classes, config.modalities, **sizes)
-        elif config.model in RIVALS: model = RIVALS[config.model](num_classes, config.modalities, setting=config.setting, constant=config.constant, **sizes)
+        if config.model=='early':
+            model = EarlyFusion(num_classes, config.modalities, **sizes)
+        elif config.model in RIVALS:
+            own = dict(setting=config.setting, constant=config.constant)
+            model = RIVALS[config.model](num_classes, config.modalities, **own, **sizes)
         else:
             model = HCMS(num_classes, config.modalities, nested=config.nested, copy_cell=config.copy_cell,
                 sizes_by=config.sizes_by, **sizes)
             model.recompute = config.recompute
     with torch.no_grad():
         for m in model.modules():
-            for name,p in m.named_parameters(recurse=False) if isinstance(m, (nn.LSTM, nn.LSTMCell)) else ():
-                if 'bias_ih' in name: p[len(p)//4:len(p)//2] += config.forget_bias   # torch's order: input, forget, cell, output
+            if not isinstance(m, (nn.LSTM, nn.LSTMCell)):
+                continue
+            for name,p in m.named_parameters(recurse=False):
+                if 'bias_ih' in name:   # torch's order: input, forget, cell, output
+                    p[len(p)//4:len(p)//2] += config.forget_bias
     return model
 
 # %% ../nbs/40_train.ipynb #1148a1bb
@@ -114,15 +131,17 @@ def control_gates(
     config:TrainConfig,
     B:int, T:int,        # Videos and steps
     generator,
-    usage=None,          # Of each gate; by default what the skip targets ask for
+    usage=None,          # Of each gate; by default what the skip targets leave
 ) -> dict:               # `gates=` for the model, or nothing where it decides itself
-    "Random gates for the control; a learned policy brings its own."
-    if config.policy=='learned' and usage is None: return {}
+    "Random gates for the control; nothing for a learned policy, which decides itself."
+    if config.policy=='learned' and usage is None:
+        return {}
     usage = [1-o for o in config.skip_targets] if usage is None else usage
     return dict(gates=random_gates(B, T, usage, config.nested, generator))
 
 ROWS = 8192   # Time steps in a batch of evaluation: 64 videos of 128
 
+# %% ../nbs/40_train.ipynb #60324051
 @torch.no_grad()
 def predict_split(
     model,
@@ -133,16 +152,23 @@ def predict_split(
     rows:int=ROWS,        # Time steps in a batch
     team=None,            # Where several processes share the work: an `accelerate.Accelerator`
 ) -> tuple:               # step logits (N, T, C) and gates (N, T, n-1), on the CPU
-    "What a model says and does on every video of a split, at test time: no noise, the larger score decides."
+    "Logits and gates of every video of a split, at test time: no noise, the larger score decides."
     model.eval()
-    x,g = split.take(config.modalities, config.views),generator_for('test gates', config.seed, draw)
-    out,batch = [],max(1, rows//x[0].shape[1])
+    x = split.take(config.modalities, config.views)
+    g = generator_for('test gates', config.seed, draw)
+    out = []
+    batch = max(1, rows//x[0].shape[1])
     for n,i in enumerate(range(0, len(split), batch)):
         part = [o[i:i+batch].float() for o in x]
         options = control_gates(config, *part[0].shape[:2], g, usage) if config.model=='hcms' else {}
-        if team is None: out.append(model(*part, **options)[1:])
-        elif n%team.num_processes==team.process_index: out.append([o.cpu() for o in model(*(o.to(team.device) for o in part), **{k: o.to(team.device) for k,o in options.items()})[1:]])
-    if team is not None: out = _in_order(out, team, -(-len(split)//batch))
+        if team is None:
+            out.append(model(*part, **options)[1:])
+        elif n%team.num_processes==team.process_index:
+            part = [o.to(team.device) for o in part]
+            options = {k: o.to(team.device) for k,o in options.items()}
+            out.append([o.cpu() for o in model(*part, **options)[1:]])
+    if team is not None:
+        out = _in_order(out, team, -(-len(split)//batch))
     logits,gates = zip(*out)
     return torch.cat(logits),torch.cat(gates)
 
@@ -155,8 +181,9 @@ def _in_order(mine, team, batches) -> list:
 # %% ../nbs/40_train.ipynb #83147cd1
 @torch.no_grad()
 def _rival_score(model, config, split, at_default, gates) -> float:
-    "Mean mAP over the logarithm of the number of steps looked at; of a single operating point, less its penalty."
-    if len(model.settings)<2: return at_default-model.penalty(gates)
+    "Mean mAP over the log of the number of steps looked at; for one operating point, mAP less its penalty."
+    if len(model.settings)<2:
+        return at_default-model.penalty(gates)
     x = [o.float() for o in split.take(config.modalities, config.views)]
     points = []
     for s in model.settings:
@@ -172,56 +199,86 @@ def _evaluate(model, config, split, team=None) -> dict:
     out = dict(map=mean_average_precision(softmax(logits[:,-1].numpy()), split.labels))
     if config.model=='hcms':
         out |= {f'skip_{m}': float(s) for m,s in zip(config.modalities[1:], skip_ratios(gates.numpy()))}
-    if isinstance(model, Rival): return out | dict(score=_rival_score(model, config, split, out['map'], gates))
-    penalty = usage_loss(gates, config.skip_targets).item() if config.model=='hcms' and config.policy=='learned' else 0.
+    if isinstance(model, Rival):
+        return out | dict(score=_rival_score(model, config, split, out['map'], gates))
+    penalty = 0.
+    if config.model=='hcms' and config.policy=='learned':
+        penalty = usage_loss(gates, config.skip_targets).item()
     return out | dict(score=out['map']-config.weight*penalty)
 
+# %% ../nbs/40_train.ipynb #23b2cc39
 def _train_epoch(model, config, x, y, optimizer, scaler, epoch, team=None) -> dict:
     model.train()
-    order,generator = rng_for('train', config.seed, epoch).permutation(len(y)),generator_for('gates', config.seed, epoch)
-    starts,sums = range(0, len(y), config.batch),dict(loss=0., ce=0., usage=0.)
+    order = rng_for('train', config.seed, epoch).permutation(len(y))
+    generator = generator_for('gates', config.seed, epoch)
+    starts = range(0, len(y), config.batch)
+    sums = dict(loss=0., ce=0., usage=0.)
     for n,i in enumerate(starts):
         at = torch.from_numpy(order[i:i+config.batch])
         progress = (epoch+n/len(starts))/config.epochs
-        if config.model=='early': options = {}
-        elif config.model in RIVALS: options = dict(tau=tau_at(progress, *config.tau), progress=progress, generator=generator)
-        else: options = dict(tau=tau_at(progress, *config.tau), hard=config.hard, generator=generator) | control_gates(config, len(at), x[0].shape[1], generator)
+        if config.model=='early':
+            options = {}
+        elif config.model in RIVALS:
+            options = dict(tau=tau_at(progress, *config.tau), progress=progress, generator=generator)
+        else:
+            options = dict(tau=tau_at(progress, *config.tau), hard=config.hard, generator=generator)
+            options |= control_gates(config, len(at), x[0].shape[1], generator)
         weight = config.weight*min(1., progress/config.warmup) if config.warmup else config.weight
         targets = config.skip_targets if config.model=='hcms' else ()
-        terms = _step(model, config, [o[at].float() for o in x], y[at], options, targets, weight, optimizer, scaler, team)
-        for k in sums: sums[k] += terms[k]*len(at)
+        batch = [o[at].float() for o in x]
+        terms = _step(model, config, batch, y[at], options, targets, weight, optimizer, scaler, team)
+        for k in sums:
+            sums[k] += terms[k]*len(at)
     return {k: v/len(y) for k,v in sums.items()}
 
+# %% ../nbs/40_train.ipynb #99f58eaa
 def _step(model, config, x, y, options, targets, weight, optimizer, scaler, team) -> dict:
     "One step of the optimizer; of several processes, each takes every P-th video of the batch."
     share = None
     if team is not None:
         options = dict(options)
-        if 'generator' in options and 'gates' not in options: options['noise'] = gumbel_noise((len(y), x[0].shape[1], len(x)-1, 2), options.pop('generator'))
-        mine,videos = slice(team.process_index, None, team.num_processes),len(y)
-        x,y = [o[mine].to(team.device) for o in x],y[mine].to(team.device)
+        if 'generator' in options and 'gates' not in options:
+            options['noise'] = gumbel_noise((len(y), x[0].shape[1], len(x)-1, 2), options.pop('generator'))
+        mine = slice(team.process_index, None, team.num_processes)
+        videos = len(y)
+        x = [o[mine].to(team.device) for o in x]
+        y = y[mine].to(team.device)
         options |= {k: options[k][mine].to(team.device) for k in ('noise', 'gates') if k in options}
         share = Share(videos, lambda o: team.reduce(o.clone(), 'sum'))
     optimizer.zero_grad()
-    with torch.autocast(x[0].device.type, getattr(torch, config.precision), enabled=config.precision!='float32'):
-        out,extra = model.loss(*x, target=y, **options) if isinstance(model, Rival) else (model(*x, **options),None)
+    dtype = getattr(torch, config.precision)
+    with torch.autocast(x[0].device.type, dtype, enabled=config.precision!='float32'):
+        if isinstance(model, Rival):
+            out,extra = model.loss(*x, target=y, **options)
+        else:
+            out = model(*x, **options)
+            extra = None
     out = out._replace(logits=out.logits.float(), gates=out.gates.float())
     if extra is not None:
         ce = F.cross_entropy(out.logits, y)
         terms = dict(ce=ce, usage=torch.as_tensor(extra), loss=ce+extra)
-    else: terms = loss_terms(out, y, skip_targets=targets or (0.,)*out.gates.shape[-1], weight=weight, per_video=config.per_video, share=share)
+    else:
+        targets = targets or (0.,)*out.gates.shape[-1]
+        terms = loss_terms(
+            out, y, skip_targets=targets, weight=weight, per_video=config.per_video, share=share)
     scaler.scale(terms['loss']).backward()
-    if team is not None: terms = _together(model, config, terms, weight, team)
+    if team is not None:
+        terms = _together(model, config, terms, weight, team)
     scaler.unscale_(optimizer)
     nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-    scaler.step(optimizer); scaler.update()
+    scaler.step(optimizer)
+    scaler.update()
     return {k: v.item() for k,v in terms.items()}
 
+# %% ../nbs/40_train.ipynb #ee73a805
 def _together(model, config, terms, weight, team) -> dict:
-    "Gradients and terms of the whole batch, from those of its parts."
-    for p in model.parameters(): p.grad = team.reduce(p.grad if p.grad is not None else torch.zeros_like(p), 'sum')
+    "Gradients and terms of the whole batch, from those of its shards."
+    for p in model.parameters():
+        p.grad = team.reduce(p.grad if p.grad is not None else torch.zeros_like(p), 'sum')
     ce = team.reduce(terms['ce'].detach().clone(), 'sum')
-    usage = team.reduce(terms['usage'].detach().clone(), 'sum') if config.per_video else terms['usage'].detach()
+    usage = terms['usage'].detach()
+    if config.per_video:
+        usage = team.reduce(usage.clone(), 'sum')
     return dict(ce=ce, usage=usage, loss=ce+weight*usage)
 
 # %% ../nbs/40_train.ipynb #ac578849
@@ -230,51 +287,89 @@ SMOOTHED = 3   # Epochs in the mean that patience and convergence look at
 def smoothed(
     scores,            # (E,) one an epoch
 ) -> np.ndarray:       # (E,)
-    "The mean of each score and of those before it, three in all: less of a lucky epoch."
+    "The mean of each score and of those before it, three in all, so that one lucky epoch counts less."
     return pd.Series(scores, dtype=float).rolling(SMOOTHED, min_periods=1).mean().to_numpy()
 
 def out_of_patience(
     scores,            # (E,) on the selection split
     config:TrainConfig,
 ) -> bool:
-    "Has the smoothed score been no better for `patience` epochs, all after the first `min_epochs`? Rivals that learn in phases run all epochs."
-    if config.model in RIVALS or not config.patience or len(scores)<max(config.min_epochs, 1)+config.patience: return False
+    "Has the smoothed score not improved for `patience` epochs, all after the first `min_epochs`?"
+    if config.model in RIVALS or not config.patience:   # rivals that train in phases run all epochs
+        return False
+    if len(scores)<max(config.min_epochs, 1)+config.patience:
+        return False
     s = smoothed(scores)
     return s[-config.patience:].max() <= s[:-config.patience].max()
 
+# %% ../nbs/40_train.ipynb #f658904a
+def _parts(model, config) -> dict:
+    "What the state of a training consists of."
+    optimizer = torch.optim.Adam(model.parameters(), config.lr, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, config.decay)
+    kind = next(model.parameters()).device.type
+    scaler = torch.amp.GradScaler(kind, enabled=config.precision=='float16')   # bfloat16 needs none
+    return dict(model=model, optimizer=optimizer, schedule=schedule, scaler=scaler)
+
+def _resume(state, parts) -> tuple:   # history, weights of the best epoch
+    "Loads an interrupted training, if `state` holds one."
+    was = load_state(state) if state else None
+    if not was:
+        return [],None
+    for k,o in parts.items():
+        o.load_state_dict(was[k])
+    return was['history'],was['best']
+
+# %% ../nbs/40_train.ipynb #3c4e82ed
 def train(
     config:TrainConfig,
     training:Split,
     selection:Split,      # Chooses the epoch
-    state=None,           # File for the state after each epoch; a killed training goes on from it
+    state=None,           # File for the state after each epoch, from which a killed training resumes
     position:int=None,    # Line of the progress bar; None: no bar
     team=None,            # Where several processes train together: an `accelerate.Accelerator`
 ) -> tuple:               # The model of the best epoch, and the history: a dict an epoch
     "Adam, times `decay` an epoch (Sec. 4.1.3)."
-    if len(training)<2: raise InputError('training split', 'has fewer than two videos')
-    if team is not None and config.model in RIVALS: raise InputError('model', f'{config.model} is trained by one process only')
+    if len(training)<2:
+        raise InputError('training split', 'has fewer than two videos')
+    if team is not None and config.model in RIVALS:
+        raise InputError('model', f'{config.model} is trained by one process only')
     model = build_model(config, {m: x.shape[-1] for m,x in training.x.items()}, training.labels.shape[1])
-    if team is not None: model.to(team.device); position = position if team.is_main_process else None
-    optimizer = torch.optim.Adam(model.parameters(), config.lr, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, config.decay)
-    scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=config.precision=='float16')   # bfloat16 needs none
-    parts,history,best = dict(model=model, optimizer=optimizer, schedule=schedule, scaler=scaler),[],None
-    if state and (was:=load_state(state)):
-        for k,o in parts.items(): o.load_state_dict(was[k])
-        history,best = was['history'],was['best']
+    if team is not None:
+        model.to(team.device)
+        position = position if team.is_main_process else None
+    parts = _parts(model, config)
+    history,best = _resume(state, parts)
     x = training.take(config.modalities, config.views)
     epochs = range(len(history), config.epochs)
     with threads(config.threads):
         ended = saving = 0.   # when the state was last kept, and how long that took
-        for epoch in epochs if position is None else tqdm(epochs, desc=config.model, position=position, unit='epoch', leave=False):
-            if out_of_patience([o['score'] for o in history], config): break
-            try: terms = _train_epoch(model, config, x, training.y, optimizer, scaler, epoch, team)
-            except torch.cuda.OutOfMemoryError: raise InputError('batch', f'of {config.batch} videos does not fit the memory of the device; take a half precision (--precision bfloat16), --recompute, a smaller batch, or more processes: each holds its part of the batch') from None
-            schedule.step()
+        bar = epochs
+        if position is not None:
+            bar = tqdm(epochs, desc=config.model, position=position, unit='epoch', leave=False)
+        for epoch in bar:
+            if out_of_patience([o['score'] for o in history], config):
+                break
+            try:
+                terms = _train_epoch(
+                    model, config, x, training.y, parts['optimizer'], parts['scaler'], epoch, team)
+            except torch.cuda.OutOfMemoryError:
+                raise InputError('batch',
+                    f'of {config.batch} videos does not fit the memory of the device; take a half precision '
+                    '(--precision bfloat16), --recompute, a smaller batch, or more processes: each holds its '
+                    'part of the batch') from None
+            parts['schedule'].step()
             history.append(dict(epoch=epoch, **terms, **_evaluate(model, config, selection, team)))
-            if history[-1]['score']>=max(o['score'] for o in history): best = {k: v.clone() for k,v in model.state_dict().items()}
-            if state and (team is None or team.is_main_process) and (since := time.monotonic())-ended>50*saving:   # a fiftieth of the time at most
+            if history[-1]['score']>=max(o['score'] for o in history):
+                best = {k: v.clone() for k,v in model.state_dict().items()}
+            keeps = state and (team is None or team.is_main_process)
+            since = time.monotonic()
+            if keeps and since-ended>50*saving:   # a fiftieth of the time at most
                 save_state(state, history=history, best=best, **{k: o.state_dict() for k,o in parts.items()})
-                ended = time.monotonic(); saving = ended-since
+                ended = time.monotonic()
+                saving = ended-since
     model.load_state_dict(best)
-    return model.eval().cpu() if team is not None else model.eval(),history
+    model.eval()
+    if team is not None:
+        model.cpu()
+    return model,history
