@@ -6,7 +6,7 @@ from pathlib import Path
 c = get_config()   # noqa: F821, Jupyter's own
 
 def save_as_committed(model, path, contents_manager, **_):
-    "Leave out of the clone's notebooks what differs from machine to machine: versions, counts, names of kernels."
+    "Leave out what differs from machine to machine: versions, counts, names of kernels."
     folder = (Path(contents_manager.root_dir)/path.strip('/')).parent
     if model['type']!='notebook' or folder.name!='nbs' or not (folder.parent/'settings.ini').is_file():
         return
