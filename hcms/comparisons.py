@@ -453,6 +453,12 @@ def show_table6(numbers, data, parameters, runs, out) -> pd.DataFrame:
     return stamped(data, shown)
 
 # %% ../nbs/63_comparisons.ipynb #6804877a
+def _warmup(data) -> dict:
+    warmup = config_for(data).warmup
+    if warmup:
+        return {f'lambda at its full value at once, not after {warmup:.0%} of training': dict(warmup=0.)}
+    return {'lambda rising over the first 40% of training': dict(warmup=.4)}
+
 def ablations(data) -> dict:   # what is done -> changes of the configuration
     "Every open choice undone, one at a time."
     weight = config_for(data).weight
@@ -467,7 +473,7 @@ def ablations(data) -> dict:   # what is done -> changes of the configuration
         'temperature 5 to 0.5': dict(tau=(5., .5)),
         f'lambda {lower:g}, not {weight:g}': dict(weight=lower),
         f'lambda {weight*4:g}': dict(weight=weight*4),
-        'lambda rising over the first 40% of training': dict(warmup=.4)}
+        **_warmup(data)}
 
 # %% ../nbs/63_comparisons.ipynb #171f03e3
 def ablation_configs(data, seeds:int=3, epochs:int=0) -> list:   # of TrainConfig

@@ -185,6 +185,8 @@ def mean_pm(
 def _aims(config) -> str:
     "Skip targets and lambda in words, and why these."
     text = f"skip targets {', '.join(map(str, config.skip_targets))}, lambda {config.weight:g}"
+    if config.warmup:
+        text += f', which rises over the first {config.warmup:.0%} of training'
     if config.weight==PAPER.usage_weight and config.skip_targets==train_config().skip_targets:
         return text
     reached = ', '.join(f'{o:g}' for o in REACHED)
