@@ -39,6 +39,7 @@ def this_python():
         def kernel_spec(self): return KernelSpec(**get_kernel_dict())   # of sys.executable
     return ThisPython
 
+# %% ../nbs/66_driver.ipynb #18624870
 def run_notebook(
     source,            # The notebook
     copy,              # Where its executed copy goes
@@ -128,10 +129,12 @@ def _keep(data, run, other=''):
     about = [data.stamp, *notes] if data.stamp else notes
     Recognizer(run.model, data.backbones, list(data.classes), data.stamp).save_pretrained(out, about, results)
 
+# %% ../nbs/66_driver.ipynb #1af869ca
 def _run_one(name, executed, parameters):
     source = repo_root()/'nbs'/f'{name}.ipynb'
     return name,run_notebook(source, Path(executed)/f'{name}.ipynb', parameters)
 
+# %% ../nbs/66_driver.ipynb #6706d9dc
 class _Phases:
     "Says which part of a run begins, and notes how long each took; the longest run on record is kept."
     def __init__(self, interrupts):
@@ -168,6 +171,7 @@ def _check_request(parameters, only):
     if 'calibration' in only:
         open_standin(dataset)
 
+# %% ../nbs/66_driver.ipynb #8e6e2af1
 def _run_notebooks(names, executed, parameters, workers) -> list:   # Names of those that failed
     failed = []
     bar = dict(total=len(names), desc='report', unit='notebook')

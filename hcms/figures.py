@@ -33,6 +33,7 @@ def fig3_configs(data, seeds:int=3, epochs:int=0) -> list:   # of TrainConfig
     "HCMS and UNIFORM at every setting, and every policy that is measured beside them."
     return variants(data, fig3_changes(), seeds, epochs) + policy_configs(data, seeds, epochs)
 
+# %% ../nbs/64_figures.ipynb #b87fc3d2
 def _fig3_row(data, run) -> dict:
     "A run of HCMS or UNIFORM as a row of Fig. 3."
     c = run.config
@@ -45,6 +46,7 @@ def _fig3_row(data, run) -> dict:
     skips = {f'skip_{m}': h.get(f'skip_{m}', 0.) for m in MODALITIES[1:]}
     return row | dict(map=h['map'], gflops=h['gflops']) | skips
 
+# %% ../nbs/64_figures.ipynb #b03025c3
 def fig3(
     data,
     runs,            # Of `fig3_changes`, every seed
@@ -101,11 +103,13 @@ def usage_frame(
     order = df.groupby('category').usage.mean().sort_values(kind='stable').index
     return stamped(data, df.set_index('category').loc[order].reset_index())
 
+# %% ../nbs/64_figures.ipynb #ecd12248
 def extremes(names, most:int=16) -> list:
     "All names, or the first and the last ones."
     names = list(names)
     return names if len(names)<=most else names[:most//2]+names[-(most//2):]
 
+# %% ../nbs/64_figures.ipynb #124bc92b
 def show_fig4(usage, data, parameters, runs, out):
     "Write fig4.* and return the figure."
     names = list(dict.fromkeys(usage.category))
@@ -136,6 +140,7 @@ def fig6(data, runs) -> pd.DataFrame:   # category, modality, step, usage
             rows.append(pd.DataFrame(dict(category=name, modality=m, step=steps, usage=use)))
     return stamped(data, pd.concat(rows, ignore_index=True))
 
+# %% ../nbs/64_figures.ipynb #4b01ad72
 def show_fig6(numbers, data, parameters, runs, out):
     "Write fig6.* and return the figure."
     groups = numbers.groupby('modality', sort=False)
@@ -160,6 +165,7 @@ def fig7_configs(data, seeds:int=3, epochs:int=0) -> list:   # of TrainConfig
     "HCMS under the three constraints."
     return variants(data, [dict(skip_targets=g) for g in FIG7_GROUPS.values()], seeds, epochs)
 
+# %% ../nbs/64_figures.ipynb #ca2364eb
 def fig7(
     runs,
 ) -> pd.DataFrame:   # group, epoch, map, skip_appearance, skip_motion over seeds, and the targets
@@ -176,6 +182,7 @@ def fig7(
     targets = [FIG7_GROUPS[g] for g in df.group]
     return df.assign(target_appearance=[a for a,_ in targets], target_motion=[m for _,m in targets])
 
+# %% ../nbs/64_figures.ipynb #76b556d5
 def show_fig7(numbers, data, parameters, runs, out):
     "Write fig7.* and return the figure."
     targets = zip(numbers.group, numbers.target_appearance, numbers.target_motion)
@@ -242,6 +249,7 @@ def describe_video(data, run, i, ids) -> dict:
         probability=float(scores.max()), gflops=float(cost), **use,
     )
 
+# %% ../nbs/64_figures.ipynb #3170640a
 def video_frame(data, run, at) -> pd.DataFrame:   # A row a video and time step
     "Which modality a run used at each step of some videos, and where the evidence is, where that is known."
     ids = _ids(data)
@@ -256,6 +264,7 @@ def video_frame(data, run, at) -> pd.DataFrame:   # A row a video and time step
             rows.append(row)
     return stamped(data, pd.DataFrame(rows))
 
+# %% ../nbs/64_figures.ipynb #2a8d92c2
 def _ids(data):
     "Ids of the evaluated split, as runs have them."
     if data.simulated:
@@ -290,6 +299,7 @@ def _draw_media(steps, rows):
     rows[1].imshow(mels, aspect='auto', origin='lower', cmap='magma')
     rows[1].axis('off')
 
+# %% ../nbs/64_figures.ipynb #99c9ae88
 def _fig1_notes(simulated:bool, known:bool) -> list:
     note = 'Filled squares: modalities that were used at that time step.'
     if known:
@@ -345,6 +355,7 @@ def _draw_frames(
         dots = () if evidence is None else [m for m,e in zip(MODALITIES, evidence[t]) if e]
         plot_frame(frame, names, ax, dots)
 
+# %% ../nbs/64_figures.ipynb #f229ac97
 def _fig5_notes(data, shown:int, known:bool) -> list:
     borders = 'Purple border: appearance was used. Green border around it: motion too. Pale: neither.'
     if known:

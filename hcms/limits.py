@@ -100,6 +100,7 @@ def kept_bytes(model:HCMS, B:int, T:int) -> int:
         model.train()(*x)
     return sum(n for k,n in seen.items() if k not in own)
 
+# %% ../nbs/71_limits.ipynb #94e00f85
 def memory_table(model:HCMS, B:int, steps=(16, 32, 64, 128)) -> pd.DataFrame:   # recompute, T, bytes
     "What a step keeps, with and without recomputing."
     rows = []
@@ -109,6 +110,7 @@ def memory_table(model:HCMS, B:int, steps=(16, 32, 64, 128)) -> pd.DataFrame:   
     model.recompute = False
     return pd.DataFrame(rows)
 
+# %% ../nbs/71_limits.ipynb #ddaaf67e
 def memory_lines(memory) -> list:
     "Is it linear in T, and what does recomputing save?"
     plain,again = (d.sort_values('T') for _,d in memory.groupby('recompute'))
@@ -169,6 +171,7 @@ class _Clocked:
         self.inside += time.process_time()-since
         return out
 
+# %% ../nbs/71_limits.ipynb #6090973b
 def outside_share(
     paths,
     backbones,
@@ -189,6 +192,7 @@ def outside_share(
             outside.append(took-clocked.inside)
     return np.array(outside),np.array(whole)
 
+# %% ../nbs/71_limits.ipynb #e9167429
 def outside_line(what, paths, backbones, at_most, repeats:int=3) -> dict:
     "The share outside the networks, and what a bare decode of the same files would be of the whole."
     outside,whole = outside_share(paths, backbones, repeats)
@@ -210,6 +214,7 @@ def _burn(n):
         a@a
     return time.perf_counter()-since
 
+# %% ../nbs/71_limits.ipynb #f1614649
 def second_process_line(manifest, preset, weights, repeats:int=3) -> dict:
     "How much faster two processes extract than one, beside what a second brings to matrix products."
     def pace(workers, skip=16):   # seconds a video, by the stamps of the files
@@ -242,6 +247,7 @@ def reading_turns(videos:int=64, repeats:int=5) -> tuple:   # (repeats,) seconds
     size = videos*PAPER.steps*sum(PAPER.feature_dim.values())*2/2**30
     return took[1:],size
 
+# %% ../nbs/71_limits.ipynb #82c3c3a1
 def reading_lines(data, step_seconds:float, batch:int) -> list:
     "GB/s from a pack; and what a step waits for its batch."
     took,size = reading_turns()
@@ -271,6 +277,7 @@ def _notebook_turns(repeats) -> np.ndarray:
         nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=dict(kernelspec=python)), a)
         return turns(dict(notebook=lambda: run_notebook(a, b, {})), repeats)['notebook']
 
+# %% ../nbs/71_limits.ipynb #c1fb8cb6
 def starting_lines(repeats:int=3) -> list:
     "Importing, the command's help, and a report notebook before its computation."
     def run(*command):
@@ -306,6 +313,7 @@ def _training_jobs(sizes:dict):
     for along,values in dict(B=(16, 32, 64, 128), T=(8, 16, 32, 64, 128), C=(16, 64, 256, 1024)).items():
         yield 'step of training',along,{v: step(**usual | {along: v}) for v in values}
 
+# %% ../nbs/71_limits.ipynb #ca782592
 def _extraction_jobs(paths, backbones):
     "Features of videos, into a store that is thrown away."
     def job(paths, backbones):
@@ -318,6 +326,7 @@ def _extraction_jobs(paths, backbones):
     yield 'extraction','N',{n: job(paths[:n], backbones) for n in (2, 4, 8, 16)}
     yield 'extraction','T',{n: job(paths[:4], at_steps(backbones, n)) for n in (8, 16, 32, 64)}
 
+# %% ../nbs/71_limits.ipynb #e3d26402
 def _inference_jobs(paths, model, backbones):
     "Files to predictions."
     def job(paths, backbones, batch):
@@ -401,6 +410,7 @@ def projection(a:pd.DataFrame) -> pd.DataFrame:   # method, gflops_an_hour, mach
     out = pd.DataFrame(rows)
     return out.assign(megawatt_hours=out.gpus*v['power of a GPU with its host']*24/1e6)
 
+# %% ../nbs/71_limits.ipynb #e2ed3838
 def dataset_projection(a:pd.DataFrame) -> pd.DataFrame:   # dataset, videos, gpu_hours of extraction
     "Hours of one GPU that extract the features of the paper's data sets, all modalities at all steps."
     v = a.set_index('what').value
@@ -422,6 +432,7 @@ def read_phases(path) -> pd.DataFrame:   # phase, seconds
 def _three(v) -> str:
     return f'{v:.3g}'
 
+# %% ../nbs/71_limits.ipynb #b8c02ce9
 def show_limits(lines:list, notes, meta, out) -> pd.DataFrame:
     "Write speed_lines.*, and return it as it is shown."
     df = pd.DataFrame(lines)
@@ -451,6 +462,7 @@ def _projection_notes(a, hours) -> list:
         f'{o.gpu_hours:,.1f} hours of that GPU.' for o in hours.itertuples()
     ]
 
+# %% ../nbs/71_limits.ipynb #8c492777
 def show_projection(a:pd.DataFrame, meta, out) -> pd.DataFrame:
     "Write speed_projection.* from a table like `assumptions()`, and return it as it is shown."
     p = projection(a)

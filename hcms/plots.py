@@ -40,6 +40,7 @@ class Figure(mpl.figure.Figure):
         said = super().__repr__()
         return f'{self.stamp}\n{said}' if self.stamp else said
 
+# %% ../nbs/60_plots.ipynb #baba0aef
 def figure(width=COLUMN, height=2.6):
     "A figure and its axes in the house style."
     return panels(1, 1, width, height)
@@ -53,6 +54,7 @@ def panels(rows=1, columns=1, width=2*COLUMN, height=2.6, **kw):
             return plt.figure(**common),None
         return plt.subplots(rows, columns, **common, **kw)
 
+# %% ../nbs/60_plots.ipynb #8e4cac61
 def write_picture(fig, path, **options) -> Path:
     "A figure as a file, whole, in the house style; the suffix is its kind."
     buffer = io.BytesIO()
@@ -73,6 +75,7 @@ def _stamp(fig, stamp):
         fig.text(.5, .5, short, fontsize=24, color='#888888', alpha=.2, zorder=100, **common)
     fig.supxlabel(stamp, fontsize=min(7, 1.6*fig.get_size_inches()[0]), color='#B2182B', weight='bold')
 
+# %% ../nbs/60_plots.ipynb #3895b62e
 def save_figure(
     fig,
     name:str,
@@ -112,6 +115,7 @@ def _name_lines(ax, names):
             textcoords=('axes fraction', 'data'), fontsize=7, color=color, va='center', arrowprops=line,
         )
 
+# %% ../nbs/60_plots.ipynb #d5fd88de
 @mpl.rc_context(STYLE)
 def plot_costs(
     numbers:pd.DataFrame,   # Of Table 1
@@ -360,6 +364,7 @@ def plot_growth(
     ax.legend(title='along: slope', title_fontsize=6, fontsize=6, loc='upper left')
     return ax
 
+# %% ../nbs/60_plots.ipynb #8b5fecf3
 @mpl.rc_context(STYLE)
 def plot_memory(memory:pd.DataFrame, ax:Axes) -> Axes:   # recompute, T, bytes
     "Bytes that a step of training keeps against T."
@@ -381,6 +386,7 @@ def plot_bars(names, values, label:str, ax:Axes) -> Axes:
     ax.grid(False, axis='y')
     return ax
 
+# %% ../nbs/60_plots.ipynb #5f178aae
 @mpl.rc_context(STYLE)
 def plot_phases(phases:pd.DataFrame, ax:Axes) -> Axes:   # phase, seconds
     "A stacked bar of where time went."

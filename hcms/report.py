@@ -65,6 +65,7 @@ def _check_numbers(name, values):
     if len(set(values))<len(values):
         raise InputError(name, f'must be different numbers, not {values}')
 
+# %% ../nbs/61_report.ipynb #df30f596
 def check_writable(folder):
     "An `InputError` where nothing could be written to a folder, which need not be there yet."
     folder = Path(folder).expanduser().resolve()
@@ -151,6 +152,7 @@ def report_folder(
     _written[out] = []
     return out
 
+# %% ../nbs/61_report.ipynb #47c2c1bb
 def noted(files:list) -> list:
     "The same files, remembered for `written`."
     for o in files:
@@ -200,6 +202,7 @@ def _epochs(config:dict) -> str:
     return (f"at most {config['epochs']} epochs, at least {config['min_epochs']}, "
             f"ended when the smoothed score had not risen for {config['patience']}")
 
+# %% ../nbs/61_report.ipynb #ffc52921
 def _videos(data, counts:dict) -> str:
     "How many videos were evaluated, in words."
     evaluated = counts['n_evaluated']
@@ -210,6 +213,7 @@ def _videos(data, counts:dict) -> str:
     missing = f', {lost} missing' if lost else ''
     return f"{data.evaluated} split, {evaluated} of {official} videos evaluated{missing}"
 
+# %% ../nbs/61_report.ipynb #6500c4d8
 def _notes(data, counts, config, seeds) -> list:
     "Two lines: the data, and the training."
     spread = f'Mean and standard deviation of {len(seeds)} seeds.' if len(seeds)>1 else 'One seed.'
@@ -282,6 +286,7 @@ def write_table(
     shown = noted([write_whole(out/f'{name}.md', md), write_whole(out/f'{name}.tex', tex)])
     return shown + write_side(name, title, notes, meta, numbers, out, kind='table')
 
+# %% ../nbs/61_report.ipynb #a7c9114b
 def write_figure(
     fig,
     numbers:pd.DataFrame,   # What is plotted
@@ -317,6 +322,7 @@ def _section(out, side) -> list:
     links = ' '.join(f'[{k}]({name}.{k})' for k in there)
     return [f'<a id="{name}"></a>', '', *picture, *text, '', links, '']
 
+# %% ../nbs/61_report.ipynb #33422dce
 def _gallery(names) -> list:
     "Small pictures, four in a row, each a link to its place on the page."
     if not names:
@@ -373,6 +379,7 @@ def _ledger(folder, side) -> list:
     shown = table.rename(columns=heads)[list(heads.values())].to_markdown(index=False)
     return [f"**Claims.** {side['notes'][0]}", '', shown, '']
 
+# %% ../nbs/61_report.ipynb #41193665
 def _front(folder) -> list:
     "The lines of one data set on the front page."
     name = folder.name

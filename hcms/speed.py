@@ -66,6 +66,7 @@ class _Pan(Sequence):
         picture = self.world[y:y+self.h, x:x+self.w] + self.grain[u:u+self.h, v:v+self.w]
         return picture.clip(0, 255).astype(np.uint8)
 
+# %% ../nbs/69_speed.ipynb #894fc7b3
 def long_video(path, seconds:float=120., size=(256, 340), fps:int=25) -> Path:
     "A video of some length and size (height, width) with audio."
     t = np.arange(round(seconds*44_100))/44_100
@@ -114,6 +115,7 @@ def spread_gates(
         G[at,k] = 1
     return G
 
+# %% ../nbs/69_speed.ipynb #c7132917
 def seconds_per_call(
     backbones:Backbones,
     repeats:int=3,
@@ -132,6 +134,7 @@ def at_steps(backbones, n):
 def _all_open(steps:int, model) -> np.ndarray:
     return np.ones((steps, len(model.levels)-1), dtype='float32')
 
+# %% ../nbs/69_speed.ipynb #8b09c36a
 WAYS = ('always', 'views', 'uniform', 'one', 'batch', 'stream')
 
 def _ways(paths, model, backbones, gates, batch, prices) -> dict:   # way -> its name, gates, and what runs it
@@ -207,6 +210,7 @@ def _shapes(model, B, T, backward=True) -> list:   # of (m, k, n, times)
             out += [(B*T, n, k, 1), (k, B*T, n, 1)]
     return out
 
+# %% ../nbs/69_speed.ipynb #3fe77496
 def products_alone(model, B:int, T:int, backward=True):
     "A function that runs the matrix products of a training step, or of a forward pass, and nothing else."
     jobs = [
@@ -253,6 +257,7 @@ def _differences(ours, plain) -> dict:
     gradients = max((p-q).abs().max().item() for p,q in zip(ours[2], plain[2]))
     return dict(logits=logits, gradients=gradients, gates=int((ours[1]!=plain[1]).sum()))
 
+# %% ../nbs/69_speed.ipynb #eb833aa1
 def _step_turns(model, B, T, repeats) -> tuple:
     "Seconds of a training step in three ways, and how far ours is from the plain loop."
     x = [torch.randn(B, T, d) for d in model.in_sizes]
@@ -306,6 +311,7 @@ def _ratios(rows):
 def _three(v) -> str:
     return f'{v:.3g}'
 
+# %% ../nbs/69_speed.ipynb #69c9cc41
 def _shown_inference(n) -> pd.DataFrame:
     "The table of inference as text."
     computed = n.measured.map({True: '', False: ' (computed)'})
@@ -320,6 +326,7 @@ def _shown_inference(n) -> pd.DataFrame:
         'times calls': n.times_calls.map('{:.2f}'.format),
     })
 
+# %% ../nbs/69_speed.ipynb #03a5a34c
 def _shown_times(d, **names) -> pd.DataFrame:
     "Seconds and ratios as text; the ratios' columns get other names."
     text = {k: d[k].map('{:.2f}'.format) for k in names}

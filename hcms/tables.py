@@ -77,6 +77,7 @@ def _table1_row(data, run):
     out |= dict(gflops_measured=measured)
     return out | {k: row.get(k, np.nan) for k in ('skip_appearance', 'skip_motion')}
 
+# %% ../nbs/62_tables.ipynb #8f62dff0
 def table1(
     data,
     runs:list,       # From `table1_configs`
@@ -110,12 +111,14 @@ def _shown_table1(numbers) -> pd.DataFrame:
         shown[f'paper, {title}: GFLOPs'] = numbers[f'paper_{o}_gflops'].map('{:.1f}'.format)
     return shown
 
+# %% ../nbs/62_tables.ipynb #b8782932
 def _gain(hcms, full, few, prefix='', suffix='') -> tuple:
     "HCMS against all modalities: points of mAP, share of the cost at all steps, share of that at few views."
     score = f'{prefix}map{suffix}'
     cost = f'{prefix}gflops{suffix}'
     return 100*(hcms[score]-full[score]),hcms[cost]/full[cost],hcms[cost]/few[cost]
 
+# %% ../nbs/62_tables.ipynb #287af166
 def _table1_notes(numbers) -> list:
     "HCMS against fusion at all steps, here and in the paper, and what it skips."
     everything = numbers[numbers.modalities==letters(MODALITIES)]
@@ -193,6 +196,7 @@ def _draws(run, control, test, draws):
             logits,gates = predict_split(m.model, m.config, test, usage, k)
             yield name,k,logits.numpy(),gates.numpy()
 
+# %% ../nbs/62_tables.ipynb #2387510d
 def _control_rows(data, learned, control, draws=5):
     test = data.split(data.evaluated)
     truth = data.evidence(data.evaluated)
@@ -214,6 +218,7 @@ def _hit_note(df) -> str:
     return ('Precision: share of the steps where a modality was used that carry evidence in it '
             f"({', '.join(chance)}). Recall: share of the evidence that was looked at.")
 
+# %% ../nbs/62_tables.ipynb #351d6551
 def gate_table(data, runs, parameters, out) -> pd.DataFrame:
     "Write table1_gates.*: mAP of HCMS's gates and of random ones, with precision where the truth is known."
     hcms = [r for r in runs if r.config.model=='hcms']
@@ -272,6 +277,7 @@ def _shown_table2(numbers) -> pd.DataFrame:
             shown[f'paper: {title} %'] = quoted.map(lambda v: '–' if pd.isna(v) else f'{v:.1f}')
     return shown
 
+# %% ../nbs/62_tables.ipynb #b96cdf5c
 def show_table2(numbers, data, parameters, runs, out) -> pd.DataFrame:
     "Write table2.* and return it as it is shown."
     shown = _shown_table2(numbers)
