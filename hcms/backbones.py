@@ -200,6 +200,7 @@ _SEES = dict(   # modality -> the fields of `MediaSpec` that its features depend
     appearance=('steps', 'frame_size', 'frame_crop', 'frame_resize'),
     motion=('steps', 'clip_size', 'clip_frames', 'clip_seconds', 'clip_resize'))
 
+# %% ../nbs/10_backbones.ipynb #c6f9cd22
 @dataclass
 class Backbones:
     "The three networks of a preset, frozen, and what they are fed."

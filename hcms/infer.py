@@ -242,6 +242,7 @@ class _Row:
         self.reader = None
         self.error = None
     def start(self, pool, spec, modalities):
+        self.T = spec.steps
         self.pool = pool
         self.feed = self._steps(spec, modalities)
         self.next = pool.submit(next, self.feed, None)
@@ -301,7 +302,6 @@ def predict_many(
     classes = list(classes or map(str, range(model.num_classes)))
     media = _Media(backbones, model.modalities)
     state = model.init_state(batch)
-    T = backbones.spec.steps
     rows = [None]*batch
     waiting = enumerate(paths)
     done = {}
@@ -318,7 +318,7 @@ def predict_many(
                 state = _advance(run, state, rows, media)
                 for b in _at_end(rows):
                     rows[b].stop()
-                    done[rows[b].place] = rows[b].error or _finish(run, rows[b], classes, T)
+                    done[rows[b].place] = rows[b].error or _finish(run, rows[b], classes)
                     rows[b] = None
                 while sent in done:
                     yield done.pop(sent)
@@ -355,13 +355,13 @@ def _advance(run, state, rows, media):
             rows[b].spent.append(w.meter.total/1e9)
     return state
 
-def _notes(row, T) -> list:
+def _notes(row) -> list:
     "What a reader should know of a prediction."
     w = row.walk
     i = row.reader.info
     out = []
     if w.ended:
-        out.append(f'the budget ended it after {w.steps} of {T} steps' if w.steps else NO_STEP)
+        out.append(f'the budget ended it after {w.steps} of {row.T} steps' if w.steps else NO_STEP)
     if not i.has_audio and 'audio' in row.reader.modalities:
         out.append('no sound: silence was heard')
     if i.status!='ok' and not w.ended:
@@ -369,7 +369,7 @@ def _notes(row, T) -> list:
     return out
 
 # %% ../nbs/42_infer.ipynb #af384aa9
-def _finish(run, row, classes, T) -> Prediction:
+def _finish(run, row, classes) -> Prediction:
     "Read the answer; the probabilities after the steps before it are for plots."
     w = row.walk
     n = len(row.used)
@@ -384,7 +384,7 @@ def _finish(run, row, classes, T) -> Prediction:
     gates = np.array(row.used, dtype='float32').reshape(n, len(model.levels)-1)
     return Prediction(
         str(row.path), classes, each[-1], gates, np.array(row.times), each[:n], np.array(row.spent),
-        w.meter.gflops, w.seconds, model.modalities, T, _notes(row, T))
+        w.meter.gflops, w.seconds, model.modalities, row.T, _notes(row))
 
 def predict(
     path,                  # A video file

@@ -1230,6 +1230,7 @@ def decoded(
 def _stack(pictures): return np.stack([o() for o in pictures])   # functions that a lazy `_Pictures` gave
 def _patch_of(wave): return None if wave is None else _log_mel(wave)
 
+# %% ../nbs/03_media.ipynb #2d6da984
 class StepReader:
     """One pass over a file for each `for` loop over it.
 

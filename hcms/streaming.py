@@ -392,9 +392,7 @@ def finetune_streaming(
     save_every:int=100,    # Batches from one saving of the state to the next
     origin:dict=None,      # Where `start` came from, for the record
 ) -> list:                 # One dict an epoch: loss, accuracy, videos
-    """Train a network with a linear classifier on labels of whole videos, as they are decoded.
-
-    The training goes on where it was stopped."""
+    "Train a network with a linear classifier on labels of whole videos; goes on where it was stopped."
     check_count(workers, 'workers')
     check_count(save_every, 'save_every')
     check_stream(config)
