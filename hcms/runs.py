@@ -33,7 +33,8 @@ _SIMULATED = dict(audio=32, appearance=48, motion=64)
 TRAINING = dict(
     paper=dict(),
     demo=dict(
-        proj_sizes=_SMALL, hidden_sizes=_SMALL, forget_bias=1., skip_targets=(.518, 1.), weight=16., warmup=.3,
+        proj_sizes=_SMALL, hidden_sizes=_SMALL, forget_bias=1.,
+        skip_targets=(.518, 1.), weight=16., warmup=.3,
         lr=8e-3, decay=.9, weight_decay=1e-3, batch=64, epochs=30, min_epochs=15, patience=8),
     simulated=dict(
         proj_sizes=_SIMULATED, hidden_sizes=_SIMULATED, forget_bias=2.,
