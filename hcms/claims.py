@@ -58,7 +58,8 @@ def judge(
 ) -> Judged:
     "The verdict on one comparison."
     i = x.interval(comparisons) if isinstance(x, Estimate) else x
-    number = lambda v: f'{scale*v:+.{digits}f}' if limit<1 else f'{scale*v:.{digits}f}'
+    sign = '+' if limit<1 and unit!='%' else ''   # of a difference, not of a share
+    number = lambda v: f'{scale*v:{sign}.{digits}f}'
     text = f'{number(i.mean)}{unit} [{number(i.low)}, {number(i.high)}]'
     if not i.undecided(limit):
         holds = (i.low>limit)==above

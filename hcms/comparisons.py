@@ -352,7 +352,7 @@ _WHAT = dict(
     table4=dict(audio_ap='Audio LSTM: AP %'),
     table5=dict(ap='HCMS: AP %', gflops='HCMS: GFLOPs'))
 _TITLES = dict(
-    table4='Table 4. AP by sound alone of the most audio-sensitive classes',
+    table4='Table 4. AP by audio alone of the most audio-sensitive classes',
     table5='Table 5. HCMS on the same classes: AP and cost')
 
 # %% ../nbs/63_comparisons.ipynb #81896ed6
@@ -366,7 +366,7 @@ def show_table45(name, numbers, data, parameters, runs, out) -> pd.DataFrame:
             shown[f'paper, ActivityNet: {title}'] = numbers[f'paper_{k}'].map(_number)
         kept += [f'{k}_mean', f'{k}_std', f'paper_{k}']
     chosen = (
-        f'The {len(numbers)-1} classes with the highest AP by sound alone, '
+        f'The {len(numbers)-1} classes with the highest AP by audio alone, '
         'on the evaluated split as in the paper.')
     if name=='table5':
         chosen += " GFLOPs at the paper's prices."

@@ -359,7 +359,7 @@ def _draw_frames(
 def _fig5_notes(data, shown:int, known:bool) -> list:
     borders = 'Purple border: appearance was used. Green border around it: motion too. Pale: neither.'
     if known:
-        borders += (' Dots: evidence of sound (grey), appearance (purple), motion (green), '
+        borders += (' Dots: evidence of audio (grey), appearance (purple), motion (green), '
                     'which no model is told.')
     steps = f'{shown} of {data.steps} time steps, in reading order.'
     if data.simulated:
@@ -408,7 +408,7 @@ def show_fig2(data, run, parameters, out):
     gates = 'nested' if m.nested else 'independent'
     copied = 'h and c' if m.copy_cell else 'h only'
     notes += [
-        f'Drawn from the trained model: {gates} gates; where a gate is shut, the first units '
+        f'Drawn from the trained model: {gates} gates; where a gate is closed, the first units '
         f'of the state above take the state below ({copied}), the rest stays.',
         'A gate sees the projected features of the levels below and the state of its own level '
         'at t-1 (Eqs. 3 and 5).',

@@ -371,7 +371,7 @@ def plot_memory(memory:pd.DataFrame, ax:Axes) -> Axes:   # recompute, T, bytes
     for again,d in memory.groupby('recompute'):
         line,label = ('--', 'recomputed') if again else ('-', 'kept')
         ax.plot(d['T'], d.bytes/2**20, marker='o', ms=3.5, lw=1.2, ls=line, color='#444444', label=label)
-    ax.set(xlabel='time steps', ylabel='MB for the way back', ylim=(0, None))
+    ax.set(xlabel='time steps', ylabel='MB for the backward pass', ylim=(0, None))
     ax.legend(fontsize=6)
     return ax
 
@@ -542,7 +542,7 @@ def _level(ax, model, k, X, y, rise):
     if model.nested and k>1:
         _path(ax, [(X+2.3, y-rise+.38), (X+2.3, y+.02)], _GATE, ls=':')
     _path(ax, [(X+3.55, y-rise+.4), (X+3.55, y-.4)], COLORS[m], ls='--')
-    copied = f'if shut: {min(model.hidden_sizes[k-1], H)} of {H}' + ('' if model.copy_cell else ' (h only)')
+    copied = f'if closed: {min(model.hidden_sizes[k-1], H)} of {H}' + ('' if model.copy_cell else ' (h only)')
     ax.text(X+3.63, y-.62, copied, fontsize=6, va='center', color='#333333')
 
 # %% ../nbs/60_plots.ipynb #7fcbe962
@@ -558,7 +558,7 @@ def _told(model) -> list:
     told = [
         'A gate sees the features below and its level\'s state at t-1, '
         'and lets its level\'s feature through, or not.',
-        'Dashed: units of the state that are copied upward where it is shut. '
+        'Dashed: units of the state that are copied upward where it is closed. '
         'Lines above the boxes: the state of t-1.',
     ]
     if model.nested and len(model.levels)>2:

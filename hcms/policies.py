@@ -332,8 +332,8 @@ _ORDER = (
     'that the order of steps is worth little here, so a mean of single steps is the easier recognizer; '
     'classes told by the order of moves would tell')
 _WHERE = (
-    'that the sound says where to look before anything is paid, while HCMS walks from left to right; '
-    'a sound without cues would tell')
+    'that audio says where to look before anything is paid, while HCMS walks from left to right; '
+    'audio without cues would tell')
 _DRAW = (
     'that a few features of any step are worth more than a walk that is cut short; '
     'HCMS with a larger lambda would tell')

@@ -171,7 +171,7 @@ def family_table(data, runs, parameters, out) -> pd.DataFrame|str:
     for m in MODALITIES[1:]:
         text[f'HCMS uses {m} %'] = mean_pm(used, f'use_{m}', 100)
     notes,meta = describe(data, runs, parameters)
-    notes += ['Pair: told only by sound and picture, or sound and motion, together.']
+    notes += ['Pair: told only by audio and appearance, or by audio and motion, together.']
     text = text.reset_index().rename(columns=dict(family='told by'))
     title = 'Mean AP % of each family of classes, all time steps'
     write_table(df, text, 'table1_families', out, title, notes, meta)
