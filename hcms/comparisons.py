@@ -175,7 +175,8 @@ def show_measured(rows, data, parameters, runs, out) -> pd.DataFrame:
         'area %': _with_interval(rows, 'area', 100)})
     notes,meta = describe(data, runs, parameters)
     notes.append(
-        'Every policy saw the same features, with the same prices, seeds, optimizer and epochs; how many '
+        'Every policy saw the same features, with the same prices, seeds, optimizer and epochs (AdaFrame and '
+        'OCSampler, which learn from rewards, twice as many); how many '
         'tuning trials each had stands in the table of admissions. At equal cost: the mean difference over '
         'the logarithm of the cost, from where both have an operating point to where neither has a more '
         'expensive one. Area: mean mAP over the logarithm of the cost from hearing everything to using '
@@ -238,8 +239,8 @@ _ADMISSION_NOTES = (
     'in its own order for every video; MARL is read from where its agents stand at the end, so its control '
     'is as many agents that never move. Intervals: 95%, over videos and seeds.'),
     ('Admitted: the interval of the difference lies above 0, or there is no choice to test; the selection '
-    'curve rises by no more than one point over the last quarter of the epochs; and mAP is at least half of '
-    'that of early fusion at all steps. What is not admitted takes part in no comparison.'))
+    'curve, mean of its trainings, rises by no more than one point over the last quarter of the epochs; and '
+    'mAP is at least half of that of early fusion at all steps. What is not admitted takes part in no comparison.'))
 
 # %% ../nbs/63_comparisons.ipynb #79a59fce
 def show_admissions(rows, data, parameters, runs, out) -> pd.DataFrame:

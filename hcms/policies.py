@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['GRID', 'VIEWS', 'HCMS_GRID', 'SHIPPED', 'LEARNED', 'FLAT', 'MEASURED', 'Acted', 'View', 'view_of', 'trials', 'tuned',
-           'Policy', 'gflops', 'ask', 'Knob', 'whole_numbers', 'evenly_used', 'own_macs', 'spread', 'acted',
-           'Retrained', 'forced', 'Hierarchical', 'stopped', 'Random', 'Loudest', 'cheapest_evidence', 'Oracle',
-           'Cascade', 'Late', 'early', 'policies', 'policy_changes', 'policy_configs', 'measure', 'along', 'cost_at',
-           'last_rise', 'tested', 'admissions', 'admitted', 'measured', 'chance', 'Line', 'line', 'compare']
+           'lengthened', 'Policy', 'gflops', 'ask', 'Knob', 'whole_numbers', 'evenly_used', 'own_macs', 'spread',
+           'acted', 'Retrained', 'forced', 'Hierarchical', 'stopped', 'Random', 'Loudest', 'cheapest_evidence',
+           'Oracle', 'Cascade', 'Late', 'early', 'policies', 'policy_changes', 'policy_configs', 'measure', 'along',
+           'cost_at', 'last_rise', 'tested', 'admissions', 'admitted', 'measured', 'chance', 'Line', 'line', 'compare']
 
 # %% ../nbs/57_policies.ipynb #129df141
 import math
@@ -73,6 +73,13 @@ def tuned(preset:str) -> dict:   # model -> dict(lr, constant)
     return out
 
 # %% ../nbs/57_policies.ipynb #dfae7a33
+def lengthened(config):
+    "The configuration with its rival's multiple of the epochs; the learning rate ends as low as before."
+    times = RIVALS[config.model].longer if config.model in RIVALS else 1
+    if times==1:
+        return config
+    return config.model_copy(update=dict(epochs=times*config.epochs, decay=config.decay**(1/times)))
+
 class Policy:
     "A way to choose. `act` says what it does with the runs of one seed at one setting."
     def __init__(
@@ -91,7 +98,8 @@ class Policy:
     def configs(self, data, seeds:int=3, epochs:int=0) -> list:   # of TrainConfig
         "What it is trained with: all seeds of one change before the next."
         won = tuned(data.preset)
-        return variants(data, [won.get(c.get('model'), {}) | c for c in self.changes], seeds, epochs)
+        changes = [won.get(c.get('model'), {}) | c for c in self.changes]
+        return [lengthened(c) for c in variants(data, changes, seeds, epochs)]
     def fit(self, data, seeds:int=3, epochs:int=0, workers:int=2):
         "Train what is missing; `runs` then holds a list of runs a seed."
         runs = get_runs(data, self.configs(data, seeds, epochs), workers)
@@ -448,7 +456,7 @@ def tested(policy, view:View) -> list:   # of dicts, a seed each; changes (N,) o
     y = view.split.labels
     for runs in policy.runs:
         rises = [last_rise(r.history.score) for r in runs]
-        slope,rise = (max(o) for o in zip(*rises))
+        slope,rise = (float(np.mean(o)) for o in zip(*rises))
         epochs = max(len(r.history) for r in runs)
         row = dict(policy=policy.name, seed=runs[0].config.seed, slope=slope, rise=rise, epochs=epochs)
         rows.append(row)
@@ -498,7 +506,7 @@ def admissions(
     return pd.DataFrame(out)
 
 # %% ../nbs/57_policies.ipynb #fc31a24e
-MEASURED = 2   # Version of what is kept
+MEASURED = 3   # Version of what is kept
 
 def _start(data):
     global _view

@@ -44,6 +44,7 @@ class Rival(nn.Module, Saved, library_name='hcms', tags=['video-classification']
     always = ()          # at all steps,
     once = ()            # and once a video
     tunes = ()           # Its own constant that is tuned: name, and the values that are tried
+    longer = 1           # Times the epochs of the others, for what learns from rewards
     def __init__(self,
         num_classes:int,             # C
         modalities=MODALITIES,       # Names, cheapest first
@@ -301,6 +302,7 @@ def set_log_prob(
 # %% ../nbs/23_rivals.ipynb #239743d6
 class OCSampler(Salient):
     "k steps drawn at once by a policy that has seen the audio of the whole video."
+    longer = 2
     per_step = ('embed',)
     once = ('head',)
     warm = .5      # Share of training in which the classifier learns
@@ -538,6 +540,7 @@ def position(place:Tensor, octaves:int=3) -> Tensor:   # (..., 1+2*octaves)
 # %% ../nbs/23_rivals.ipynb #2aa22022
 class AdaFrame(Previewing):
     "One step at a time: read the class, choose where next, stop when little more is to be gained."
+    longer = 2
     settings = (-1., 0., .02, .05, .1, .2, 9.)   # mu of the exit: -1. stops as soon as it may, 9. never
     looks = 10
     waits = 1                 # p: how often the utility may lie below its highest value
