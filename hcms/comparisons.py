@@ -240,7 +240,8 @@ _ADMISSION_NOTES = (
     'is as many agents that never move. Intervals: 95%, over videos and seeds.'),
     ('Admitted: the interval of the difference lies above 0, or there is no choice to test; the selection '
     'curve, mean of its trainings, rises by no more than one point over the last quarter of the epochs; and '
-    'mAP is at least half of that of early fusion at all steps. What is not admitted takes part in no comparison.'))
+    'mAP is at least half of that of early fusion at all steps. What is not admitted takes '
+    'part in no comparison.'))
 
 # %% ../nbs/63_comparisons.ipynb #79a59fce
 def show_admissions(rows, data, parameters, runs, out) -> pd.DataFrame:
