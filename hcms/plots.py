@@ -313,7 +313,7 @@ def plot_policies(
         else:
             ax.errorbar(x, y, std, color=colors[name], lw=1)
     ax.set(xscale='log', xlabel='GFLOPs a video', ylabel='mAP (%)', title=title)
-    ax.legend(loc='lower right', fontsize=6)
+    ax.legend(loc='best', fontsize=6)
     return ax
 
 # %% ../nbs/60_plots.ipynb #ddfc43ff
@@ -338,7 +338,7 @@ def plot_many(
     lines = [
         mpl.lines.Line2D([], [], color=c, ls='--' if k=='truth' else '-') for k,c in KIND_COLORS.items()
     ]
-    ax.legend(lines, [names.get(k, k) for k in KIND_COLORS], loc='lower right', fontsize=6)
+    ax.legend(lines, [names.get(k, k) for k in KIND_COLORS], loc='best', fontsize=6)
     ax.set(xscale='log', xlabel='GFLOPs a video (multiply-accumulates, 1e9)', ylabel='mAP (%)', title=title)
     return ax
 
