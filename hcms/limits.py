@@ -483,7 +483,7 @@ _GROWTH_NOTES = (
     '1 is proportional, 0 does not matter. A step of training has 64 videos, 32 steps and 16 classes '
     'where nothing else is said; extraction and inference 4 or 16 files of the test split, '
     'the demo networks, 32 steps; inference by so many at once answers the same 16 files.',
-    'Below: bytes that a step of training keeps for the way back; the longest run of make reports '
+    'Below: bytes that a step of training keeps for the backward pass; the longest run of make reports '
     'on this machine; the projection, which is computed and not measured.',
 )
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from tqdm.auto import tqdm
 from .core import InputError, canonical_json, check_count, write_whole
-from .store import CorruptFeature, ExtractorView
+from .store import CorruptFeature, ExtractorView, stacked
 
 # %% ../nbs/15_packs.ipynb #ac005bc4
 VIDEOS = 256   # A pack of motion features at the paper's sizes: 151 MB
@@ -138,22 +138,10 @@ class PackedView:
         steps=None,                      # Time steps to read; all by default
     ) -> tuple:                          # x (N, T, D), mask (N, T) bool
         "Features of many videos of one shape; all that is read is verified."
-        x = mask = None
         ids = list(ids)
         if not ids:
             raise InputError('ids', 'name no video')
-        for i,id in enumerate(ids):
-            one,m = self._get(id, steps)
-            if x is None:
-                x = torch.empty(len(ids), *one.shape, dtype=dtype)
-                mask = torch.empty(len(ids), len(m), dtype=torch.bool)
-            if one.shape!=x.shape[1:]:
-                first = tuple(x.shape[1:])
-                raise InputError(f'video {id}',
-                    f'has {self.modality} features of shape {tuple(one.shape)}, the first has {first}')
-            x[i] = one
-            mask[i] = m
-        return x,mask
+        return stacked(ids, (self._get(id, steps) for id in ids), self.modality, dtype)
 
 # %% ../nbs/15_packs.ipynb #b5de894a
 def damaged(view:ExtractorView) -> dict:   # file -> what is wrong with it

@@ -276,6 +276,7 @@ def reached(run:Run) -> tuple:   # a skip ratio a gate, from 0 to 1
     chosen = h[h.score==h.score.max()].iloc[-1]
     return tuple(float(chosen[f'skip_{m}']) for m in run.config.modalities[1:])
 
+# %% ../nbs/50_runs.ipynb #cdf8cfaa
 def operating_point(
     dataset,
     want=REACHED,
@@ -289,29 +290,24 @@ def operating_point(
     "Trials of targets and lambda until the reached skip ratios are the wanted ones: the last one."
     ranges = PAPER.appearance_skip,PAPER.motion_skip
     free = ((0., 1.),)*len(want)
-    stages = []
-    for weight in weights:
-        if weight==PAPER.usage_weight:
-            stages.append((weight, ranges))
-        stages.append((weight, free))
     trials = []
-    for weight,limits in stages:
-        if limits is ranges or weight!=PAPER.usage_weight:
-            wished = tuple(low for low,_ in ranges)
-        tried = []
-        while len(tried)<tries:
-            targets = tuple(round(min(max(v, low), high), 3) for v,(low,high) in zip(wished, limits))
-            if targets in tried:
-                break
-            tried.append(targets)
-            changes = dict(skip_targets=targets, weight=weight) | order
-            configs = [config_for(dataset, epochs, **changes, seed=s) for s in seeds]
-            runs = get_runs(dataset, configs, workers)
-            got = tuple(np.mean([reached(r) for r in runs], 0).round(4).tolist())
-            close = max(abs(a-b) for a,b in zip(got, want))<=CLOSE
-            best = np.mean([r.history['map'].max() for r in runs])
-            trials.append(dict(weight=weight, targets=targets, reached=got, map=best, close=close))
-            if close:
-                return pd.DataFrame(trials)
-            wished = tuple(t+w-g for t,w,g in zip(targets, want, got))
+    for weight in weights:
+        wished = tuple(low for low,_ in ranges)
+        for limits in (ranges, free) if weight==PAPER.usage_weight else (free,):
+            tried = []
+            while len(tried)<tries:
+                targets = tuple(round(min(max(v, low), high), 3) for v,(low,high) in zip(wished, limits))
+                if targets in tried:
+                    break
+                tried.append(targets)
+                changes = dict(skip_targets=targets, weight=weight) | order
+                configs = [config_for(dataset, epochs, **changes, seed=s) for s in seeds]
+                runs = get_runs(dataset, configs, workers)
+                got = tuple(np.mean([reached(r) for r in runs], 0).round(4).tolist())
+                close = max(abs(a-b) for a,b in zip(got, want))<=CLOSE
+                best = np.mean([r.history['map'].max() for r in runs])
+                trials.append(dict(weight=weight, targets=targets, reached=got, map=best, close=close))
+                if close:
+                    return pd.DataFrame(trials)
+                wished = tuple(t+w-g for t,w,g in zip(targets, want, got))
     return pd.DataFrame(trials)
