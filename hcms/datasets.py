@@ -418,7 +418,7 @@ class SimulatedDataset(_Shown):
         self.args = (paper_size, changes)
         self.sim = simulation(name, paper_size, **changes)
         self.label = f'{name}-simulated'
-        self.preset = 'paper' if paper_size else 'simulated'
+        self.preset = 'paper' if paper_size else f'{name}_simulated'
         self.folder = home()/'data'/self.label
         self.evaluated = EVALUATED[name]
         self.steps = self.sim.steps

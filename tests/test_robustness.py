@@ -438,7 +438,7 @@ def test_workers_that_die_before_their_first_job_are_laid_to_no_video(tmp_path, 
 
 class Troubled:
     "A data set whose features cannot be loaded by a worker."
-    preset = 'simulated'
+    preset = 'fcvid_simulated'
     evaluated = 'testing'
     fingerprint = '0'
     steps = 4
