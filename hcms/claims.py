@@ -291,7 +291,7 @@ def _uniform_at(e, cost:float) -> Estimate:
     points = sorted([early(views=v) for v in VIEWS], key=lambda o: e.cost(**o).mean)
     costs = [e.cost(**o).mean for o in points]
     k = int(np.clip(np.searchsorted(costs, cost), 1, len(costs)-1))
-    share = float(np.clip((cost-costs[k-1])/(costs[k]-costs[k-1]), 0, 1))
+    share = float(np.interp(cost, costs[k-1:k+1], (0, 1)))
     return e.map(**points[k-1])*(1-share) + e.map(**points[k])*share
 
 # %% ../nbs/65_claims.ipynb #f04c997f

@@ -58,6 +58,9 @@ class Recipe:
         if not 0 < self.training < self.training+self.selection < self.per_class:
             raise InputError('recipe', f'{self.training} training and {self.selection} selection videos '
                                        f'leave nothing to test among {self.per_class} of a class')
+        if not self.trimmed and self.seconds<9:
+            rule = f'needs at least 9 seconds for evidence and distractors, not {self.seconds}'
+            raise InputError('recipe', rule)
     def split_of(self, i):
         if i<self.training:
             return 'training'
