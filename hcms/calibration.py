@@ -175,15 +175,17 @@ def _at(data, free) -> SimulatedDataset:
     return SimulatedDataset(data.name, paper_size, **changes | changes_of(free, data.sim))
 
 # %% ../nbs/67_calibration.ipynb #f9fd2ca8
-START = dict(   # Where the search begins: audio of FCVID is clearer and rarer
+START = dict(   # Where the search begins: audio of FCVID seldom misleads
     activitynet=dict(zip(FREE, (-2.4, 2.1, 2.5, .9, .3, .8, .25))),
-    fcvid=dict(zip(FREE, (-.7, 2.35, 2.3, .97, .37, .965, .215))))
-# By how much networks exceeded the closed form at other parameters, with 10 and 128 views: a first guess
+    fcvid=dict(zip(FREE, (-2.4, 2.28, 2.34, .98, .05, .98, .181))))
+# By how much networks exceeded the closed form at other parameters, with 10 and 128 views: a first guess.
+# FCVID's has all its digits, as the closed form counts videos: with fewer the search ends 0.01 elsewhere.
 GAP = dict(
     activitynet={'A': (-.02, -.02), 'I': (.01, .01), 'M': (0., 0.),
                  'A+I': (-.04, -.04), 'A+M': (-.035, -.035), 'I+M': (0., 0.), 'A+I+M': (-.02, -.02)},
-    fcvid={'A': (-.023, -.011), 'I': (.028, .03), 'M': (.021, .027),
-           'A+I': (-.037, -.059), 'A+M': (-.028, -.039), 'I+M': (.028, .023), 'A+I+M': (-.012, -.024)})
+    fcvid={'A': (-.002076, .00428), 'I': (.026954, .036954), 'M': (.021596, .024596),
+           'A+I': (-.013053, -.031027), 'A+M': (-.015415, -.022121), 'I+M': (.037749, .02475),
+           'A+I+M': (.002347, -.015037)})
 
 def _trial(kind, turn, free, reached, name) -> dict:
     "A line of the list of trials."

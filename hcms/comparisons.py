@@ -266,10 +266,11 @@ def show_admissions(rows, data, parameters, runs, out) -> pd.DataFrame:
     return stamped(data, shown)
 
 # %% ../nbs/63_comparisons.ipynb #3d42ea3d
-def learning_curves(runs, seeds:int) -> pd.DataFrame:   # policy, change, epoch, score_mean, score_std
+def learning_curves(runs) -> pd.DataFrame:   # policy, change, epoch, score_mean, score_std
     "Each training's selection score, mean over seeds; `runs` in the order of `policy_configs`."
     rows = []
     left = list(runs)
+    seeds = len({r.config.seed for r in runs})
     for p in policies():
         for k in range(len(p.changes)):
             for r in left[:seeds]:

@@ -78,8 +78,8 @@ def show_fig3(
     notes.append(
         'HCMS: one point a pair of skip targets (appearance, motion). UNIFORM: early fusion of A + I + M '
         'at so many evenly spaced views. AdaFrame: written anew for these features, one point a threshold '
-        'of its utility. Bands: one standard deviation over seeds. Right: every policy that was measured; '
-        'rivals.* names each.'
+        'of its utility. Bands: one standard deviation over seeds. Right: every policy that was measured, '
+        f'with {curves.seed.nunique()} seeds; rivals.* names each.'
     )
     write_figure(fig, numbers, 'fig3', out, f'Figure 3. Cost against mAP on {data.label}', notes, meta)
     return fig

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['GRID', 'VIEWS', 'HCMS_GRID', 'SHIPPED', 'LEARNED', 'FLAT', 'MEASURED', 'Acted', 'View', 'view_of', 'trials', 'tuned',
-           'lengthened', 'Policy', 'gflops', 'ask', 'Knob', 'whole_numbers', 'evenly_used', 'own_macs', 'spread',
-           'acted', 'Retrained', 'forced', 'Hierarchical', 'stopped', 'Random', 'Loudest', 'cheapest_evidence',
-           'Oracle', 'Cascade', 'Late', 'early', 'policies', 'policy_changes', 'policy_configs', 'measure', 'along',
-           'cost_at', 'last_rise', 'tested', 'admissions', 'admitted', 'measured', 'chance', 'Line', 'line', 'compare']
+           'Policy', 'gflops', 'ask', 'Knob', 'whole_numbers', 'evenly_used', 'own_macs', 'spread', 'acted',
+           'Retrained', 'forced', 'Hierarchical', 'stopped', 'Random', 'Loudest', 'cheapest_evidence', 'Oracle',
+           'Cascade', 'Late', 'early', 'policies', 'policy_changes', 'policy_seeds', 'policy_configs', 'measure',
+           'along', 'cost_at', 'last_rise', 'tested', 'admissions', 'admitted', 'measured', 'chance', 'Line', 'line',
+           'compare']
 
 # %% ../nbs/57_policies.ipynb #129df141
 import math
@@ -73,13 +74,6 @@ def tuned(preset:str) -> dict:   # model -> dict(lr, constant)
     return out
 
 # %% ../nbs/57_policies.ipynb #dfae7a33
-def lengthened(config):
-    "The configuration with its rival's multiple of the epochs; the learning rate ends as low as before."
-    times = RIVALS[config.model].longer if config.model in RIVALS else 1
-    if times==1:
-        return config
-    return config.model_copy(update=dict(epochs=times*config.epochs, decay=config.decay**(1/times)))
-
 class Policy:
     "A way to choose. `act` says what it does with the runs of one seed at one setting."
     def __init__(
@@ -99,7 +93,7 @@ class Policy:
         "What it is trained with: all seeds of one change before the next."
         won = tuned(data.preset)
         changes = [won.get(c.get('model'), {}) | c for c in self.changes]
-        return [lengthened(c) for c in variants(data, changes, seeds, epochs)]
+        return variants(data, changes, seeds, epochs)
     def fit(self, data, seeds:int=3, epochs:int=0, workers:int=2):
         "Train what is missing; `runs` then holds a list of runs a seed."
         runs = get_runs(data, self.configs(data, seeds, epochs), workers)
@@ -387,9 +381,13 @@ def policies() -> list:
 def policy_changes() -> list:
     return [c for p in policies() for c in p.changes]
 
+def policy_seeds(seeds:int) -> int:
+    "Two more than the tables have: with three seeds, Student's t alone doubles an interval."
+    return seeds+2 if seeds>2 else seeds   # a trial with one or two seeds keeps them
+
 def policy_configs(data, seeds:int=3, epochs:int=0) -> list:   # of TrainConfig
     "What all policies are made of."
-    return [c for p in policies() for c in p.configs(data, seeds, epochs)]
+    return [c for p in policies() for c in p.configs(data, policy_seeds(seeds), epochs)]
 
 # The setting of HCMS that is trained with the data set's own skip targets:
 SHIPPED = policies()[0].settings.index((HCMS_GRID.index({}), 1.))
@@ -526,6 +524,7 @@ _TESTED = ['policy', 'seed', 'own', 'best', 'even', *_STEPS, 'slope', 'rise', 'e
 def _all_measured(data, seeds, epochs, workers):   # folder of what is kept
     check_count(seeds, 'seeds')
     check_count(workers, 'workers')
+    seeds = policy_seeds(seeds)
     configs = {p.name: p.configs(data, seeds, epochs) for p in policies()}
     train_runs(data, [c for o in configs.values() for c in o], workers)
     folders = {k: [run_folder(data, c) for c in o] for k,o in configs.items()}

@@ -40,7 +40,7 @@ class TrainConfig(BaseModel):
     # Share of training over which lambda rises from 0; 0: constant
     warmup:float = Field(0., ge=0, le=1)
     per_video:bool = False                            # Eq. 10 as printed, or on the batch's mean
-    policy:Literal['learned', 'random'] = 'learned'   # Random gates of the same targets are the control
+    policy:Literal['learned', 'random'] = 'learned'   # Random gates that skip as often are the control
     nested:bool = True                                # Motion only where appearance is used
     copy_cell:bool = True                             # The recursive fusion copies c as well as h
     hard:bool = True                                  # Gates of exactly 0 and 1 in training
