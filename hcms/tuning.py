@@ -108,5 +108,5 @@ def tune(
     return stamped(data, choose(pd.DataFrame(rows)))
 
 def keep_trials(rows:pd.DataFrame, path) -> Path:
-    "Write trials as a file that `hcms.policies.trials` can read."
+    "Write trials as a file that `hcms.runs.trials` can read."
     return write_whole(Path(path), pd.DataFrame(rows).to_csv(index=False, lineterminator='\n'))
