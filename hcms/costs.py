@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map
-from .baselines import EarlyFusion, LateFusion
+from .baselines import EarlyFusion
 from .core import MODALITIES, InputError, check_choice
 from .hlstm import Hierarchy, check_gates
 
@@ -69,7 +69,7 @@ def linear_macs(m):
     return sum(o.in_features*o.out_features for o in m.modules() if isinstance(o, nn.Linear))
 
 def head_macs(
-    model,   # HCMS, EarlyFusion, LateFusion
+    model,   # HCMS, EarlyFusion
 ) -> tuple:  # (projections, lstms, gates, classifier): MACs, lists of one entry a level
     "MACs of a model's own modules."
     if isinstance(model, Hierarchy):
@@ -81,11 +81,7 @@ def head_macs(
         n = len(model.modalities)
         projections = [linear_macs(p) for p in model.project]
         return projections, [0]*(n-1) + [lstm_macs(model.lstm)], [0]*n, linear_macs(model.head)
-    if isinstance(model, LateFusion):
-        *parts,classifiers = zip(*map(head_macs, model.each))
-        projections,lstms,gates = ([o for o, in part] for part in parts)
-        return projections, lstms, gates, sum(classifiers)
-    raise InputError(type(model).__name__, 'has no known costs; give an HCMS, EarlyFusion or LateFusion')
+    raise InputError(type(model).__name__, 'has no known costs; give an HCMS or EarlyFusion')
 
 # %% ../nbs/31_costs.ipynb #aa2f477b
 def module_costs(

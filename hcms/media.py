@@ -6,7 +6,7 @@
 __all__ = ['RESIZE', 'FASTEST', 'RATE', 'WINDOW', 'HOP', 'PATCH', 'PATCH_SAMPLES', 'LOUDEST', 'RATES', 'MAX_PAUSE', 'PARTIAL',
            'MediaError', 'View', 'MediaSpec', 'step_times', 'clip_times', 'mel_matrix', 'audio_samples', 'mono_samples',
            'check_rate', 'log_mel_patches', 'write_video', 'MediaInfo', 'probe', 'upright', 'Step', 'Steps', 'decoded',
-           'StepReader', 'iter_steps', 'read_steps']
+           'StepReader', 'read_steps']
 
 # %% ../nbs/03_media.ipynb #79f532b4
 import bisect, functools, heapq, math, numbers, os, tempfile
@@ -1329,17 +1329,6 @@ class StepReader:
             audio.forget(self._first[t+1])
         frame,clip = (lanes[k].have.pop(t) if k in lanes else None for k in ('appearance', 'motion'))
         return t,wave,heard,frame[0] if frame else None,clip
-
-# %% ../nbs/03_media.ipynb #beaf5f53
-def iter_steps(
-    path,                         # A video file
-    spec:MediaSpec=MediaSpec(),   # What each step is made of
-    modalities:Sequence[str]=MODALITIES,   # Which of the three are wanted
-) -> Iterator[Step]:
-    """The steps of a video in order, each as soon as its media are there.
-
-    For its `info`, loop over a `StepReader`."""
-    return iter(StepReader(path, spec, modalities))
 
 # %% ../nbs/03_media.ipynb #2a2a975f
 def read_steps(

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['scores_and_targets', 'per_class_ap', 'average_precision', 'mean_average_precision', 'softmax', 'interpolated_ap',
-           'mean_interpolated_ap', 'accuracy', 'summary', 'skip_ratios', 'PrecisionRecall', 'gate_precision_recall',
-           'MeanStd', 'mean_std']
+           'mean_interpolated_ap', 'accuracy', 'summary', 'skip_ratios', 'PrecisionRecall', 'gate_precision_recall']
 
 # %% ../nbs/32_metrics.ipynb #269a0e18
 from typing import NamedTuple
@@ -196,15 +195,3 @@ def gate_precision_recall(
         raise InputError('evidence', f'{shapes}: need (N, T) both')
     hit = (used & evidence).sum()
     return PrecisionRecall(*(float(hit/o.sum()) if o.any() else float('nan') for o in (used, evidence)))
-
-# %% ../nbs/32_metrics.ipynb #308c74f2
-class MeanStd(NamedTuple):
-    mean:float
-    std:float   # Sample standard deviation; NaN for one value
-
-def mean_std(
-    values,    # (n,) one number a seed
-) -> MeanStd:
-    "Mean and sample standard deviation over seeds."
-    v = _array(values, 'values').astype(np.float64).ravel()
-    return MeanStd(float(v.mean()), float(v.std(ddof=1)) if len(v)>1 else float('nan'))

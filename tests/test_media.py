@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from hcms.core import MODALITIES, InputError
 from hcms.live import LiveSteps, steps_every
 from hcms.media import (MAX_PAUSE, PATCH_SAMPLES, RATE, MediaError, MediaSpec, StepReader, audio_samples,
-                        clip_times, decoded, iter_steps, log_mel_patches, probe, read_steps, write_video)
+                        clip_times, decoded, log_mel_patches, probe, read_steps, write_video)
 
 SPEC = MediaSpec(steps=6, frame_size=32, clip_size=32, clip_frames=4, clip_seconds=.6)
 HALF = PATCH_SAMPLES/2/RATE
@@ -946,8 +946,8 @@ def test_a_reader_can_be_used_twice_and_left_early(tmp_path):
 @pytest.mark.parametrize('wanted', [(o,) for o in MODALITIES]+[MODALITIES[1:], ()])
 def test_only_what_is_asked_for(tmp_path, wanted):
     p = write_video(tmp_path/'v.mp4', coded(40), 20, click(1, 2))
-    full = list(iter_steps(p, SPEC))
-    for s,f in zip(iter_steps(p, SPEC, wanted), full, strict=True):
+    full = list(StepReader(p, SPEC))
+    for s,f in zip(StepReader(p, SPEC, wanted), full, strict=True):
         for m,k in dict(audio='patch', appearance='frame', motion='clip').items():
             assert getattr(s, k) is None if m not in wanted else (getattr(s, k)==getattr(f, k)).all()
     with pytest.raises(ValueError, match='appearance'):
@@ -962,7 +962,7 @@ def test_nothing_stays_open_and_nothing_is_printed(tmp_path, good, capfd):
     n = None
     for i in range(12):
         read_steps(tmp_path/'v.mp4', SPEC)
-        next(iter_steps(tmp_path/'v.mp4', SPEC))
+        next(iter(StepReader(tmp_path/'v.mp4', SPEC)))
         with pytest.raises(MediaError):
             probe(tmp_path/'bad.mp4')
         if i==1:
