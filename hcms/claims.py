@@ -16,7 +16,6 @@ from functools import cached_property
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
-from scipy.special import ndtri
 from scipy.stats import kruskal
 from tqdm.auto import tqdm
 from .comparisons import ORDERS, TABLE3, arrow, audio_classes
@@ -29,7 +28,8 @@ from .intervals import (Estimate, Interval, coverage_table, estimate_map, estima
     rank_interval, strata_of)
 from .metrics import per_class_ap, skip_ratios, softmax
 from .paper import PAPER_DATASETS, paper_table
-from .policies import GRID, VIEWS, chance, compare, early, measured, policy_configs, policy_seeds
+from hcms.policies import (GRID, VIEWS, advantage, chance, compare, early, lines, measured, policy_configs,
+    policy_seeds)
 from .report import describe, write_table
 from .runs import get_runs, variants, with_steps
 from .tables import letters
@@ -59,17 +59,19 @@ def judge(
     digits=1,
     unit=' points',
 ) -> Judged:
-    "The verdict on one comparison."
-    i = x.interval(comparisons) if isinstance(x, Estimate) else x
+    "The verdict on one comparison; the text has its own interval, at 95%."
+    i = x.interval() if isinstance(x, Estimate) else x
+    corrected = x.interval(comparisons) if isinstance(x, Estimate) else x
     sign = '+' if limit<1 and unit!='%' else ''   # of a difference, not of a share
     number = lambda v: f'{scale*v:{sign}.{digits}f}'
     text = f'{number(i.mean)}{unit} [{number(i.low)}, {number(i.high)}]'
-    if not i.undecided(limit):
-        holds = (i.low>limit)==above
-        return Judged(HOLDS if holds else REFUTED, text)
+    if not i.undecided(limit) and (i.low>limit)==above:
+        return Judged(HOLDS, text)
+    if not corrected.undecided(limit) and (corrected.low>limit)!=above:
+        return Judged(REFUTED, text)
     if margin is not None and limit-margin<i.low and i.high<limit+margin:
         return Judged(EQUAL, text)
-    more = i.times_more(limit)
+    more = (i if i.undecided(limit) else corrected).times_more(limit)
     if more<100:
         return Judged(UNDECIDED, f'{text} (undecided; {more:.1f} times the videos and seeds would decide)')
     return Judged(UNDECIDED, f'{text} (undecided)')
@@ -97,10 +99,18 @@ class Evidence:
         self._runs = {}
         self._maps = {}
     @cached_property
+    def measured(self) -> tuple:
+        "What `hcms.policies.measured` returns."
+        return measured(self.data, self.asked, self.epochs, self.workers)
+    @cached_property
     def rivals(self) -> pd.DataFrame:
         "Every policy beside HCMS, a row each."
-        rows = measured(self.data, self.asked, self.epochs, self.workers)
-        return compare(*rows, self.data.steps, chance(self.data)).set_index('policy')
+        return compare(*self.measured, self.data.steps, chance(self.data)).set_index('policy')
+    @cached_property
+    def advantages(self) -> dict:   # policy -> Estimate
+        "How much more mAP HCMS has at equal cost."
+        each = lines(*self.measured)
+        return {k: advantage(each['HCMS'], o) for k,o in each.items()}
     def runs(self, **changes) -> list:
         "The runs of a configuration, one a seed."
         key = str(sorted(changes.items()))
@@ -215,9 +225,9 @@ def _letters(modalities) -> str:
 @claim('HCMS matches or beats early fusion of all modalities, at a fraction of its cost',
     'Sec. 4.2.1, Table 1', 'skipping would be paid for in accuracy')
 def matches_fusion(e):
-    gain = judge(e.map()-e.map(**early()), -MARGIN, margin=None)
+    gain = judge(e.map()-e.map(**early()), -MARGIN, comparisons=2, margin=None)
     share = e.cost()/e.cost(**early())
-    cheap = judge(share, .25, above=False, margin=None, unit='%')
+    cheap = judge(share, .25, above=False, comparisons=2, margin=None, unit='%')
     def paper(d):
         h = _paper_hcms(d)
         rows = paper_table(1).query('dataset==@d and modalities=="A+I+M" and views==128')
@@ -518,15 +528,12 @@ def shares(e):
 # %% ../nbs/65_claims.ipynb #14bddc91
 DID_NOT_TRAIN = 'AdaFrame did not train here; the table of admissions says why'
 
-def _more(row) -> Interval:
-    return Interval(row.hcms_more_mean, row.hcms_more_low, row.hcms_more_high)
-
 @claim('HCMS outperforms AdaFrame', 'Sec. 4.2.2, Fig. 3',
     'choosing among steps would be worth more than choosing among modalities')
 def adaframe(e):
     h = e.rivals.loc['HCMS']
     a = e.rivals.loc['AdaFrame']
-    i = judge(_more(a))
+    i = judge(e.advantages['AdaFrame'])
     numbers = (
         f'{i.text}; best operating point {a.best_map:.1%} at {a.best_gflops:.0f} GFLOPs, '
         f'of HCMS {h.best_map:.1%} at {h.best_gflops:.0f}')
@@ -543,7 +550,7 @@ def adaframe(e):
 def state_of_the_art(e):
     known = [o for o in TABLE3 if o in e.rivals.index]
     admitted = [o for o in known if e.rivals.admitted[o]]
-    judged = {o: judge(_widened(_more(e.rivals.loc[o]), len(admitted))) for o in admitted}
+    judged = {o: judge(e.advantages[o], comparisons=len(admitted)) for o in admitted}
     numbers = '; '.join(f'{k}: {i.text}' for k,i in judged.items())
     left_out = [o for o in known if o not in admitted]
     if left_out:
@@ -561,11 +568,6 @@ def _best_quoted(d) -> str:
     others = paper_table(3).query('method!="HCMS"').dropna(subset=[column])
     best = others.loc[others[column].idxmax()]
     return f'{_paper_hcms(d).map_pct-best[column]:+.1f} points over {best.method}, with other backbones'
-
-def _widened(i:Interval, comparisons:int) -> Interval:
-    "An interval at 95%, made wide enough for several comparisons as if it were normal."
-    factor = ndtri(1-.025/comparisons)/ndtri(.975)
-    return Interval(i.mean, i.mean-(i.mean-i.low)*factor, i.mean+(i.high-i.mean)*factor)
 
 # %% ../nbs/65_claims.ipynb #17c0dc13
 def claims_table(e:Evidence) -> pd.DataFrame:   # claim, place, about, failing, test, numbers, verdict, paper
@@ -591,7 +593,8 @@ def show_claims(numbers, e, parameters, out) -> pd.DataFrame:
     total = ', '.join(f'{count[o]} {o}' for o in (HOLDS, REFUTED, EQUAL, UNDECIDED, UNTESTABLE) if o in count)
     intervals = (
         f'Intervals: 95% over videos (jackknife within classes) and {e.seeds} seeds '
-        f"(policies: {policy_seeds(e.asked)}; Student's t), corrected for the comparisons in a row. "
+        f"(policies: {policy_seeds(e.asked)}; Student's t). A row of several comparisons holds if each "
+        'does; it is refuted if one fails in an interval that is corrected for their number. '
         'An equal verdict means: within one point of mAP, or as the test says.')
     notes = [f'Of {len(numbers)} claims: {total}.', *notes, intervals]
     shown = numbers[list(_COLUMNS)].rename(columns=_COLUMNS).assign(Verdict=lambda d: '**'+d.Verdict+'**')

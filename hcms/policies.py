@@ -7,7 +7,8 @@ __all__ = ['GRID', 'VIEWS', 'HCMS_GRID', 'SHIPPED', 'LEARNED', 'FLAT', 'MEASURED
            'ask', 'Knob', 'whole_numbers', 'evenly_used', 'own_macs', 'spread', 'acted', 'Retrained', 'forced',
            'Hierarchical', 'stopped', 'Random', 'Loudest', 'cheapest_evidence', 'Oracle', 'Cascade', 'Late', 'early',
            'policies', 'policy_changes', 'policy_seeds', 'policy_configs', 'measure', 'along', 'cost_at', 'last_rise',
-           'tested', 'admissions', 'admitted', 'measured', 'chance', 'Line', 'line', 'compare']
+           'tested', 'admissions', 'admitted', 'measured', 'chance', 'Line', 'line', 'lines', 'equal_costs',
+           'advantage', 'compare']
 
 # %% ../nbs/57_policies.ipynb #129df141
 import math
@@ -587,6 +588,21 @@ def line(rows:pd.DataFrame, changes, strata) -> Line:
     cost = np.array([rows.gflops[o].mean() for o in at])
     return Line(cost, np.stack([rows['map'][o] for o in at]), np.stack([changes[o] for o in at]), strata)
 
+# %% ../nbs/57_policies.ipynb #d577c397
+def lines(curves:pd.DataFrame, changes, strata) -> dict:   # policy -> Line
+    "All curves of `measured`."
+    curves = curves.reset_index(drop=True)
+    return {name: line(d, changes, strata) for name,d in curves.groupby('policy', sort=False)}
+
+def equal_costs(ours:Line, theirs:Line) -> np.ndarray:   # (100,) GFLOPs
+    "From where both have an operating point to where neither has a more expensive one."
+    return np.geomspace(max(ours.cost.min(), theirs.cost.min()), max(ours.cost.max(), theirs.cost.max()), 100)
+
+def advantage(ours:Line, theirs:Line) -> Estimate:
+    "The mAP of one curve less that of another, mean over the logarithm of their equal costs."
+    grid = equal_costs(ours, theirs)
+    return ours.at(grid)-theirs.at(grid)
+
 # %% ../nbs/57_policies.ipynb #a23a9981
 def compare(
     curves:pd.DataFrame,   # From `measured`
@@ -599,16 +615,13 @@ def compare(
 ) -> pd.DataFrame:         # A row a policy: admitted, and area_*, hcms_more_*, cost_* with _mean, _low, _high
     "What sums the curves up, beside HCMS; `hcms_more` is from `equal_from` to `equal_to` GFLOPs."
     grid = np.geomspace(steps*PAPER_PRICES['audio'], steps*sum(PAPER_PRICES.values()), 200)
-    curves = curves.reset_index(drop=True)
-    lines = {name: line(d, changes, strata) for name,d in curves.groupby('policy', sort=False)}
-    ours = lines['HCMS']
+    each = lines(curves, changes, strata)
+    ours = each['HCMS']
     own = Estimate(ours.each[shipped]-tolerance, ours.changes[shipped], strata)
     rows = []
     for name,d in curves.groupby('policy', sort=False):
-        theirs = lines[name]
-        equal_from = max(theirs.cost.min(), ours.cost.min())
-        equal_to = max(theirs.cost.max(), ours.cost.max())
-        both = np.geomspace(equal_from, equal_to, 100)
+        theirs = each[name]
+        both = equal_costs(ours, theirs)
         costs = np.geomspace(theirs.cost.min(), theirs.cost.max(), 60)
         best = d.groupby('setting')[['map', 'gflops']].mean().sort_values('map').iloc[-1]
         works = bool(d.admitted.iloc[0]) if 'admitted' in d else True
@@ -616,7 +629,7 @@ def compare(
             best_map=best['map'], best_gflops=best.gflops, equal_from=both[0], equal_to=both[-1])
         intervals = dict(
             area=theirs.at(grid, floor).interval(),
-            hcms_more=(ours.at(both)-theirs.at(both)).interval(),
+            hcms_more=advantage(ours, theirs).interval(),
             cost=theirs.where(own, costs))
         for k,o in intervals.items():
             row |= {f'{k}_{a}': v for a,v in o._asdict().items()}
