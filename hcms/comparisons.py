@@ -175,8 +175,8 @@ def show_measured(rows, data, parameters, runs, out) -> pd.DataFrame:
         'area %': _with_interval(rows, 'area', 100)})
     notes,meta = describe(data, runs, parameters)
     notes.append(
-        'Every policy saw the same features, with the same prices, seeds, optimizer and epochs (AdaFrame and '
-        'OCSampler, which learn from rewards, twice as many); how many '
+        'Every policy saw the same features, with the same prices, optimizer and epochs (AdaFrame and '
+        'OCSampler twice, AdaMML three times as many, since their curves had not ended); how many '
         'tuning trials each had stands in the table of admissions. At equal cost: the mean difference over '
         'the logarithm of the cost, from where both have an operating point to where neither has a more '
         'expensive one. Area: mean mAP over the logarithm of the cost from hearing everything to using '

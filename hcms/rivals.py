@@ -44,7 +44,8 @@ class Rival(nn.Module, Saved, library_name='hcms', tags=['video-classification']
     always = ()          # at all steps,
     once = ()            # and once a video
     tunes = ()           # Its own constant that is tuned: name, and the values that are tried
-    longer = 1           # Times the epochs of the others, for what learns from rewards
+    longer = 1           # Times the epochs of the others, where its selection curve would not end with theirs
+    version = 0          # Raise it when the results of this class change
     def __init__(self,
         num_classes:int,             # C
         modalities=MODALITIES,       # Names, cheapest first
@@ -303,9 +304,10 @@ def set_log_prob(
 class OCSampler(Salient):
     "k steps drawn at once by a policy that has seen the audio of the whole video."
     longer = 2
+    version = 1
     per_step = ('embed',)
     once = ('head',)
-    warm = .5      # Share of training in which the classifier learns
+    warm = .3      # Share of training in which the classifier learns
     draws = 4      # Sets for each video
     entropy = .1   # Weight
     tunes = ('entropy', (.1, .02))
@@ -687,6 +689,7 @@ class LiteEval(Rival):
 # %% ../nbs/23_rivals.ipynb #bd37b84a
 class AdaMML(Previewing):
     "Independent decisions for each modality at each step; late fusion with learned weights."
+    longer = 3
     always = ('hear', 'policy')
     prices = (.99, 65.7)
     warm = .15             # Share of training at which the warm-up ends
@@ -735,7 +738,7 @@ class AdaMML(Previewing):
         return use.sum(1) @ cost + use.shape[1]*self.macs_of(self.always)
 
 # %% ../nbs/23_rivals.ipynb #7d853dd5
-RIVALS_VERSION = 2   # Raise it when the results of a rival change
+RIVALS_VERSION = 2   # Raise it when the results of all rivals change
 RIVALS = dict(
     reader=Reader, tsn=TSN, keyless=Keyless, gated=GatedFusion, scsampler=SCSampler,
     ocsampler=OCSampler, marl=MARL, frameexit=FrameExit, listen=ListenToLook, adaframe=AdaFrame,

@@ -160,7 +160,10 @@ def variants(
 
 def run_folder(dataset, config:TrainConfig) -> Path:
     "Where a run is kept; its name is the key."
-    version = [VERSION, RIVALS_VERSION] if config.model in RIVALS else VERSION
+    version = VERSION
+    if config.model in RIVALS:
+        own = RIVALS[config.model].version
+        version = [VERSION, RIVALS_VERSION, own] if own else [VERSION, RIVALS_VERSION]
     return dataset.folder/'runs'/fingerprint([version, config.model_dump(mode='json'), dataset.fingerprint])
 
 # %% ../nbs/50_runs.ipynb #2f0d4f2c
