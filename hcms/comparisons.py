@@ -284,7 +284,8 @@ def show_learning_curves(numbers, data, parameters, runs, out):
     "Write learning_curves.* and return the figure: `numbers` from `learning_curves`."
     names = list(dict.fromkeys(numbers.policy))
     rows = -(-len(names)//5)
-    fig,axes = panels(rows, 5, height=1.25*rows+.4, sharex=True, sharey=True)
+    fig,axes = panels(rows, 5, height=1.25*rows+.4, sharey=True)
+    axes[0,0].set_ylim(0, 100)
     for ax,name in zip(axes.flat, names):
         for k,d in numbers[numbers.policy==name].groupby('change'):
             ax.plot(d.epoch+1, 100*d.score_mean, lw=1, marker='.', ms=2, color=f'C{k}')
@@ -299,7 +300,7 @@ def show_learning_curves(numbers, data, parameters, runs, out):
     notes.append(
         'The score that chooses the epoch, on the selection split, mean of the seeds: mAP less lambda times '
         'the penalty of usage for HCMS, the mean of mAP over the whole curve for a policy with several '
-        'operating points. One line a configuration. '
+        'operating points. One line a configuration; scores below 0, of the first epochs, are not shown. '
         'Policies without networks of their own share one reader.')
     title = f'Learning curves of all policies on {data.label}'
     write_figure(fig, numbers, 'learning_curves', out, title, notes, meta)
