@@ -28,8 +28,8 @@ from .intervals import (Estimate, Interval, coverage_table, estimate_map, estima
     rank_interval, strata_of)
 from .metrics import per_class_ap, skip_ratios, softmax
 from .paper import PAPER_DATASETS, paper_table
-from hcms.policies import (GRID, VIEWS, advantage, chance, compare, early, lines, measured, policy_configs,
-    policy_seeds)
+from .policies import GRID, VIEWS, advantage, chance, compare, early, lines, measured
+from .policies import policy_configs, policy_seeds
 from .report import describe, write_table
 from .runs import get_runs, variants, with_steps
 from .tables import letters
@@ -107,10 +107,12 @@ class Evidence:
         "Every policy beside HCMS, a row each."
         return compare(*self.measured, self.data.steps, chance(self.data)).set_index('policy')
     @cached_property
-    def advantages(self) -> dict:   # policy -> Estimate
+    def lines(self) -> dict:   # policy -> Line
+        "The curve of every policy."
+        return lines(*self.measured)
+    def advantage(self, policy:str) -> Estimate:
         "How much more mAP HCMS has at equal cost."
-        each = lines(*self.measured)
-        return {k: advantage(each['HCMS'], o) for k,o in each.items()}
+        return advantage(self.lines['HCMS'], self.lines[policy])
     def runs(self, **changes) -> list:
         "The runs of a configuration, one a seed."
         key = str(sorted(changes.items()))
@@ -533,7 +535,7 @@ DID_NOT_TRAIN = 'AdaFrame did not train here; the table of admissions says why'
 def adaframe(e):
     h = e.rivals.loc['HCMS']
     a = e.rivals.loc['AdaFrame']
-    i = judge(e.advantages['AdaFrame'])
+    i = judge(e.advantage('AdaFrame'))
     numbers = (
         f'{i.text}; best operating point {a.best_map:.1%} at {a.best_gflops:.0f} GFLOPs, '
         f'of HCMS {h.best_map:.1%} at {h.best_gflops:.0f}')
@@ -550,7 +552,7 @@ def adaframe(e):
 def state_of_the_art(e):
     known = [o for o in TABLE3 if o in e.rivals.index]
     admitted = [o for o in known if e.rivals.admitted[o]]
-    judged = {o: judge(e.advantages[o], comparisons=len(admitted)) for o in admitted}
+    judged = {o: judge(e.advantage(o), comparisons=len(admitted)) for o in admitted}
     numbers = '; '.join(f'{k}: {i.text}' for k,i in judged.items())
     left_out = [o for o in known if o not in admitted]
     if left_out:

@@ -121,6 +121,7 @@ class Run:
     history:pd.DataFrame
     predictions:Predictions
 
+# %% ../nbs/50_runs.ipynb #98b607e7
 def lengthened(config):
     "The configuration with its rival's multiple of the epochs; the learning rate ends as low as before."
     times = RIVALS[config.model].longer if config.model in RIVALS else 1
@@ -158,6 +159,7 @@ def variants(
     check_count(epochs, 'epochs', least=0)
     return [config_for(dataset, epochs, **kw, seed=s) for kw in changes for s in range(seeds)]
 
+# %% ../nbs/50_runs.ipynb #82a2a218
 def run_folder(dataset, config:TrainConfig) -> Path:
     "Where a run is kept; its name is the key."
     version = VERSION
@@ -332,7 +334,7 @@ def operating_point(
     "Trials of targets and lambda until the reached skip ratios are the wanted ones: the last one."
     ranges = PAPER.appearance_skip,PAPER.motion_skip
     free = ((0., 1.),)*len(want)
-    trials = []
+    rows = []
     for weight in weights:
         wished = tuple(low for low,_ in ranges)
         for limits in (ranges, free) if weight==PAPER.usage_weight else (free,):
@@ -348,8 +350,8 @@ def operating_point(
                 got = tuple(np.mean([reached(r) for r in runs], 0).round(4).tolist())
                 close = max(abs(a-b) for a,b in zip(got, want))<=CLOSE
                 best = np.mean([r.history['map'].max() for r in runs])
-                trials.append(dict(weight=weight, targets=targets, reached=got, map=best, close=close))
+                rows.append(dict(weight=weight, targets=targets, reached=got, map=best, close=close))
                 if close:
-                    return pd.DataFrame(trials)
+                    return pd.DataFrame(rows)
                 wished = tuple(t+w-g for t,w,g in zip(targets, want, got))
-    return pd.DataFrame(trials)
+    return pd.DataFrame(rows)
