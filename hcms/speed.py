@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WAYS', 'turns', 'in_turns', 'long_video', 'bare_decode', 'decode_table', 'spread_gates', 'seconds_per_call',
-           'at_steps', 'inference_table', 'products_alone', 'plain_loop', 'training_table', 'show_speed']
+           'at_steps', 'inference_table', 'products_alone', 'plain_loop', 'training_table', 'product_pace',
+           'network_table', 'show_speed', 'show_gpu']
 
 # %% ../nbs/69_speed.ipynb #c68fd606
 import os
@@ -21,7 +22,7 @@ from .gating import gumbel_gate, gumbel_noise
 from .hlstm import HCMS, fuse
 from .infer import Stream, play, predict, predict_many
 from .media import StepReader, _open, _streams, probe, write_video
-from .plots import panels, plot_ratios
+from .plots import COLORS, panels, plot_ratios
 from .report import write_figure, write_table
 
 # %% ../nbs/69_speed.ipynb #63618c08
@@ -36,6 +37,8 @@ def turns(
         for k,f in jobs.items():
             since = clock()
             f()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()   # a GPU is still at work when its caller goes on
             took[k].append(clock()-since)
     return {k: np.array(v) for k,v in took.items()}
 
@@ -213,8 +216,9 @@ def _shapes(model, B, T, backward=True) -> list:   # of (m, k, n, times)
 # %% ../nbs/69_speed.ipynb #3fe77496
 def products_alone(model, B:int, T:int, backward=True):
     "A function that runs the matrix products of a training step, or of a forward pass, and nothing else."
+    make = dict(device=next(model.parameters()).device)
     jobs = [
-        (torch.randn(m, k), torch.randn(k, n), torch.empty(m, n), times)
+        (torch.randn(m, k, **make), torch.randn(k, n, **make), torch.empty(m, n, **make), times)
         for m,k,n,times in _shapes(model, B, T, backward)
     ]
     def run():
@@ -260,9 +264,10 @@ def _differences(ours, plain) -> dict:
 # %% ../nbs/69_speed.ipynb #eb833aa1
 def _step_turns(model, B, T, repeats) -> tuple:
     "Seconds of a training step in three ways, and how far ours is from the plain loop."
-    x = [torch.randn(B, T, d) for d in model.in_sizes]
-    noise = gumbel_noise((B, T, len(x)-1, 2), torch.Generator().manual_seed(0))
-    y = torch.arange(B)%model.num_classes
+    device = next(model.parameters()).device
+    x = [torch.randn(B, T, d, device=device) for d in model.in_sizes]
+    noise = gumbel_noise((B, T, len(x)-1, 2), torch.Generator().manual_seed(0)).to(device)
+    y = torch.arange(B, device=device)%model.num_classes
     last = {}
     def step(k, f):
         model.train().zero_grad()
@@ -296,6 +301,54 @@ def training_table(
             row = dict(setting=name, what=k, seconds=s.min(), times_bound=s.min()/bound.min())
             row |= dict(least=each.min(), most=each.max())
             rows.append(row | (far if k=='hcms' else {}))
+    return pd.DataFrame(rows)
+
+# %% ../nbs/69_speed.ipynb #4018c2ae
+def product_pace(
+    device:str='cpu',
+    precision:str='float32',   # Or 'bfloat16', 'float16'
+    n:int=8192,                # Rows and columns
+    repeats:int=3,
+) -> float:                    # Multiply-accumulates a second
+    "The pace of one large matrix product, in TF32 where convolutions use that too."
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    a,b = torch.randn(2, n, n, device=device, dtype=getattr(torch, precision))
+    took = in_turns(dict(product=lambda: a@b), 1+repeats)
+    torch.backends.cuda.matmul.allow_tf32 = before
+    return n**3/took['product']
+
+def _grain(x, seed:int=0):
+    "Noise of the shape and type of a network's input."
+    g = torch.Generator().manual_seed(seed)
+    if x.dtype.is_floating_point:
+        return torch.rand(x.shape, generator=g)
+    return torch.randint(0, 256, x.shape, generator=g, dtype=x.dtype)
+
+def network_table(
+    device:str='cpu',
+    precisions=('float32',),
+    batches=(1, 4, 16, 64),   # Time steps at once
+    preset:str='paper',       # Of networks; their weights are random
+    product:int=8192,         # Rows and columns of the matrix product
+    repeats:int=3,
+) -> pd.DataFrame:   # precision, modality, batch; seconds and gmacs of a feature, share of the product's pace
+    "What a feature takes on a device, its inputs being there; and how far it is from the CPU's in float32."
+    cpu = load_backbones(preset)
+    gmacs = backbone_prices(cpu)
+    rows = []
+    for precision in precisions:
+        pace = product_pace(device, precision, product, repeats)
+        there = load_backbones(preset, device=device, precision=precision)
+        for m in there.nets:
+            x = _grain(cpu.blank(2)[m])
+            want = cpu.features(m, x)
+            difference = ((there.features(m, x)-want).abs().max()/want.abs().max()).item()
+            for n in batches:
+                x = there.blank(n)[m].to(device)
+                took = in_turns(dict(call=lambda: there.features(m, x)), 1+repeats)['call']/n
+                row = dict(precision=precision, modality=m, batch=n, seconds=took, gmacs=gmacs[m])
+                rows.append(row | dict(share=1e9*gmacs[m]/took/pace, difference=difference))
     return pd.DataFrame(rows)
 
 # %% ../nbs/69_speed.ipynb #fed054e8
@@ -375,4 +428,49 @@ def show_speed(
     handles = axes[0][0].get_legend_handles_labels()
     fig.legend(*handles, loc='outside lower center', ncols=2, frameon=False, fontsize=7)
     write_figure(fig, n, 'speed_ratios', out, 'Seconds and GFLOPs against always-on', told, meta)
+    return fig
+
+# %% ../nbs/69_speed.ipynb #6ddd66db
+def show_gpu(
+    networks:pd.DataFrame,    # Of `network_table`
+    inference:pd.DataFrame,   # Of `inference_table`, with a column `networks`
+    training:pd.DataFrame,    # Of `training_table`
+    notes:list,
+    meta:dict,
+    out,
+):
+    "Write speed_gpu.*, speed_gpu_inference.* and speed_gpu_training.*, and return the figure."
+    shown = pd.DataFrame({
+        'Network of': networks.modality,
+        'precision': networks.precision,
+        'at once': networks.batch,
+        'ms a feature': (1e3*networks.seconds).map(_three),
+        'TFLOP/s': (2*networks.gmacs/networks.seconds/1e3).map(_three),
+        "of a matrix product's pace": networks.share.map('{:.1%}'.format),
+        'difference from the CPU': networks.difference.map('{:.1e}'.format),
+    })
+    told = ['Two FLOPs are one multiply-accumulate. Inputs are on the device before the clock starts. '
+            'Difference: the largest of all features, over the largest feature of the CPU, float32.', *notes]
+    fig,axes = panels(1, networks.precision.nunique(), height=2.8, sharey=True, squeeze=False)
+    for ax,(precision,d) in zip(axes[0], networks.groupby('precision', sort=False)):
+        for m,each in d.groupby('modality', sort=False):
+            ax.plot(each.batch, 100*each.share, 'o-', color=COLORS[m], label=m)
+        ax.set(xscale='log', yscale='log', xlabel='time steps at once', title=precision)
+        ax.set_xticks(sorted(set(d.batch)), sorted(set(d.batch)))
+        ax.minorticks_off()
+    axes[0][0].set_ylabel("% of a matrix product's pace")
+    axes[0][0].legend(frameon=False, fontsize=7)
+    write_figure(fig, networks, 'speed_gpu_pace', out, 'How much of a GPU a network uses', told, meta)
+    write_table(networks, shown, 'speed_gpu', out, 'Networks on a GPU', told, meta)
+    n = _ratios(inference)
+    where = 'Networks run on the GPU; decoding, resizing and the hierarchy on the CPU.'
+    told = [*_INFERENCE_NOTES[1:3], where, *notes]
+    write_table(n, _shown_inference(n), 'speed_gpu_inference', out, 'Inference with a GPU', told, meta)
+    far = training.dropna(subset='logits')
+    told = [f'Largest differences from the plain loop: logits {far.logits.max():.1e}, gradients '
+            f'{far.gradients.max():.1e}; gates that differ: {far.gates.sum():.0f}.', *notes]
+    shown = training.drop(columns=['logits', 'gradients', 'gates'])
+    shown = _shown_times(shown, times_bound='times its matrix products', least='least', most='most')
+    title = 'A step of training on a GPU, forward and backward'
+    write_table(training, shown, 'speed_gpu_training', out, title, told, meta)
     return fig
