@@ -7,7 +7,7 @@ __all__ = ['MODALITIES', 'LETTERS', 'MOST_SECONDS', 'ID_RULE', 'NO_ROOM', 'Input
            'check_count', 'check_seconds', 'check_id', 'full_path', 'folder_from', 'repo_root', 'home_and_why', 'home',
            'read_text', 'read_lines', 'read_json', 'canonical_json', 'fingerprint', 'rng_for', 'no_room', 'write_whole',
            'sha256', 'sealing', 'check_seal', 'check_script', 'how_ended', 'out_of_memory', 'Worker', 'WorkerPool',
-           'why_broken', 'worker_pool', 'end_processes', 'stoppable', 'method_of', 'versions', 'commit']
+           'why_broken', 'worker_pool', 'end_processes', 'stoppable', 'versions', 'commit']
 
 # %% ../nbs/00_core.ipynb #06489436
 import difflib, errno, hashlib, json, math, multiprocessing, os, pickle, re
@@ -582,16 +582,6 @@ def stoppable():   # Its attribute `doing` names what the first Ctrl-C waits for
     finally:
         if not inner:
             signal.signal(signal.SIGINT, was)
-
-# %% ../nbs/00_core.ipynb #a9e5270e
-def method_of(cls):
-    "Decorator: put the function `_name` into `cls` as its method `name`."
-    def put(f):
-        f.__name__ = f.__name__[1:]
-        f.__qualname__ = f'{cls.__name__}.{f.__name__}'
-        setattr(cls, f.__name__, f)
-        return f
-    return put
 
 # %% ../nbs/00_core.ipynb #9b82df9c
 def versions() -> dict:   # package -> version

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from .backbones import PRECISIONS, load_backbones, spec_for, weights_path
 from .core import (
     MODALITIES, InputError, check_choice, check_count, check_seconds, fingerprint, folder_from, home,
-    method_of, read_json, worker_pool, write_whole)
+    read_json, worker_pool, write_whole)
 from .costs import backbone_prices
 from .extract import Extraction, extract, open_views
 from .finetune import FinetuneConfig, decode_split, finetune
@@ -208,8 +209,8 @@ class Dataset(_Shown, _Provenance):
         return note['gflops']
 
 # %% ../nbs/45_datasets.ipynb #8cfbd5ba
-@method_of(Dataset)
-def _choose(self, **given) -> dict:   # all that is chosen
+@patch
+def choose(self:Dataset, **given) -> dict:   # all that is chosen
     "Record the number of time steps and the precision of the features; there can be one choice."
     given = {k: v for k,v in given.items() if v}
     was = self.chosen
@@ -227,8 +228,8 @@ def _choose(self, **given) -> dict:   # all that is chosen
     return self.chosen
 
 # %% ../nbs/45_datasets.ipynb #c623a8f4
-@method_of(Dataset)
-def _extract(self, workers:int=2, steps:int=0, precision:str='', **options) -> Extraction:
+@patch
+def extract(self:Dataset, workers:int=2, steps:int=0, precision:str='', **options) -> Extraction:
     """Features of every video that has none yet; options as of `extract`.
 
     Steps and precision hold for the data set from then on."""
@@ -236,8 +237,8 @@ def _extract(self, workers:int=2, steps:int=0, precision:str='', **options) -> E
     return extract(self.manifest, self.store, self.preset, self.weights, workers, **chosen, **options)
 
 # %% ../nbs/45_datasets.ipynb #a91c0daf
-@method_of(Dataset)
-def _extracted(self, name:str):   # Manifest
+@patch
+def extracted(self:Dataset, name:str):   # Manifest
     "The videos of a split with features, without those set aside; any other gap is an `InputError`."
     part = self.manifest.split(name)
     where = f'{self.name}, {name} split'
@@ -251,15 +252,15 @@ def _extracted(self, name:str):   # Manifest
     why = self.missing[part.ids[0]]
     raise InputError(where, f'not one of {len(part)} videos could be used; the first: {why}')
 
-@method_of(Dataset)
-def _check(self):
+@patch
+def check(self:Dataset):
     "An `InputError` where training would find that a split lacks features."
     for name in ('training', 'selection', self.evaluated):
         self.extracted(name)
 
 # %% ../nbs/45_datasets.ipynb #509ad280
-@method_of(Dataset)
-def _split(self,
+@patch
+def split(self:Dataset,
     name:str,   # 'training', 'selection' or the evaluated split
 ) -> Split:
     """Features of a split in memory, in half precision as they are stored.
@@ -269,20 +270,20 @@ def _split(self,
     x = {m: v.load(part.ids, dtype=torch.float16)[0] for m,v in self.views.items()}
     return Split(list(part.ids), x, torch.from_numpy(part.targets()), part.multi_hot())
 
-@method_of(Dataset)
-def _counts(self) -> dict:   # n_evaluated, n_official
+@patch
+def counts(self:Dataset) -> dict:   # n_evaluated, n_official
     "How many videos of the evaluated split there are features of, and how many it officially has."
     ids = self.manifest.split(self.evaluated).ids
     official = PAPER_DATASETS[self.name].n(self.evaluated) if self.name in PAPER_DATASETS else len(ids)
     return dict(n_evaluated=sum(id not in self.missing for id in ids), n_official=official)
 
-@method_of(Dataset)
-def _evidence(self, name:str) -> np.ndarray|None:   # (N, T, 3) bool: audio, appearance, motion
+@patch
+def evidence(self:Dataset, name:str) -> np.ndarray|None:   # (N, T, 3) bool: audio, appearance, motion
     "The oracle of a split: which steps carry evidence; `None` if unknown. Never shown to a model."
     return evidence(self.folder/'videos', self.split(name).ids, self.steps) if self.name=='demo' else None
 
-@method_of(Dataset)
-def _sources(self) -> dict:
+@patch
+def sources(self:Dataset) -> dict:
     "Where the features come from, for a sidecar."
     backbones = {}
     for m,w in self.backbones.weights.items():
@@ -438,16 +439,16 @@ class SimulatedDataset(_Shown):
 
 def _simulated(name, paper_size, changes): return SimulatedDataset(name, paper_size, **changes)
 
-@method_of(SimulatedDataset)
-def _check(self):
+@patch
+def check(self:SimulatedDataset):
     "An `InputError` where nothing can be trained or evaluated."
     for k in ('training', 'selection', 'evaluated', 'steps'):
         n = getattr(self.sim, k)
         if n<1:
             raise InputError(self.label, f'{k} must be above 0, not {n}')
 
-@method_of(SimulatedDataset)
-def _videos(self, name:str) -> list:   # of (id, class)
+@patch
+def videos(self:SimulatedDataset, name:str) -> list:   # of (id, class)
     "The videos of a split: as many of every class as will go."
     if name!=self.evaluated:
         check_choice(name, ('training', 'selection'), 'split of a stand-in')
@@ -455,8 +456,8 @@ def _videos(self, name:str) -> list:   # of (id, class)
     C = len(self.classes)
     return [(f'simulated_{name}_{i:06d}', i%C) for i in range(n)]
 
-@method_of(SimulatedDataset)
-def _split(self, name:str) -> Split:
+@patch
+def split(self:SimulatedDataset, name:str) -> Split:
     "Features of a split in memory."
     videos = self.videos(name)
     x = dict(zip(MODALITIES, simulate_split(self.sim, self.world, videos)))
@@ -465,8 +466,8 @@ def _split(self, name:str) -> Split:
     labels = np.eye(len(self.classes), dtype=int)[list(y)]
     return Split(list(ids), x, torch.tensor(y), labels)
 
-@method_of(SimulatedDataset)
-def _evidence(self, name:str) -> np.ndarray:   # (N, T, 3) bool
+@patch
+def evidence(self:SimulatedDataset, name:str) -> np.ndarray:   # (N, T, 3) bool
     "The oracle of a split."
     return np.stack([simulate_video(self.sim, self.world, id, y)[1] for id,y in self.videos(name)])
 

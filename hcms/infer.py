@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 import av
 import numpy as np
 import torch
+from fastcore.basics import patch
 from .backbones import Backbones
-from .core import InputError, check_count, method_of
+from .core import InputError, check_count
 from .costs import ModuleCosts, backbone_prices, budget_macs, module_costs, whole_macs
 from .gating import gumbel_gate
 from .hlstm import keep, lstm_update, total
@@ -116,8 +117,8 @@ class Conditional:
         return [tuple(torch.where(alive, n, o) for n,o in zip(new, old)) for new,old in zip(after, state)]
 
 # %% ../nbs/42_infer.ipynb #6b5e7eaa
-@method_of(Conditional)
-def __pay(self, k, price, live, rows, walks) -> tuple:   # (live, rows) that are left
+@patch
+def _pay(self:Conditional, k, price, live, rows, walks) -> tuple:   # (live, rows) that are left
     "Those of `rows` that can pay. Videos without budget end; those that cannot pay for audio skip the step."
     able = [b for b in rows if walks[b].meter.pay(**price)]
     for b in set(rows)-set(able):
@@ -126,8 +127,8 @@ def __pay(self, k, price, live, rows, walks) -> tuple:   # (live, rows) that are
             live = [o for o in live if o!=b]
     return live,able
 
-@method_of(Conditional)
-def __decide(self, k, x, G, old, live, rows, walks, gates) -> tuple:   # (live, rows whose gate is open)
+@patch
+def _decide(self:Conditional, k, x, G, old, live, rows, walks, gates) -> tuple:   # (live, open rows)
     "Eqs. 3 and 5 for the videos that ask: in a nested model, those whose gate below is open."
     if self.model.nested and G:
         rows = [b for b in rows if G[-1][b]>.5]
@@ -144,8 +145,8 @@ def __decide(self, k, x, G, old, live, rows, walks, gates) -> tuple:   # (live, 
     return live,[b for b,g in zip(rows, own.tolist()) if g>.5]
 
 # %% ../nbs/42_infer.ipynb #2a6a5918
-@method_of(Conditional)
-def __update(self, k, x, G, old, after, rows, media):
+@patch
+def _update(self:Conditional, k, x, G, old, after, rows, media):
     """Eqs. 2, 4 and 6: a new state where the modality is used, the fused one elsewhere.
 
     Adds to `x`, `G` and `after`."""
@@ -461,8 +462,8 @@ class Stream:
     def _go(self): return sum([self.step(o) for o in self.live.ready()])
 
 # %% ../nbs/42_infer.ipynb #9e5c4c63
-@method_of(Stream)
-def _step(self,
+@patch
+def step(self:Stream,
     step:Step,   # Its patch; its frame and clip as functions, or None where there are none
 ) -> bool:       # Was it taken? A step that cannot be paid is skipped
     "One time step, given its media."
@@ -481,8 +482,8 @@ def _step(self,
     self.time = step.time
     return True
 
-@method_of(Stream)
-def _answer(self) -> Answer:
+@patch
+def answer(self:Stream) -> Answer:
     "What is known now, and what it has cost."
     w = self.walk
     if w.steps>self.said_at and w.meter.read():

@@ -12,7 +12,8 @@ from functools import partial
 from itertools import count
 import av
 import numpy as np
-from .core import InputError, method_of
+from fastcore.basics import patch
+from .core import InputError
 from .media import (PATCH_SAMPLES, RATE, MediaSpec, Step, _Audio, _Lane, _Pictures, _Timeline,
                         _audio_frame, _log_mel, _stack, check_rate, clip_times, mono_samples)
 
@@ -101,8 +102,8 @@ class LiveSteps:
             self.index += 1
 
 # %% ../nbs/08_live.ipynb #4c429448
-@method_of(LiveSteps)
-def _begin(self, zero:float):
+@patch
+def begin(self:LiveSteps, zero:float):
     "The stream begins at this stamp, unless that is settled: by the caller, or by what has come."
     if self.clock.zero is None and not self.clock.spans:
         self.clock.zero = _finite(zero)
@@ -117,8 +118,8 @@ def _finite(time) -> float:
         raise InputError('time', f'must be a finite number of seconds, not {time!r}')
     return t
 
-@method_of(LiveSteps)
-def __since_start(self,
+@patch
+def _since_start(self:LiveSteps,
     kind:str,           # 'video' or 'audio'
     time,               # A stamp of the source
     seconds:float=0.,   # How long what it belongs to lasts
@@ -127,8 +128,8 @@ def __since_start(self,
     return self.clock(kind, _finite(time), seconds)
 
 # %% ../nbs/08_live.ipynb #baaad958
-@method_of(LiveSteps)
-def _see(self,
+@patch
+def see(self:LiveSteps,
     picture,      # (H, W, 3) uint8 RGB, or an av.VideoFrame
     time:float,   # When it appeared, seconds on the clock of the source; the first stamp is time zero
 ):
@@ -149,8 +150,8 @@ def _see(self,
     self.shown = time
 
 # %% ../nbs/08_live.ipynb #453fb9fa
-@method_of(LiveSteps)
-def _hear(self,
+@patch
+def hear(self:LiveSteps,
     samples,         # (n,) floats in [-1, 1], or an av.AudioFrame
     time:float,      # When the first of them sounded, seconds on the clock that the pictures have too
     rate:int=RATE,   # Samples a second, where they are an array
@@ -173,8 +174,8 @@ def _hear(self,
     self.heard.push(samples, time)
     self.heard.forget(first)
 
-@method_of(LiveSteps)
-def _end(self):
+@patch
+def end(self:LiveSteps):
     "Nothing more will come: what is open is completed with what there is."
     self.pictures.end()
     self.heard.end()
@@ -182,8 +183,8 @@ def _end(self):
         self.pictures.until = math.inf
 
 # %% ../nbs/08_live.ipynb #0b424e21
-@method_of(LiveSteps)
-def _ready(self) -> Iterator[Step]:
+@patch
+def ready(self:LiveSteps) -> Iterator[Step]:
     """The steps that are complete, in order, each once.
 
     Their `frame` and `clip` are functions, or None where no picture has come."""
@@ -200,14 +201,14 @@ def _ready(self) -> Iterator[Step]:
             self._freeze(last)
         yield self._take()
 
-@method_of(LiveSteps)
-def __freeze(self, until):
+@patch
+def _freeze(self:LiveSteps, until):
     "The last picture stays on for steps that wait no longer."
     if self.pictures.frame is not None:
         self.pictures.stay(until+1e-6)
 
-@method_of(LiveSteps)
-def __take(self) -> Step:
+@patch
+def _take(self:LiveSteps) -> Step:
     index,t,first,_ = self.open.pop(0)
     wave,heard = self.heard.take(first, PATCH_SAMPLES)
     frame = self.lanes['appearance'].have.pop(index)[0]

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .core import (ID_RULE, InputError, check_choice, check_seal, fingerprint, full_path, method_of,
+from fastcore.basics import patch
+from .core import (ID_RULE, InputError, check_choice, check_seal, fingerprint, full_path,
                        read_json, read_text, sealing, write_whole)
 
 # %% ../nbs/02_manifests.ipynb #ac57e6d2
@@ -143,10 +144,8 @@ class Manifest:
         return fingerprint(dict(classes=self.classes, rows=rows))
 
 # %% ../nbs/02_manifests.ipynb #19165c5a
-_method = method_of(Manifest)
-
-@_method
-def _split(self,
+@patch
+def split(self:Manifest,
     name:str,    # One of `SPLITS`
 ) -> Manifest:
     "The videos of one split; asking for a split that has none is an error."
@@ -158,8 +157,8 @@ def _split(self,
     return self._where(keep)
 
 # %% ../nbs/02_manifests.ipynb #7a7a06da
-@_method
-def _select(self,
+@patch
+def select(self:Manifest,
     ids:Iterable[str],   # Ids to keep
 ) -> Manifest:
     "The videos named, in the order of their ids; an unknown id is an error."
@@ -171,8 +170,8 @@ def _select(self,
     return self._where(self.df.id.isin(ids))
 
 # %% ../nbs/02_manifests.ipynb #e566a2ef
-@_method
-def _targets(self) -> np.ndarray:
+@patch
+def targets(self:Manifest) -> np.ndarray:
     "(N,) int64: the primary label of each video, as an index into `classes`."
     rule = 'is empty: the owners keep the labels of this split, so it has no targets'
     _refuse(self.df.labels=='', self.df.set_index(self.df.id), self.name, 'labels', rule)
@@ -180,8 +179,8 @@ def _targets(self) -> np.ndarray:
     return np.array([place[o.split(BAR)[0]] for o in self.df.labels], dtype=np.int64)
 
 # %% ../nbs/02_manifests.ipynb #b75fb52f
-@_method
-def _multi_hot(self) -> np.ndarray:
+@patch
+def multi_hot(self:Manifest) -> np.ndarray:
     "(N, C) uint8: 1 where the video carries the class."
     self.targets()
     place = {c:i for i,c in enumerate(self.classes)}
@@ -195,8 +194,8 @@ def is_outside(path, root) -> bool:
     "Is `path` outside the folder `root` when all links are followed?"
     return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
 
-@_method
-def _path_of(self,
+@patch
+def path_of(self:Manifest,
     id:str,               # Video id
     links_out:bool=None,  # May links lead out of the root? By default, manifest or `$HCMS_LINKS_OUT` decides
 ) -> Path:

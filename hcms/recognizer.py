@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from huggingface_hub import snapshot_download
+from fastcore.basics import patch
 from .backbones import Backbones, load_backbones, save_weights, weights_path
-from .core import (MODALITIES, InputError, check_choice, check_seal, full_path, home, method_of,
+from .core import (MODALITIES, InputError, check_choice, check_seal, full_path, home,
                        read_json, sealing, sha256, versions, write_whole)
 from .costs import backbone_prices
 from .hlstm import HCMS, SEAL, SEALED
@@ -86,8 +87,8 @@ def _card(r:Recognizer, about, results:dict) -> str:
     return _CARD.format(about=''.join(f'- {o}\n' for o in about), table='\n'.join(table))
 
 # %% ../nbs/43_recognizer.ipynb #38682cfd
-@method_of(Recognizer)
-def _save_pretrained(self,
+@patch
+def save_pretrained(self:Recognizer,
     folder,
     about=(),             # Lines for the card: data, training, what is not real
     results:dict=None,    # Lines for its table: measure -> value

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 import torch
 from torch import Tensor
-from .core import (ID_RULE, InputError, canonical_json, check_id, fingerprint, full_path, method_of,
+from fastcore.basics import patch
+from .core import (ID_RULE, InputError, canonical_json, check_id, fingerprint, full_path,
                        no_room, read_json, write_whole)
 
 # %% ../nbs/11_store.ipynb #63c9cf9d
@@ -389,10 +390,8 @@ class FeatureStore:
     def __repr__(self): return f'FeatureStore({self.root})'
 
 # %% ../nbs/11_store.ipynb #f0dd6f1a
-_method = method_of(FeatureStore)
-
-@_method
-def _open(self,
+@patch
+def open(self:FeatureStore,
     modality:str,  # As it was extracted
     fp:str,        # Fingerprint of its extractor
 ) -> ExtractorView:
@@ -418,8 +417,8 @@ def _open(self,
     return ExtractorView(folder, modality, fp, config)
 
 # %% ../nbs/11_store.ipynb #6525ef65
-@_method
-def _extractor(self,
+@patch
+def extractor(self:FeatureStore,
     modality:str,  # audio, appearance, motion; any name of letters, digits, _ and -
     config:dict,   # All that decides the features: model, weights, decoder, sampling, T, dtype, versions
 ) -> ExtractorView:
@@ -435,15 +434,15 @@ def _extractor(self,
         write_whole(path, json.dumps(config, sort_keys=True, indent=1)+'\n')
     return self.open(modality, fp)
 
-@_method
-def _views(self) -> list:
+@patch
+def views(self:FeatureStore) -> list:
     "All extractors in the store, sorted by modality and fingerprint."
     configs = sorted(self.root.glob('*/*/extractor.json'))
     return [self.open(o.parent.parent.name, o.parent.name) for o in configs]
 
 # %% ../nbs/11_store.ipynb #74be58ac
-@_method
-def _sweep(self,
+@patch
+def sweep(self:FeatureStore,
     older_than:float=86_400.,   # Seconds since it was last written
 ) -> int:                       # how many
     "Remove temporary files that killed workers left."
@@ -453,8 +452,8 @@ def _sweep(self,
     return len(old)
 
 # %% ../nbs/11_store.ipynb #57ab4c6b
-@_method
-def _set_aside(self,
+@patch
+def set_aside(self:FeatureStore,
     id:str,             # Video id
     reason:str,         # Why it cannot be used
     source:str='',      # SHA-256 (or other mark) of the file, to see whether it changed
@@ -479,8 +478,8 @@ def _circumstances(note) -> dict:
         return {}
     return dict(kind=note['kind'], under=note['under'])
 
-@_method
-def _set_aside_ids(self) -> dict:
+@patch
+def set_aside_ids(self:FeatureStore) -> dict:
     "id -> {'reason', 'source'; 'kind', 'under' where noted} of videos set aside; the last note on one holds."
     path = self.root/'quarantine.jsonl'
     out = {}
