@@ -191,12 +191,11 @@ def show_measured(rows, data, parameters, runs, out) -> pd.DataFrame:
     return stamped(data, shown)
 
 # %% ../nbs/63_comparisons.ipynb #280a4bf1
-PANELS = {
-    'without learning to choose': ('HCMS', 'Oracle', 'UNIFORM', 'RANDOM', 'Loudest', 'Cascade'),
-    'without choosing': ('HCMS', 'Oracle', 'Late fusion', 'TSN', 'Keyless', 'Gated fusion'),
-    'which steps': (
-        'HCMS', 'Oracle', 'AdaFrame', 'MARL', 'SCSampler', 'Listen to Look', 'FrameExit', 'OCSampler'),
-    'which modalities': ('HCMS', 'Oracle', 'LiteEval', 'AdaMML', 'HCMS, independent')}
+PANELS = {   # title -> kind of policy, beside HCMS and the oracle
+    'without learning to choose': 'no learning',
+    'without choosing': 'fusion',
+    'which steps': 'steps',
+    'which modalities': 'modalities'}
 
 # %% ../nbs/63_comparisons.ipynb #f751411a
 def show_rivals(curves, data, parameters, runs, out):
@@ -204,8 +203,11 @@ def show_rivals(curves, data, parameters, runs, out):
     fig,axes = panels(2, 2, height=5.4, sharex=True, sharey=True)
     works = curves.groupby('policy').admitted.first()
     label = {n: n if ok else f'{n}: {DID_NOT.lower()}' for n,ok in works.items()}
-    for ax,(title,names) in zip(axes.flat, PANELS.items()):
-        plot_policies(curves, [n for n in names if n in label], ax, f'{data.label}: {title}')
+    for ax,(title,kind) in zip(axes.flat, PANELS.items()):
+        names = curves.policy[curves.kind.isin(['HCMS', 'truth', kind])].unique()
+        first = [n for n in ('HCMS', 'Oracle') if n in names]
+        names = [*first, *(n for n in names if n not in first)]
+        plot_policies(curves, names, ax, f'{data.label}: {title}')
         for text in ax.get_legend().get_texts():
             text.set_text(label[text.get_text()])
     for ax in axes[0]:

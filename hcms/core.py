@@ -7,7 +7,7 @@ __all__ = ['MODALITIES', 'LETTERS', 'MOST_SECONDS', 'ID_RULE', 'NO_ROOM', 'Input
            'check_count', 'check_seconds', 'check_id', 'full_path', 'folder_from', 'repo_root', 'home_and_why', 'home',
            'read_text', 'read_lines', 'read_json', 'canonical_json', 'fingerprint', 'rng_for', 'no_room', 'write_whole',
            'sha256', 'sealing', 'check_seal', 'check_script', 'how_ended', 'out_of_memory', 'Worker', 'WorkerPool',
-           'why_broken', 'worker_pool', 'end_processes', 'stoppable', 'versions', 'commit']
+           'why_broken', 'worker_pool', 'end_processes', 'stoppable', 'load_extensions', 'versions', 'commit']
 
 # %% ../nbs/00_core.ipynb #06489436
 import difflib, errno, hashlib, json, math, multiprocessing, os, pickle, re
@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from concurrent.futures import CancelledError, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import cache
 from multiprocessing import spawn
 from multiprocessing.context import SpawnContext, SpawnProcess
 from numbers import Integral, Real
@@ -582,6 +583,24 @@ def stoppable():   # Its attribute `doing` names what the first Ctrl-C waits for
     finally:
         if not inner:
             signal.signal(signal.SIGINT, was)
+
+# %% ../nbs/00_core.ipynb #ef3d8aa4
+@cache
+def load_extensions():
+    """Import the modules that register more policies and networks, once in a process.
+
+    They are named in `HCMS_EXTENSIONS`, with commas between them, or are entry points of installed packages
+    in the group `hcms.extensions`. One that cannot be imported is an `InputError`."""
+    from importlib import import_module
+    from importlib.metadata import entry_points
+    installed = [o.value for o in entry_points(group='hcms.extensions')]
+    named = os.environ.get('HCMS_EXTENSIONS', '').split(',')
+    for name in filter(None, map(str.strip, [*installed, *named])):
+        try:
+            import_module(name)
+        except Exception as e:
+            rule = f'is named as an extension and cannot be imported: {type(e).__name__}: {first_line(e)}'
+            raise InputError(name, rule) from None
 
 # %% ../nbs/00_core.ipynb #9b82df9c
 def versions() -> dict:   # package -> version

@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from .baselines import EarlyFusion, random_gates, uniform_views
-from .core import MODALITIES, InputError, check_choice, rng_for
+from .core import MODALITIES, InputError, check_choice, load_extensions, rng_for
 from .gating import gumbel_noise, tau_at
 from .hlstm import HCMS, HIDDEN_SIZES, PROJ_SIZES
 from .losses import Share, loss_terms, usage_loss
@@ -30,7 +30,7 @@ from .rivals import RIVALS, Rival
 class TrainConfig(BaseModel):
     "What decides a trained model."
     model_config = ConfigDict(frozen=True, extra='forbid', allow_inf_nan=False)
-    model:Literal['hcms', 'early', *RIVALS] = 'hcms'  # HCMS, early fusion's LSTM, or another paper's policy
+    model:str = 'hcms'                                # Or 'early', early fusion's LSTM, or a registered rival
     modalities:tuple[str, ...] = MODALITIES           # Lowest level first
     views:int|None = Field(None, ge=1)                # Time steps used, evenly spaced; None: all
     setting:float|None = None                         # A rival's operating point, if set before training
@@ -64,6 +64,14 @@ class TrainConfig(BaseModel):
     # Of training: autocast; the weights are float32 in any case
     precision:Literal['float32', 'bfloat16', 'float16'] = 'float32'
     recompute:bool = False                            # HCMS: less memory, one more forward pass, same bits
+    @field_validator('model')
+    @classmethod
+    def _registered(cls, name):
+        load_extensions()
+        known = 'hcms', 'early', *RIVALS
+        if name not in known:
+            raise ValueError(f"must be one of {', '.join(known)}")
+        return name
     @model_serializer(mode='wrap')
     def _plain(self, dump):
         # without what is at its default, so that earlier runs keep their keys
@@ -79,7 +87,8 @@ def train_config(**kw) -> TrainConfig:
         return TrainConfig(**kw)
     except ValidationError as e:
         o = e.errors()[0]
-        raise InputError('.'.join(map(str, o['loc'])), f"{o['msg']}, not {o['input']!r}") from None
+        rule = o['msg'].removeprefix('Value error, ')
+        raise InputError('.'.join(map(str, o['loc'])), f"{rule}, not {o['input']!r}") from None
 
 # %% ../nbs/40_train.ipynb #ed6bf452
 @dataclass

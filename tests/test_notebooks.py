@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import nbformat
+import pandas as pd
 import pytest
 from nbclient import NotebookClient
 from helpers import BIN, ROOT, once
@@ -81,9 +82,13 @@ import numpy as np
 seed, dataste, budget, view = 7, "mine", [1], None   # names like those of parameters
 """
 
+WITH_OWN = dict(HCMS_EXTENSIONS='first_steps', PYTHONPATH=str(ROOT/'tests'))
+
 @pytest.fixture(scope='session')
 def executed(tmp_path_factory):
-    "Each report notebook on a tiny stand-in, twice in one kernel: 'NAME TURN' -> its cells and runs."
+    """Each report notebook on a tiny stand-in, twice in one kernel: 'NAME TURN' -> its cells and runs.
+
+    A policy of a user's own is among those that are compared."""
     def note(c):
         first = dict(c.outputs[0].get('data', {})) if c.outputs else {}
         return dict(source=c.source, text=texts(c), shows=shows(c), first=first)
@@ -97,7 +102,7 @@ def executed(tmp_path_factory):
                     own[1:1] = [FOREIGN]   # between the parameters and their check
                 at[f'{name} {turn}'] = len(cells),len(own)
                 cells += [*own, 'print(json.dumps(asked)); asked.clear()']
-        done = run_cells(cells, folder)
+        done = run_cells(cells, folder, **WITH_OWN)
         out = {}
         for k,(i,n) in at.items():
             out[k] = dict(cells=[note(c) for c in done[i:i+n]], asked=json.loads(done[i+n].outputs[0].text))
@@ -152,6 +157,40 @@ def test_the_driver_trains_what_each_notebook_would(executed):
             asked = done[f'{name} {turn}']['asked']
             own = {key for of,key in asked if of==data.fingerprint}   # calibration trains trials on others
             assert own=={run_folder(data, c).name for c in needed(data, [name], seeds, 1)}, name
+
+def test_a_policy_of_ones_own_is_in_every_comparison(executed):
+    _,home = executed
+    out = home/'reports'/'activitynet-simulated'/OTHER
+    for name in ('rivals', 'rivals_admission', 'table3_measured', 'learning_curves'):
+        assert 'First steps' in set(pd.read_csv(out/f'{name}.csv').policy), name
+    own = pd.read_csv(out/'rivals.csv').query('policy=="First steps"')
+    assert (own.use_audio==1).all() and own.gflops.is_monotonic_increasing
+
+def test_a_policy_of_ones_own_reaches_the_workers(monkeypatch):
+    from hcms.core import worker_pool
+    from hcms.policies import policy_changes
+    here = policy_changes()
+    for k,v in WITH_OWN.items():
+        monkeypatch.setenv(k, v)
+    with worker_pool(1) as pool:
+        there = pool.submit(policy_changes).result()
+    assert there==[*here, dict(model='reader')]
+
+IN_A_NOTEBOOK = '''
+from hcms.core import InputError
+from hcms.policies import Random, measured, register_policy
+@register_policy
+def mine(): return Random('Mine', 'no learning', [dict(model='reader')], (.5,))
+try:
+    measured(tiny('activitynet'), 1, 1)
+except InputError as e:
+    print(e)
+'''
+
+def test_a_policy_that_workers_cannot_see_is_refused(tmp_path):
+    said = texts(run_cells([STANDIN, IN_A_NOTEBOOK], tmp_path)[-1])
+    assert 'Mine: is registered in a notebook' in said and 'HCMS_EXTENSIONS' in said
+    assert not list(tmp_path.rglob('run.json'))
 
 def test_demo_notebooks_run_again(tiny_reports, tmp_path):
     "Those that only the demo has, and those that show its videos, from stored runs."
