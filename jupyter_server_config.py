@@ -7,8 +7,9 @@ c = get_config()   # noqa: F821, Jupyter's own
 
 def save_as_committed(model, path, contents_manager, **_):
     "Leave out what differs from machine to machine: versions, counts, names of kernels."
-    folder = (Path(contents_manager.root_dir)/path.strip('/')).parent
-    if model['type']!='notebook' or folder.name!='nbs' or not (folder.parent/'settings.ini').is_file():
+    place = Path(contents_manager.root_dir)/path.strip('/')
+    ours = any(o.name=='nbs' and (o.parent/'settings.ini').is_file() for o in place.parents)
+    if model['type']!='notebook' or not ours:
         return
     from nbdev.clean import clean_nb
     clean_nb(model['content'], allowed_cell_metadata_keys=['tags'])

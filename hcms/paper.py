@@ -23,19 +23,19 @@ def paper_table(
     "The paper's own numbers, as printed: mAP and accuracy in percent, cost in GFLOPs a video."
     which = check_choice(str(which), PAPER_TABLES, 'table of the paper')
     name = 'fig7_groups.csv' if which=='fig7' else f'table{which}.csv'
-    with (files('hcms')/'data'/name).open(encoding='utf-8') as f:
+    with (files('hcms')/'resources'/name).open(encoding='utf-8') as f:
         return pd.read_csv(f, float_precision='round_trip')
 
 # %% ../nbs/01_paper.ipynb #368c0851
 def activitynet_classes() -> tuple:   # 200 names, in alphabetical order
     "The classes of ActivityNet v1.3."
-    with (files('hcms')/'data'/'activitynet_classes.csv').open(encoding='utf-8') as f:
+    with (files('hcms')/'resources'/'activitynet_classes.csv').open(encoding='utf-8') as f:
         return tuple(pd.read_csv(f)['class'])
 
 # %% ../nbs/01_paper.ipynb #869453d8
 def later_methods() -> pd.DataFrame:
     "mAP in percent and GFLOPs a video that other papers and their code report; all quoted."
-    with (files('hcms')/'data'/'later_methods.csv').open(encoding='utf-8') as f:
+    with (files('hcms')/'resources'/'later_methods.csv').open(encoding='utf-8') as f:
         return pd.read_csv(f)
 
 # %% ../nbs/01_paper.ipynb #be38033d

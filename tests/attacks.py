@@ -54,7 +54,7 @@ NOTES = [
 def write(out) -> str:
     "robustness.* and robustness_media.* in a folder of reports."
     from hcms.core import commit, versions
-    from hcms.report import write_index, write_table, write_top_index
+    from hcms.reports.artifacts import write_index, write_table, write_top_index
     df = table()
     meta = dict(dataset='demo', simulated=False, versions=versions(), commit=commit())
     media = by_end(df)

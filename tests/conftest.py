@@ -5,8 +5,8 @@ import attacks
 from helpers import ROOT, copy_home, hcms, once, run_code
 
 TINY = """
-from hcms import datasets
-from hcms.rendered import Recipe
+from hcms.experiments import datasets
+from hcms.data.rendered import Recipe
 datasets.PRETRAINING['recipe'] |= dict(per_class=4, training=2, seconds=2)
 datasets.PRETRAINING['config'] = datasets.FINETUNING['demo'] = dict(epochs=1)
 if __name__ == '__main__': datasets.prepare_demo(Recipe(per_class=4, training=2, selection=1))
@@ -25,7 +25,7 @@ def some_home(tmp_path_factory, tiny_home, full):
 
     These are too few to train on: `hcms train` would make the others."""
     def few(home):
-        from hcms.manifests import read_manifest, write_manifest
+        from hcms.data.manifests import read_manifest, write_manifest
         demo = copy_home(tiny_home, home)/'data'/'demo'
         m = read_manifest(demo/'manifest.csv')
         write_manifest(m.select([i for i in m.ids if i.startswith(SOME)]), demo/'manifest.csv')
@@ -44,10 +44,10 @@ def tiny_reports(tmp_path_factory, tiny_home):
 TRAINED = """
 import numpy as np, torch
 from hcms.core import home
-from hcms.datasets import Dataset
-from hcms.runs import config_for, get_runs
-from hcms.driver import _keep
-from hcms.train import predict_split
+from hcms.experiments.datasets import Dataset
+from hcms.experiments.runs import config_for, get_runs
+from hcms.reports.driver import _keep
+from hcms.training.train import predict_split
 if __name__=='__main__':
     torch.set_num_threads(1)
     data = Dataset('demo')
@@ -67,7 +67,7 @@ def trained_home(tmp_path_factory, tiny_home):
 @pytest.fixture(scope='session')
 def trained(trained_home):
     "The recognizer, and the probabilities and gates it should give on the test split."
-    from hcms.recognizer import Recognizer
+    from hcms.inference.recognizer import Recognizer
     import numpy as np
     import torch
     torch.set_num_threads(1)
@@ -102,7 +102,7 @@ def tally(request):
 def ends(tally):
     "How reading a file ends: its `Steps`, or the `MediaError`, which names the file; tallied under a kind."
     import numpy as np
-    from hcms.media import MediaError, read_steps
+    from hcms.media.files import MediaError, read_steps
     def read(kind, path, spec, *args):
         try:
             s = read_steps(path, spec, *args)

@@ -1,6 +1,6 @@
 "A policy of one's own, as a user would write it: test_notebooks names this module in HCMS_EXTENSIONS."
 import torch
-from hcms.policies import Policy, ask, register_policy
+from hcms.experiments.policies import Policy, ask, register_policy
 
 class FirstSteps(Policy):
     "Audio always, appearance and motion at the first k time steps."

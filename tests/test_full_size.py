@@ -35,7 +35,7 @@ def run(*args, data, home, check=True, **env):
 
 def write_clip(path, label, seed):
     "Three seconds: archery is bright and hisses, kayaking is dark and hums."
-    from hcms.media import write_video
+    from hcms.media.files import write_video
     rng = np.random.default_rng(seed)
     rate = 48_000
     frames = rng.integers(0, 90, (24, 48, 64, 3))
@@ -89,7 +89,7 @@ def write_weights(folder) -> dict:   # modality -> file
 def test_commands_from_annotations_to_finetuned_networks(miniature):
     "Manifest and weights by command; audio and appearance finetuned; what cannot be read is named."
     data,home = miniature
-    from hcms.manifests import read_manifest
+    from hcms.data.manifests import read_manifest
     m = read_manifest(data/'activitynet'/'manifest.csv')
     assert m.classes==('Archery', 'Kayaking')
     assert m.df.split.value_counts().to_dict()==dict(training=10, validation=4, testing=1)
@@ -130,7 +130,7 @@ def miniature(tmp_path_factory):
 
 def test_random_weights_mark_all_that_is_made_with_them(tmp_path, monkeypatch):
     "Also when the pretrained files are exchanged after finetuning: what random ones made stays marked."
-    from hcms.datasets import Dataset
+    from hcms.experiments.datasets import Dataset
     folder = tmp_path/'activitynet'
     folder.mkdir()
     rows = ['id,path,split,labels']
@@ -163,7 +163,7 @@ def read(job):
 import sys; sys.path.insert(0, sys.argv[1])
 import harm
 from types import SimpleNamespace
-from hcms.streaming import read_ahead
+from hcms.training.streaming import read_ahead
 class Job(str): id = path = property(str)
 if __name__=='__main__':
     for job,x,reason in read_ahead(map(Job, 'abcdefgh'), harm.read, {'b': 'was bad before'}, 2, patience=5):

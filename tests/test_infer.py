@@ -23,7 +23,7 @@ def test_files_say_what_stored_features_say(trained, full):
 def test_a_stream_says_what_the_file_says(trained):
     "Audio pushed a thousandth of a second at a time, pictures one by one."
     import av
-    from hcms.media import probe
+    from hcms.media.files import probe
     r,said = trained
     path = said['paths'].tolist()[0]
     info = probe(path)
@@ -50,9 +50,9 @@ def test_a_stream_says_what_the_file_says(trained):
        st.permutations(['audio', 'appearance', 'motion']), st.booleans(), st.floats(0, 1.2), st.booleans())
 def test_a_budget_is_kept_to_the_last_multiply_accumulate(seed, prices, order, nested, share, each_second):
     "Over random gates, prices, orders and budgets; with a budget for each second at every step."
-    from hcms.costs import budget_macs, gflops_per_video, within_budget
-    from hcms.hlstm import HCMS
-    from hcms.infer import Conditional, Meter, Walk
+    from hcms.evaluation.costs import budget_macs, gflops_per_video, within_budget
+    from hcms.method.hlstm import HCMS
+    from hcms.inference.infer import Conditional, Meter, Walk
     torch.manual_seed(seed)
     net = HCMS(3, order, in_sizes=(4, 5, 6), proj_sizes=(3, 3, 3), hidden_sizes=(2, 3, 4), nested=nested)
     prices = dict(zip(order, prices))
@@ -102,8 +102,8 @@ def test_the_command(trained, trained_home, tmp_path):
 # clocks of live sources
 
 def live_steps(**kw):
-    from hcms.live import LiveSteps, steps_every
-    from hcms.media import MediaSpec
+    from hcms.media.live import LiveSteps, steps_every
+    from hcms.media.files import MediaSpec
     spec = MediaSpec(steps=1, frame_size=16, clip_size=16, clip_frames=2, clip_seconds=.2)
     return LiveSteps(spec, steps_every(.5), **kw)
 
@@ -113,7 +113,7 @@ WHAT = st.sampled_from(['see', 'hear'])
 
 def pushed(live, events):
     "The steps that come of (what, stamp) events, and of the end; each push completes few."
-    from hcms.media import MAX_PAUSE
+    from hcms.media.files import MAX_PAUSE
     out = []
     for what,t in events:
         if what=='see':
@@ -142,7 +142,7 @@ def test_a_stream_begins_at_its_first_stamp(zero, events):
 @given(st.lists(st.tuples(WHAT, st.floats(allow_nan=False, allow_infinity=False)), min_size=1, max_size=20))
 def test_no_number_in_a_stamp_makes_work(events):
     "Any stamps at all: time passes by a minute a push at most, and never backwards."
-    from hcms.media import MAX_PAUSE
+    from hcms.media.files import MAX_PAUSE
     live = live_steps()
     n = len(pushed(live, events))
     assert n<=len(events)*(MAX_PAUSE+1)/.5+3 and live.clock.now<=len(events)*(MAX_PAUSE+1)
@@ -205,8 +205,8 @@ class Camera:
     ('v.webm', dict(vcodec='libvpx', options={}))])
 def test_play_takes_what_the_reader_takes(tmp_path, monkeypatch, name, kw):
     "As many pictures, in order, at the times of the reader's clock; and no error."
-    from hcms.infer import play
-    from hcms.media import MediaSpec, read_steps, write_video
+    from hcms.inference.infer import play
+    from hcms.media.files import MediaSpec, read_steps, write_video
     monkeypatch.chdir(tmp_path)
     kw = dict(options=dict(bf='2')) | kw
     bare = name.startswith('raw') or name.endswith('.webm')
@@ -223,7 +223,7 @@ def test_play_takes_what_the_reader_takes(tmp_path, monkeypatch, name, kw):
 
 def test_play_refuses_what_the_reader_refuses(tmp_path):
     from hcms.core import InputError
-    from hcms.infer import play
+    from hcms.inference.infer import play
     (tmp_path/'page.mp4').write_text('<html>404</html>')
     (tmp_path/'list.m3u8').write_text('#EXTM3U\n#EXTINF:3,\nv.ts\n#EXT-X-ENDLIST\n')
     (tmp_path/'empty.mp4').touch()

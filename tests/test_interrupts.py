@@ -13,7 +13,7 @@ from test_notebooks import OTHER
 
 TINY = """
 import sys
-from hcms import datasets
+from hcms.experiments import datasets
 from hcms.cli import main
 datasets.PRETRAINING['recipe'] |= dict(per_class=4, training=2, seconds=2)
 datasets.PRETRAINING['config'] = datasets.FINETUNING['demo'] = dict(epochs=1)
@@ -101,7 +101,7 @@ def test_ctrl_c_ends_the_kernels_of_notebooks(tiny_reports, tmp_path):
 def check_whole(home):
     "Nothing that is there is half written."
     from hcms.core import check_seal
-    from hcms.hlstm import SEAL
+    from hcms.method.hlstm import SEAL
     for o in (home/'data').rglob(SEAL):
         check_seal(o)
     for o in (home/'reports').rglob('*.json'):
@@ -118,7 +118,7 @@ def check_whole(home):
 def test_ctrl_c_at_five_moments(tiny_reports, tmp_path, times, tally):
     "One report from nothing, stopped in each of its parts; it has the bytes of one never stopped."
     from dataclasses import asdict
-    from hcms.rendered import Recipe
+    from hcms.data.rendered import Recipe
     demo = tmp_path/'data'/'demo'
     demo.mkdir(parents=True)
     recipe = Recipe(per_class=4, training=2, selection=1)

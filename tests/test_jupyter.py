@@ -15,7 +15,7 @@ from helpers import BIN, ROOT
 sys.path.insert(0, str(ROOT/'nbs'))
 from make_readme import LINK
 
-NBS = sorted(p.stem for p in (ROOT/'nbs').glob('*.ipynb'))
+NBS = sorted(str(p.relative_to(ROOT/'nbs').with_suffix('')) for p in (ROOT/'nbs').rglob('[!.]*.ipynb'))
 
 def links(text) -> set:
     without_code = re.sub(r'```.*?```', '', text, flags=re.S)
@@ -37,7 +37,7 @@ def missing(link, page) -> str:
 def test_links_and_pictures_of_all_pages_resolve():
     "From where each page lies: notebooks as JupyterLab shows them, and the pages that stand beside them."
     text = [ROOT/'README.md', ROOT/'data_manifests'/'README.md', *(ROOT/'reports').rglob('README.md')]
-    pages = {p: prose(p) for p in (ROOT/'nbs').glob('*.ipynb')} | {p: p.read_text() for p in text}
+    pages = {p: prose(p) for p in (ROOT/'nbs').rglob('[!.]*.ipynb')} | {p: p.read_text() for p in text}
     lacks = [missing(link, page) for page,text in pages.items() for link in sorted(links(text))]
     assert not any(lacks), '\n'.join(filter(None, lacks))
     index = links(pages[ROOT/'nbs'/'index.ipynb'])

@@ -18,25 +18,26 @@ SETUP = """
 import json, os
 import torch
 torch.set_num_threads(1)
-import hcms.comparisons, hcms.datasets, hcms.policies, hcms.runs
+from hcms.experiments import datasets, policies, runs
+from hcms.reports import comparisons
 asked = []
-def noted(dataset, configs, check=hcms.runs.check_configs, folder=hcms.runs.run_folder, asked=asked):
+def noted(dataset, configs, check=runs.check_configs, folder=runs.run_folder, asked=asked):
     asked.extend((dataset.fingerprint, folder(dataset, c).name) for c in configs)
     check(dataset, configs)
-hcms.runs.check_configs = noted
+runs.check_configs = noted
 class Here:
     "A pool without processes: small runs are trained sooner than a process starts."
     def __init__(self, workers, start=None, args=(), doing=None): start and start(*args)
     def __enter__(self): return self
     def __exit__(self, *error): pass
     def map(self, f, jobs, chunksize=1): return map(f, jobs)
-hcms.runs.worker_pool = hcms.policies.worker_pool = Here
+runs.worker_pool = policies.worker_pool = Here
 """
 
 STANDIN = SETUP + """
-def tiny(name, workers=2, make=hcms.datasets.SimulatedDataset):
+def tiny(name, workers=2, make=datasets.SimulatedDataset):
     return make(name, training=40, selection=20, evaluated=30, steps=12)
-hcms.datasets.open_dataset = hcms.comparisons.open_dataset = tiny
+datasets.open_dataset = comparisons.open_dataset = tiny
 """
 
 def cells_of(name, **parameters) -> list:   # of (code, is it the parameters' cell?)
@@ -56,7 +57,7 @@ def cells_of(name, **parameters) -> list:   # of (code, is it the parameters' ce
 
 def run_cells(cells, home, cwd=ROOT/'nbs', **env) -> list:
     "Run cells one after the other in a fresh kernel of this Python; each with its outputs."
-    from hcms.driver import this_python
+    from hcms.reports.driver import this_python
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(o) for o in cells])
     kernel = dict(kernel_name='python3', kernel_manager_class=this_python())
     client = NotebookClient(nb, timeout=600, resources=dict(metadata=dict(path=str(cwd))), **kernel)
@@ -147,9 +148,9 @@ def test_what_is_simulated_says_so_in_every_cell(executed):
 
 def test_the_driver_trains_what_each_notebook_would(executed):
     "`hcms report activitynet --only NAME` trains the runs that NAME alone would train, and no other."
-    from hcms.datasets import SimulatedDataset
-    from hcms.driver import needed
-    from hcms.runs import run_folder
+    from hcms.experiments.datasets import SimulatedDataset
+    from hcms.reports.driver import needed
+    from hcms.experiments.runs import run_folder
     done,_ = executed
     data = SimulatedDataset('activitynet', training=40, selection=20, evaluated=30, steps=12)
     for name in REPORT:
@@ -168,7 +169,7 @@ def test_a_policy_of_ones_own_is_in_every_comparison(executed):
 
 def test_a_policy_of_ones_own_reaches_the_workers(monkeypatch):
     from hcms.core import worker_pool
-    from hcms.policies import policy_changes
+    from hcms.experiments.policies import policy_changes
     here = policy_changes()
     for k,v in WITH_OWN.items():
         monkeypatch.setenv(k, v)
@@ -178,7 +179,7 @@ def test_a_policy_of_ones_own_reaches_the_workers(monkeypatch):
 
 IN_A_NOTEBOOK = '''
 from hcms.core import InputError
-from hcms.policies import Random, measured, register_policy
+from hcms.experiments.policies import Random, measured, register_policy
 @register_policy
 def mine(): return Random('Mine', 'no learning', [dict(model='reader')], (.5,))
 try:
@@ -215,10 +216,10 @@ def write_features(root, steps, random_weights=False, classes=('a', 'b'), n=24):
     "HCMS_DATA with an ActivityNet of a few videos whose features are noise, put straight into the store."
     import numpy as np
     import torch
-    from hcms.backbones import load_backbones, weights_path
+    from hcms.networks.backbones import load_backbones, weights_path
     from hcms.core import MODALITIES, fingerprint
-    from hcms.extract import open_views
-    from hcms.store import FeatureStore
+    from hcms.extraction.extract import open_views
+    from hcms.data.store import FeatureStore
     d = root/'activitynet'
     finetuned = d/'backbones'/'finetuned'
     finetuned.mkdir(parents=True)
@@ -249,7 +250,7 @@ def write_features(root, steps, random_weights=False, classes=('a', 'b'), n=24):
 def test_random_weights_say_so_in_every_cell(tmp_path):
     write_features(tmp_path, 4, random_weights=True)
     # the paper's sizes would take minutes
-    small = "\nhcms.runs.TRAINING['paper'] = hcms.runs.TRAINING['demo']"
+    small = "\nhcms.runs.TRAINING['paper'] = hcms.experiments.runs.TRAINING['demo']"
     cells = []
     for n in ('table2', 'fig4', 'fig2'):
         cells += cells_of(n, dataset='activitynet', seeds=1, epochs=1)
@@ -262,7 +263,7 @@ def test_random_weights_say_so_in_every_cell(tmp_path):
 def refusal(*args, **kw) -> str:
     "The `InputError` of `make_reports`, as text."
     from hcms.core import InputError
-    from hcms.driver import make_reports
+    from hcms.reports.driver import make_reports
     with pytest.raises(InputError) as e:
         make_reports(*args, **kw)
     return str(e.value)
@@ -270,8 +271,8 @@ def refusal(*args, **kw) -> str:
 def test_what_cannot_be_made_is_refused_before_training(tmp_path, monkeypatch):
     "More views than time steps, videos that are gone, another kind of data, values that are none."
     from hcms.core import InputError
-    from hcms.datasets import Dataset
-    from hcms.driver import CONFIGS, needed
+    from hcms.experiments.datasets import Dataset
+    from hcms.reports.driver import CONFIGS, needed
     write_features(tmp_path, 4)
     monkeypatch.setenv('HCMS_DATA', str(tmp_path))
     monkeypatch.setenv('HCMS_HOME', str(tmp_path))

@@ -6,8 +6,8 @@ TensorFlow for YAMNet."""
 import sys
 from fractions import Fraction
 import av, numpy as np, pytest, torch
-from hcms.backbones import load_backbones, spec_for
-from hcms.media import RATE, StepReader, log_mel_patches
+from hcms.networks.backbones import load_backbones, spec_for
+from hcms.media.files import RATE, StepReader, log_mel_patches
 
 # Only the middle step is compared: at a video's edges a clip repeats pictures, where pytorchvideo has fewer
 STEPS = 5

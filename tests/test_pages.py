@@ -124,7 +124,7 @@ def test_each_line_names_what_there_is(page, line):
 @pytest.fixture
 def clone(tmp_path):
     "A clone as `make install` leaves it, and a video."
-    from hcms.media import write_video
+    from hcms.media.files import write_video
     root = fresh_clone(tmp_path/'clone')
     bin = new_environment(root/'.venv')/'bin'
     site = next((root/'.venv'/'lib').glob('python*/site-packages'))

@@ -4,7 +4,7 @@ import numpy as np, pandas as pd, pytest
 from helpers import ROOT, without_home
 
 def video(path, seed=0):
-    from hcms.media import write_video
+    from hcms.media.files import write_video
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     frames = rng.integers(0, 255, (10, 64, 64, 3), dtype=np.uint8)
@@ -56,12 +56,12 @@ def linked(tmp_path):
 
 def test_linked_videos_are_found_and_read_everywhere(linked, monkeypatch):
     "By manifest, doctor, extraction, finetuning and predict FOLDER."
-    from hcms.annotations import videos_in
-    from hcms.backbones import spec_for
-    from hcms.extract import extract
-    from hcms.finetune import decode_split
-    from hcms.manifests import read_manifest
-    from hcms.store import FeatureStore
+    from hcms.data.annotations import videos_in
+    from hcms.networks.backbones import spec_for
+    from hcms.extraction.extract import extract
+    from hcms.training.finetune import decode_split
+    from hcms.data.manifests import read_manifest
+    from hcms.data.store import FeatureStore
     data = linked/'data'
     assert 'manifest.links.json notes it' in make_manifest(linked, monkeypatch)
     m = read_manifest(data/'activitynet'/'manifest.csv')
@@ -79,7 +79,7 @@ def test_links_of_somebody_else_wait_for_a_word(linked, monkeypatch):
     "Links in a data set from others are refused, with a remedy that works; '..' and full paths have none."
     from hcms.core import InputError
     from hcms.doctor import examine
-    from hcms.manifests import read_manifest
+    from hcms.data.manifests import read_manifest
     make_manifest(linked, monkeypatch)
     shutil.copytree(linked/'data', linked/'sent', symlinks=True)
     m = read_manifest(linked/'sent'/'activitynet'/'manifest.csv')
@@ -113,7 +113,7 @@ def test_left_out_links(linked, monkeypatch):
 ASK = """
 import os
 from hcms.core import home
-from hcms.datasets import data_folder
+from hcms.experiments.datasets import data_folder
 said = [home(), data_folder('activitynet'), data_folder('demo')]
 with open(os.environ['SAID'], 'a', encoding='utf-8') as f: print(*said, sep='|', file=f)
 """
@@ -133,7 +133,7 @@ def test_folders_are_the_same_in_a_process_and_all_that_it_starts(tmp_path, data
     (tmp_path/'start'/'go.py').write_text(f"""
 import os, sys
 from hcms.core import home, worker_pool
-from hcms.driver import run_notebook
+from hcms.reports.driver import run_notebook
 ask = {ASK!r}
 if __name__=='__main__':
     exec(ask)
@@ -177,10 +177,10 @@ for words in {list(asked)!r}:
 READERS = r"""
 import json, os, sys
 from pathlib import Path
-from hcms.annotations import activitynet_manifest, fcvid_manifest
-from hcms.datasets import Dataset
-from hcms.manifests import read_manifest, write_manifest
-from hcms.rendered import read_recipe
+from hcms.data.annotations import activitynet_manifest, fcvid_manifest
+from hcms.experiments.datasets import Dataset
+from hcms.data.manifests import read_manifest, write_manifest
+from hcms.data.rendered import read_recipe
 umlaut = 'B\xf6ller'
 tai = '\u592a'
 def check(d, mark, end):

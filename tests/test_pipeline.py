@@ -48,7 +48,7 @@ def kill_when(args, home, ready):
         p.wait()
 
 def test_everything_from_the_driver(tiny_reports, tmp_path):
-    from hcms.report import write_top_index
+    from hcms.reports.artifacts import write_top_index
     out = tiny_reports/'reports'/'demo'/OTHER
     tables = [f'table{n}' for n in range(1, 7)]
     tables += ['claims', 'ablations', 'table1_families', 'table1_gates', 'table3_quoted']
@@ -130,7 +130,7 @@ def test_a_failing_notebook_does_not_stop_the_others(tiny_reports, tmp_path):
     home = tmp_path
     shutil.copytree(tiny_reports/'data', home/'data')
     (home/'go.py').write_text("""
-from hcms import driver
+from hcms.reports import driver
 driver.NOTEBOOKS = ('table6', 'nosuch')
 driver.notebooks = lambda data: ['nosuch', 'table6']
 if __name__=='__main__': print('failed:', driver.make_reports('demo', 1, 1))
@@ -162,7 +162,7 @@ def test_simulated_says_so_everywhere(tmp_path):
 def test_the_mark_covers_a_visible_part_of_a_figure(tmp_path):
     import matplotlib.pyplot as plt
     import numpy as np
-    from hcms.plots import figure, save_figure
+    from hcms.reports.plots import figure, save_figure
     plain = plt.imread(save_figure(figure()[0], 'x', tmp_path/'a', '')[0])
     marked = plt.imread(save_figure(figure()[0], 'x', tmp_path/'b', 'SIMULATED FEATURES: no')[0])
     assert (np.abs(plain-marked).sum(-1)>.05).mean()>.005
@@ -192,7 +192,7 @@ def owners_annotations() -> dict:
 
 def test_manifests_from_the_owners_files(tmp_path):
     "From an annotation file to a manifest that can be read, by the command; absent videos keep their row."
-    from hcms.manifests import read_manifest
+    from hcms.data.manifests import read_manifest
     (tmp_path/'a.json').write_text(json.dumps(owners_annotations()))
     videos = tmp_path/'activitynet'/'videos'
     videos.mkdir(parents=True)
@@ -252,7 +252,7 @@ def extract_harmed(harm, home, tmp_path, **options):
     What it did, separated by bars, and what it printed."""
     (tmp_path/'harm.py').write_text(f"""
 import ctypes, os, signal
-import numpy as np, torch, hcms.extract as E
+import numpy as np, torch, hcms.extraction.extract as E
 was,work = E.extract_video,E._work
 def extract_video(id, *a):
 {harm}
@@ -262,8 +262,8 @@ def harmed(job): return work(job)
 """)
     (tmp_path/'go.py').write_text(f"""
 import sys; sys.path.insert(0, sys.argv[1])
-import harm, hcms.extract as E
-from hcms.datasets import Dataset
+import harm, hcms.extraction.extract as E
+from hcms.experiments.datasets import Dataset
 E._work = harm.harmed
 if __name__=='__main__':
     r = Dataset('demo').extract(2, **{options})
@@ -295,7 +295,7 @@ def test_ray_with_a_killed_worker_ends_with_the_same_bytes(some_home, tmp_path, 
     pytest.importorskip('ray')
     home = copy_home(some_home, tmp_path/'home', 'features')
     (tmp_path/'harm.py').write_text("""
-import os, signal, hcms.cluster as C
+import os, signal, hcms.extraction.cluster as C
 was = C.decode_video
 def decode(path, *a):
     if 'motion_upward_001' in path: os.kill(os.getpid(), signal.SIGKILL)
@@ -304,9 +304,9 @@ def decode(path, *a):
     (tmp_path/'go.py').write_text("""
 import os, signal, threading, time
 from pathlib import Path
-import harm, hcms.cluster
-from hcms.cluster import extract_on_ray
-from hcms.datasets import Dataset
+import harm, hcms.extraction.cluster
+from hcms.extraction.cluster import extract_on_ray
+from hcms.experiments.datasets import Dataset
 def kill_one(pids):
     def soon():
         features = data.store.root
@@ -315,7 +315,7 @@ def kill_one(pids):
         said.write_text('killed')
     threading.Thread(target=soon, daemon=True).start()
 said = Path(__file__).with_name('said.txt')   # Ray writes to stdout too, at any moment
-hcms.cluster.decode_video = harm.decode
+hcms.extraction.cluster.decode_video = harm.decode
 data = Dataset('demo')
 many = dict(networks=2, decoders=2)
 r = extract_on_ray(data.manifest, data.store, data.preset, data.weights, on_start=kill_one, **many)
@@ -373,10 +373,10 @@ def test_two_processes_train_what_one_does(tiny_home, tmp_path, tally):
 def test_bad_files_cost_only_themselves(tiny_home, tmp_path, tally):
     "An empty mp4, a page of text, a video without audio and one of a single picture, among good ones."
     import numpy as np
-    from hcms.extract import extract
-    from hcms.manifests import Manifest
-    from hcms.media import write_video
-    from hcms.store import FeatureStore
+    from hcms.extraction.extract import extract
+    from hcms.data.manifests import Manifest
+    from hcms.media.files import write_video
+    from hcms.data.store import FeatureStore
     good = next((tiny_home/'data'/'demo'/'videos').glob('*.mp4'))
     shutil.copy(good, tmp_path/'good.mp4')
     (tmp_path/'empty.mp4').touch()
@@ -426,17 +426,17 @@ def test_manifest_with_a_path_in_an_id_is_refused_before_work(tiny_home, tmp_pat
 
 def test_data_manifest_of_the_demo_is_its_recipe():
     from dataclasses import asdict
-    from hcms.manifests import Manifest
-    from hcms.rendered import CLASSES, Recipe, demo_rows
+    from hcms.data.manifests import Manifest
+    from hcms.data.rendered import CLASSES, Recipe, demo_rows
     note = json.loads((ROOT/'data_manifests'/'demo.json').read_text())
     assert note['recipe']==asdict(Recipe())
     m = Manifest(demo_rows(), classes=list(CLASSES), name='demo')
     assert note['manifest']==m.fingerprint and note['videos']=={s: len(m.split(s)) for s in note['videos']}
 
 def test_committed_costs_follow_from_committed_skip_ratios():
-    from hcms.costs import video_gflops
-    from hcms.hlstm import HCMS
-    from hcms.runs import TRAINING
+    from hcms.evaluation.costs import video_gflops
+    from hcms.method.hlstm import HCMS
+    from hcms.experiments.runs import TRAINING
     table = pd.read_csv(ROOT/'reports'/'demo'/'table1.csv').set_index(['method', 'modalities', 'views'])
     h = table.loc[('HCMS', 'A + I + M', 32)]
     sizes = {k: TRAINING['demo'][k] for k in ('proj_sizes', 'hidden_sizes')}
@@ -452,9 +452,9 @@ FOLDERS = ['activitynet-simulated', pytest.param('fcvid-simulated', marks=pytest
 def test_committed_results_can_be_had_again(tmp_path, tally, folder):
     "A row of a committed table made anew, from nothing: audio alone on a stand-in, 3 seeds, within 3 points."
     code = """
-from hcms.datasets import SimulatedDataset
-from hcms.metrics import mean_average_precision
-from hcms.runs import get_runs, variants
+from hcms.experiments.datasets import SimulatedDataset
+from hcms.evaluation.metrics import mean_average_precision
+from hcms.experiments.runs import get_runs, variants
 if __name__=='__main__':
     d = SimulatedDataset('NAME')
     runs = get_runs(d, variants(d, [dict(model='early', modalities=('audio',))], 3))

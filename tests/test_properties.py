@@ -3,7 +3,7 @@ import random, shutil, string
 import numpy as np, pandas as pd, pytest, torch
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from hcms.core import InputError
-from hcms.store import FeatureStore
+from hcms.data.store import FeatureStore
 from test_robustness import ends_well
 
 def many(full):
@@ -28,7 +28,7 @@ ID = string.ascii_letters+string.digits+'_-'   # characters of an id
 
 def test_gates(holds):
     "With noise given, a hard gate is the larger of score and noise; its gradient is that of the soft one."
-    from hcms.gating import SKIP, USE, gumbel_gate
+    from hcms.method.gating import SKIP, USE, gumbel_gate
     def f(seed, tau, n):
         g = torch.Generator().manual_seed(seed)
         scores = torch.randn(n, 2, generator=g, dtype=torch.float64, requires_grad=True)
@@ -47,7 +47,7 @@ def test_fusion(holds):
     """An open gate gives the new state, a closed one the lower head and the old tail, whatever the sizes.
 
     Blending and selecting agree on decisions."""
-    from hcms.hlstm import fuse
+    from hcms.method.hlstm import fuse
     def f(seed, B, H, L, copy_cell):
         g = torch.Generator().manual_seed(seed)
         new,old,lower = ([torch.randn(B, k, generator=g) for _ in 'hc'] for k in (H, H, L))
@@ -63,7 +63,7 @@ def test_fusion(holds):
         seeds, small, st.integers(1, 6), st.integers(1, 6), st.booleans())
 
 def test_all_steps_at_once_are_the_steps_one_by_one(holds):
-    from hcms.hlstm import HCMS
+    from hcms.method.hlstm import HCMS
     def f(seed, B, T, sizes, nested, copy_cell):
         torch.manual_seed(seed)
         names = ('audio', 'appearance', 'motion')[:len(sizes)]
@@ -85,7 +85,7 @@ def test_all_steps_at_once_are_the_steps_one_by_one(holds):
 
 def test_ledger(holds):
     "The total is the sum of its items and never falls when a gate opens; its prices are a count by hand."
-    from hcms.costs import gflops_per_video
+    from hcms.evaluation.costs import gflops_per_video
     def f(seed, N, T, prices):
         rng = np.random.default_rng(seed)
         gates = (rng.random((N, T, 2))<rng.random(2)).astype('float32')
@@ -103,7 +103,7 @@ def test_ledger(holds):
 def test_metrics(holds):
     "Equal to sklearn's; the order of videos and any rising function of the scores change nothing."
     from sklearn.metrics import average_precision_score
-    from hcms.metrics import mean_average_precision
+    from hcms.evaluation.metrics import mean_average_precision
     def f(seed, N, C, digits):
         rng = np.random.default_rng(seed)
         s = rng.random((N, C)).round(digits)
@@ -142,7 +142,7 @@ def test_store(holds, tmp_path):
 
 def test_manifest(holds, tmp_path):
     "Written and read, it is the same; written again, the same bytes; the order of rows does not matter."
-    from hcms.manifests import COLUMNS, Manifest, read_manifest, write_manifest
+    from hcms.data.manifests import COLUMNS, Manifest, read_manifest, write_manifest
     letters = st.characters(exclude_categories=['Cs', 'Cc'])
     label = st.text(letters, min_size=1, max_size=10).map(str.strip)
     label = label.filter(lambda o: o and '|' not in o and o.lower()!='nan')
@@ -205,7 +205,7 @@ def fuzz(path, data, read, n, seed):
 def annotations(tmp_path):
     "Cases of `cases`: ActivityNet's file and FCVID's two."
     import json
-    from hcms.annotations import activitynet_manifest, fcvid_manifest
+    from hcms.data.annotations import activitynet_manifest, fcvid_manifest
     video = dict(subset='training', duration=3.5, annotations=[dict(label='a', segment=[0, 1])])
     tree = dict(taxonomy=[dict(nodeId=1, nodeName='a', parentId=0)], database=dict(v0=video, v1=video))
     path = tmp_path/'a.json'
@@ -223,8 +223,8 @@ def pretrained(tmp_path):
     "Cases of `cases`: files of weights."
     from safetensors.torch import save
     from test_weights import random_yamnet, write_keras, write_tflite
-    from hcms.formats import read_keras, read_tflite
-    from hcms.weights import read_state
+    from hcms.networks.formats import read_keras, read_tflite
+    from hcms.networks.weights import read_state
     net = random_yamnet(.05)
     tflite = tmp_path/'y.tflite'
     write_tflite(net, tflite, int8=True)
@@ -241,8 +241,8 @@ def pretrained(tmp_path):
 
 def cases(tmp_path):
     "Of each: name, path, bytes, reader, executions in short, in full."
-    from hcms.manifests import Manifest, read_manifest, write_manifest
-    from hcms.packs import PackedView, pack
+    from hcms.data.manifests import Manifest, read_manifest, write_manifest
+    from hcms.data.packs import PackedView, pack
     view = FeatureStore(tmp_path/'s').extractor('audio', dict(model='x'))
     torch.manual_seed(0)
     for i in range(3):

@@ -9,7 +9,7 @@ from safetensors.torch import save
 from helpers import BIN, ROOT, copy_home, count_videos, hcms
 from test_pipeline import extract_harmed, snapshot
 from hcms.core import InputError
-from hcms.store import FeatureStore
+from hcms.data.store import FeatureStore
 
 SENTINEL = 'it ran'
 
@@ -81,8 +81,8 @@ def test_killed_at_random_moments(tiny_home, tmp_path, tally, job):
         'the next run ends with the bytes of an undisturbed one', kills)
 
 KILLED_PACKING = """
-import os, sys, hcms.packs as P
-from hcms.store import FeatureStore
+import os, sys, hcms.data.packs as P
+from hcms.data.store import FeatureStore
 n = [0]
 was = P.write_whole
 def write(*a):
@@ -99,7 +99,7 @@ def test_a_killed_packing_ends_with_the_same_bytes(tmp_path, tally):
         for i in range(30):
             v.put(f'v{i:02d}', np.full((8, 16), i, dtype=np.float16))
     assert subprocess.run([sys.executable, '-c', KILLED_PACKING, tmp_path/'a']).returncode==-9
-    from hcms.packs import damaged, pack
+    from hcms.data.packs import damaged, pack
     assert len(list((views[0].folder/'packs').iterdir()))==2 and not damaged(views[0])
     for v in views:
         pack(v, 5)
@@ -268,7 +268,7 @@ def test_a_store_on_another_file_system(some_home, tmp_path, tally):
 
 def test_what_is_the_machines_fault_is_not_laid_to_a_video(tmp_path, tally):
     "An error of a GPU, or of a worker's start, ends the run; no video is set aside for good because of it."
-    from hcms.extract import Extraction, _run_pool, memory_for
+    from hcms.extraction.extract import Extraction, _run_pool, memory_for
     errors = [
         ('CUDA error: an illegal memory access was encountered', RuntimeError),
         ('CUDA out of memory. Tried to allocate 2.00 GiB', RuntimeError),
@@ -290,7 +290,7 @@ def test_a_pool_that_breaks_loses_no_video(monkeypatch, tally):
     "A pool that refuses work at every third job, one that dies over every fourth: each job comes out once."
     from concurrent.futures import Future
     from concurrent.futures.process import BrokenProcessPool
-    import hcms.extract as E
+    import hcms.extraction.extract as E
     n = [0]
     alone = []
     class Pool:
@@ -326,14 +326,14 @@ def test_a_pool_that_breaks_loses_no_video(monkeypatch, tally):
 STARTS_OF = """
 import multiprocessing, sys
 import pandas as pd
-from hcms.backbones import spec_for
-from hcms.datasets import SimulatedDataset
-from hcms.extract import extract
-from hcms.finetune import decode_split
-from hcms.manifests import Manifest
-from hcms.rendered import Recipe, render_demo
-from hcms.runs import train_runs, variants
-from hcms.store import FeatureStore
+from hcms.networks.backbones import spec_for
+from hcms.experiments.datasets import SimulatedDataset
+from hcms.extraction.extract import extract
+from hcms.training.finetune import decode_split
+from hcms.data.manifests import Manifest
+from hcms.data.rendered import Recipe, render_demo
+from hcms.experiments.runs import train_runs, variants
+from hcms.data.store import FeatureStore
 rows = [dict(id=f'v{i}', path=f'v{i}.mp4', split='training', labels='x') for i in range(3)]
 manifest = Manifest(pd.DataFrame(rows))
 def features(): return extract(manifest, FeatureStore('features'), 'demo', workers=2)
@@ -380,12 +380,12 @@ def test_a_script_without_a_main_guard_is_told_so(tmp_path, tally, script, how):
         'the run says why it ends; no video is set aside')
 
 def make_video(path):
-    from hcms.media import write_video
+    from hcms.media.files import write_video
     write_video(path, np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), dtype=np.uint8), 8)
 
 def three_videos(folder, *names):
     "A manifest of three small videos."
-    from hcms.manifests import Manifest
+    from hcms.data.manifests import Manifest
     ids = sorted(['good', 'better', *(names or ('best',))])
     for id in ids:
         make_video(folder/f'{id}.mp4')
@@ -419,8 +419,8 @@ class Odd(Exception):
 @pytest.mark.parametrize('how', ['exit', *long([['killed'], ['crash']])])
 def test_workers_that_die_before_their_first_job_are_laid_to_no_video(tmp_path, monkeypatch, tally, how):
     import functools
-    import hcms.extract as E
-    from hcms.streaming import Job, read_ahead
+    import hcms.extraction.extract as E
+    from hcms.training.streaming import Job, read_ahead
     import hcms.core as C
     monkeypatch.setattr(E, '_start_worker', functools.partial(befall, how))
     manifest = three_videos(tmp_path)
@@ -452,10 +452,13 @@ class Troubled:
 def pools(tmp_path, how, monkeypatch) -> dict:
     "What starts workers, by what it says it is doing; in each worker something happens."
     import functools
-    import hcms.datasets as D, hcms.finetune as F, hcms.policies as P, hcms.rendered as R
-    from hcms.backbones import spec_for
-    from hcms.manifests import write_manifest
-    from hcms.runs import config_for, train_runs
+    import hcms.data.rendered as R
+    import hcms.experiments.datasets as D
+    import hcms.experiments.policies as P
+    import hcms.training.finetune as F
+    from hcms.networks.backbones import spec_for
+    from hcms.data.manifests import write_manifest
+    from hcms.experiments.runs import config_for, train_runs
     happens = functools.partial(befall, how)
     data = Troubled(tmp_path, how)
     def measure():
@@ -500,8 +503,8 @@ def test_what_goes_wrong_in_a_worker_reaches_the_user(tmp_path, monkeypatch, tal
 def light_start(root, patience, options):
     "In a worker: extraction without its networks, which take most of the time to begin."
     import importlib
-    import hcms.extract as E
-    from hcms.backbones import load_backbones
+    import hcms.extraction.extract as E
+    from hcms.networks.backbones import load_backbones
     importlib.import_module('torchvision.transforms.v2')   # in the first video's time otherwise
     backbones = load_backbones(**options, lazy=True)
     backbones.features = lambda m, x: torch.ones(len(x), backbones.sizes[m])
@@ -515,7 +518,7 @@ def befallen(id, path, *args):
     UNHARMED(id, path, *args)
 
 def harmed_work(job):
-    import hcms.extract as E
+    import hcms.extraction.extract as E
     global UNHARMED
     if E.extract_video is not befallen:
         UNHARMED = E.extract_video
@@ -527,7 +530,7 @@ BEFALLS = dict(crash='file', killed='memory', sleep='patience')
 @pytest.mark.parametrize('how,kind', [('memory', 'memory'), *long(BEFALLS.items())])
 def test_a_verdict_holds_as_long_as_its_circumstances(tmp_path, monkeypatch, tally, how, kind):
     "An accident is over at the third run; its kind decides when the video is tried again."
-    import hcms.extract as E
+    import hcms.extraction.extract as E
     monkeypatch.setattr(E, '_work', harmed_work)
     monkeypatch.setattr(E, '_start_worker', light_start)
     manifest = three_videos(tmp_path, 'bad')
@@ -553,7 +556,7 @@ def test_a_verdict_holds_as_long_as_its_circumstances(tmp_path, monkeypatch, tal
 
 def test_a_damaged_file_is_read_again_when_it_or_its_reader_changes(tmp_path, monkeypatch, tally):
     "Not again as they are; again with another version of PyAV, or when the file changes, even in its middle."
-    import hcms.extract as E
+    import hcms.extraction.extract as E
     monkeypatch.setattr(E, '_start_worker', light_start)
     bad = ('cut', 'page', 'empty', 'absent', 'pipe')
     manifest = three_videos(tmp_path, *bad)
@@ -590,7 +593,7 @@ def test_a_damaged_file_is_read_again_when_it_or_its_reader_changes(tmp_path, mo
 @pytest.mark.full
 def test_a_video_without_memory_beside_others_is_read_alone(tmp_path, monkeypatch, tally):
     "There is no memory for it as long as another process is there."
-    import hcms.extract as E
+    import hcms.extraction.extract as E
     monkeypatch.setattr(E, '_work', lonely_work)
     monkeypatch.setattr(E, '_start_worker', light_start)
     manifest = three_videos(tmp_path, 'big')
@@ -601,7 +604,7 @@ def test_a_video_without_memory_beside_others_is_read_alone(tmp_path, monkeypatc
 
 def lonely_work(job):
     "A big video asks for too much in the first process that reads it."
-    import hcms.extract as E
+    import hcms.extraction.extract as E
     once = Path(f'{job[1]}.tried')
     if job[0]=='big' and not once.exists():
         once.touch()
@@ -609,8 +612,8 @@ def lonely_work(job):
     return E._work(job)
 
 def test_videos_left_out_of_a_decoded_split_are_tried_again(tmp_path, tally):
-    from hcms.backbones import spec_for
-    from hcms.finetune import decode_split
+    from hcms.networks.backbones import spec_for
+    from hcms.training.finetune import decode_split
     manifest = three_videos(tmp_path, 'bad')
     whole = (tmp_path/'bad.mp4').read_bytes()
     (tmp_path/'bad.mp4').write_bytes(b'')
@@ -625,17 +628,17 @@ def test_videos_left_out_of_a_decoded_split_are_tried_again(tmp_path, tally):
 
 def takers(tmp_path) -> dict:
     "By the name of a parameter, what takes it: functions of its value."
-    from hcms.backbones import spec_for
-    from hcms.cluster import extract_on_ray
+    from hcms.networks.backbones import spec_for
+    from hcms.extraction.cluster import extract_on_ray
     from hcms.core import worker_pool
-    from hcms.datasets import finetune_backbones, open_dataset, prepare_demo, train_backbones
-    from hcms.extract import extract
-    from hcms.finetune import FinetuneConfig, decode_split, finetune
-    from hcms.packs import pack
-    from hcms.policies import measured
-    from hcms.rendered import render_demo
-    from hcms.runs import get_runs, train_runs, variants
-    from hcms.streaming import StreamConfig, finetune_streaming, read_ahead
+    from hcms.experiments.datasets import finetune_backbones, open_dataset, prepare_demo, train_backbones
+    from hcms.extraction.extract import extract
+    from hcms.training.finetune import FinetuneConfig, decode_split, finetune
+    from hcms.data.packs import pack
+    from hcms.experiments.policies import measured
+    from hcms.data.rendered import render_demo
+    from hcms.experiments.runs import get_runs, train_runs, variants
+    from hcms.training.streaming import StreamConfig, finetune_streaming, read_ahead
     store = FeatureStore(tmp_path/'s')
     data = Troubled(tmp_path, 'known')
     view = store.extractor('motion', dict(model='x'))
@@ -689,10 +692,10 @@ def test_odd_counts_and_durations_are_named(tmp_path, tally):
 
 def test_what_counts_as_done_is_written_last(tmp_path, monkeypatch, tally):
     "Stopped between a result and its record, the result is not believed."
-    import hcms.finetune as F, hcms.weights as W
-    from hcms.datasets import SimulatedDataset
-    from hcms.hlstm import SEAL
-    from hcms.runs import config_for, make_run
+    import hcms.training.finetune as F, hcms.networks.weights as W
+    from hcms.experiments.datasets import SimulatedDataset
+    from hcms.method.hlstm import SEAL
+    from hcms.experiments.runs import config_for, make_run
     def dies(*a, **kw): raise KeyboardInterrupt
     with monkeypatch.context() as m:
         m.setattr(W, 'save_weights', dies)
@@ -717,7 +720,7 @@ def test_what_counts_as_done_is_written_last(tmp_path, monkeypatch, tally):
 
 PROBE = """
 import sys
-from hcms.media import MediaError, probe
+from hcms.media.files import MediaError, probe
 try: probe(sys.argv[1])
 except MediaError as e: print(e)
 """
@@ -726,8 +729,8 @@ def test_what_cannot_be_read_is_named(tmp_path, tally):
     """A video without permission, a folder or a pipe in place of a feature file, a quarantine of brackets,
     a Keras file and a folder that point outside."""
     import h5py
-    from hcms.annotations import find_files
-    from hcms.formats import read_keras
+    from hcms.data.annotations import find_files
+    from hcms.networks.formats import read_keras
     (tmp_path/'v.mp4').write_bytes(b'x'*99)
     (tmp_path/'v.mp4').chmod(0)
     r = subprocess.run(
@@ -751,7 +754,7 @@ def test_what_cannot_be_read_is_named(tmp_path, tally):
     tally('hostile', 'folders, pipes and links outside in place of files', 'refused and named', 6)
 
 def test_a_wrong_choice_is_not_kept(tiny_home, tmp_path, monkeypatch):
-    from hcms.datasets import Dataset
+    from hcms.experiments.datasets import Dataset
     monkeypatch.setenv('HCMS_HOME', str(copy_home(tiny_home, tmp_path)))
     for wrong in (dict(precision='bf16'), dict(steps=-1)):
         assert isinstance(ends_well(lambda: Dataset('demo').choose(**wrong)), InputError)
@@ -794,11 +797,11 @@ def equal(a, b):
     return a==b
 
 def test_flipped_bits_are_noticed(trained_home, tmp_path, tally, full):
-    from hcms.manifests import read_manifest
-    from hcms.packs import PackedView, pack
-    from hcms.recognizer import Recognizer
+    from hcms.data.manifests import read_manifest
+    from hcms.data.packs import PackedView, pack
+    from hcms.inference.recognizer import Recognizer
     from hcms.resume import load_state, save_state
-    from hcms.runs import load_run
+    from hcms.experiments.runs import load_run
     rng = random.Random(0)
     shutil.copytree(trained_home/'checkpoints'/'demo', tmp_path/'recognizer')
     shutil.copytree(next((trained_home/'data'/'demo'/'runs').iterdir()), tmp_path/'run')
@@ -882,17 +885,17 @@ def hostile_safetensors() -> dict:
 
 def test_hostile_files_are_refused(trained_home, tmp_path, tally):
     "A pickle under every name, hostile headers, bombs: every reader refuses; nothing ran or was written."
-    from hcms.annotations import activitynet_manifest, fcvid_manifest
-    from hcms.backbones import load_backbones, weights_path
-    from hcms.formats import read_keras, read_tflite
-    from hcms.hlstm import HCMS
-    from hcms.manifests import read_manifest
-    from hcms.media import read_steps, MediaSpec
-    from hcms.packs import PackedView
-    from hcms.recognizer import Recognizer
+    from hcms.data.annotations import activitynet_manifest, fcvid_manifest
+    from hcms.networks.backbones import load_backbones, weights_path
+    from hcms.networks.formats import read_keras, read_tflite
+    from hcms.method.hlstm import HCMS
+    from hcms.data.manifests import read_manifest
+    from hcms.media.files import read_steps, MediaSpec
+    from hcms.data.packs import PackedView
+    from hcms.inference.recognizer import Recognizer
     from hcms.resume import load_state
-    from hcms.runs import load_run
-    from hcms.weights import install, read_state
+    from hcms.experiments.runs import load_run
+    from hcms.networks.weights import install, read_state
     import hashlib
     torch.save(dict(model_state=Evil(tmp_path)), tmp_path/'t.pt')
     evil = {
@@ -993,8 +996,8 @@ def test_hostile_files_are_refused(trained_home, tmp_path, tally):
 
 def test_hostile_configurations_are_refused(trained_home, tmp_path, tally):
     "JSON that can be read, and asks for the wrong thing."
-    from hcms.recognizer import Recognizer
-    from hcms.runs import load_run
+    from hcms.inference.recognizer import Recognizer
+    from hcms.experiments.runs import load_run
     (tmp_path/'secret.safetensors').write_bytes(save(dict(w=torch.ones(2))))
     def attack(src, file, change, load):
         to = tmp_path/'r'
@@ -1029,8 +1032,8 @@ def test_hostile_configurations_are_refused(trained_home, tmp_path, tally):
 
 def test_paths_that_lead_out_are_refused(tmp_path, tally):
     from hcms.core import check_seal
-    from hcms.manifests import Manifest
-    from hcms.annotations import activitynet_manifest
+    from hcms.data.manifests import Manifest
+    from hcms.data.annotations import activitynet_manifest
     ids = [
         '../../etc/cron.d/x', '/abs', 'a/b', 'a\x00b', 'a\nb', '..', '.', '', 'x'*65, 'a b', 'ä', '%2e%2e',
         'a;rm', '$(x)', 'C:\\x', '\\\\host\\x', '~root', '-'*65]
@@ -1069,7 +1072,7 @@ def test_paths_that_lead_out_are_refused(tmp_path, tally):
 def test_parameters_are_values_never_code(tiny_home, tmp_path, tally):
     "Through the driver: a name that is no parameter is left out, a text arrives as it is."
     import nbformat
-    from hcms.driver import run_notebook
+    from hcms.reports.driver import run_notebook
     cells = [
         nbformat.v4.new_code_cell("dataset: str = 'demo'", metadata=dict(tags=['parameters'])),
         nbformat.v4.new_code_cell(f'open({str(tmp_path/"got")!r}, "w").write(dataset)')]
@@ -1094,10 +1097,10 @@ def test_parameters_are_values_never_code(tiny_home, tmp_path, tally):
 def test_odd_numbers_are_right_or_refused(tmp_path, tally):
     "Metrics against sklearn where they are defined, an `InputError` where they are not."
     from sklearn.metrics import average_precision_score
-    from hcms.hlstm import HCMS
-    from hcms.losses import usage_loss
-    from hcms.manifests import Manifest, hold_out
-    from hcms.metrics import accuracy, mean_average_precision, skip_ratios
+    from hcms.method.hlstm import HCMS
+    from hcms.method.losses import usage_loss
+    from hcms.data.manifests import Manifest, hold_out
+    from hcms.evaluation.metrics import accuracy, mean_average_precision, skip_ratios
     rng = np.random.default_rng(0)
     inf = float('inf')
     nan = float('nan')
@@ -1165,10 +1168,10 @@ def test_odd_numbers_are_right_or_refused(tmp_path, tally):
 @pytest.mark.parametrize('videos,steps', [(1, 1), (1, 4), (3, 1)])
 def test_training_and_tables_of_very_little(tally, videos, steps):
     "Two training videos, one to choose by, few to test on: numbers as defined, or a reason."
-    from hcms.datasets import SimulatedDataset
-    from hcms.runs import config_for
-    from hcms.evaluate import Predictions, headline
-    from hcms.train import predict_split, train
+    from hcms.experiments.datasets import SimulatedDataset
+    from hcms.experiments.runs import config_for
+    from hcms.evaluation.predictions import Predictions, headline
+    from hcms.training.train import predict_split, train
     data = SimulatedDataset('activitynet', training=2, selection=1, evaluated=videos, steps=steps)
     c = config_for(data, epochs=1)
     model,history = train(c, data.split('training'), data.split('selection'))
@@ -1188,9 +1191,9 @@ def test_training_and_tables_of_very_little(tally, videos, steps):
 # determinism
 
 def test_any_number_of_workers_and_any_order_give_the_same_bytes(tiny_home, tmp_path, tally, full):
-    from hcms.extract import extract
-    from hcms.manifests import read_manifest, Manifest
-    from hcms.rendered import Recipe, render_demo
+    from hcms.extraction.extract import extract
+    from hcms.data.manifests import read_manifest, Manifest
+    from hcms.data.rendered import Recipe, render_demo
     recipe = Recipe(per_class=3, training=1, selection=1)
     for w in (1, 3):
         render_demo(tmp_path/f'r{w}', recipe, workers=w)
@@ -1220,8 +1223,8 @@ def test_training_by_any_number_of_workers_gives_the_same_bytes(tmp_path, tally)
     "On a stand-in; networks, predictions and histories."
     code = """
 import sys
-from hcms.datasets import SimulatedDataset
-from hcms.runs import train_runs, variants
+from hcms.experiments.datasets import SimulatedDataset
+from hcms.experiments.runs import train_runs, variants
 if __name__=='__main__':
     d = SimulatedDataset('activitynet', training=40, selection=8, evaluated=12, steps=8)
     kinds = [dict(), dict(model='early'), dict(model='adamml')]
@@ -1259,7 +1262,7 @@ def test_two_thousand_videos_leave_no_trace(tiny_home, tmp_path, tally):
 
     And was the time left about right?"""
     import re
-    from hcms.manifests import Manifest, read_manifest, write_manifest
+    from hcms.data.manifests import Manifest, read_manifest, write_manifest
     home = copy_home(tiny_home, tmp_path, 'features')
     demo = home/'data'/'demo'
     manifest = read_manifest(demo/'manifest.csv')

@@ -5,8 +5,8 @@ to try as well."""
 import os
 import numpy as np, pytest, torch
 from torch.nn import functional as F
-from hcms.backbones import YAMNet
-from hcms.formats import NAMES, ConvWeights, YamnetWeights, read_keras, read_tflite
+from hcms.networks.backbones import YAMNet
+from hcms.networks.formats import NAMES, ConvWeights, YamnetWeights, read_keras, read_tflite
 
 STRIDES = [2, *(s if k==0 else 1 for s in (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1) for k in range(2))]
 
@@ -193,7 +193,7 @@ def test_tflite_agrees_with_its_own_interpreter(tmp_path):
 @pytest.mark.skipif(not os.environ.get('HCMS_YAMNET'), reason='HCMS_YAMNET names no real TFLite file')
 def test_a_real_file():
     "A second of noise and a second of silence: real weights tell them apart, and hear noise as noise."
-    from hcms.media import log_mel_patches
+    from hcms.media.files import log_mel_patches
     net = YAMNet.from_tflite(os.environ['HCMS_YAMNET'])
     noise = np.random.default_rng(0).normal(size=16000).astype('f4')*.1
     patches = np.concatenate([log_mel_patches(noise)[:1], log_mel_patches(noise*0)[:1]])
@@ -217,7 +217,7 @@ def test_the_owners_key_names_load_whole_or_not_at_all(tmp_path, modality, size,
     With one wrong shape, one missing and one extra none is, and the message lists the three."""
     from safetensors.torch import load_file
     from hcms.core import InputError
-    from hcms.weights import install, read_pretrained
+    from hcms.networks.weights import install, read_pretrained
     state = zoo_state(modality)
     torch.save(dict(model_state=state), tmp_path/'zoo.pyth')
     assert read_pretrained(modality, tmp_path/'zoo.pyth').size==size
