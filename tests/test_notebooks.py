@@ -83,7 +83,13 @@ import numpy as np
 seed, dataste, budget, view = 7, "mine", [1], None   # names like those of parameters
 """
 
-WITH_OWN = dict(HCMS_EXTENSIONS='first_steps', PYTHONPATH=str(ROOT/'tests'))
+def own_policy(folder) -> dict:   # environment
+    "The policy of the README in a module of its own, and what makes every process import it."
+    blocks = re.findall(r'```python\n(.*?)```', (ROOT/'README.md').read_text(encoding='utf-8'), re.S)
+    code, = (o for o in blocks if '@register_policy' in o)
+    folder.mkdir(exist_ok=True)
+    (folder/'first_steps.py').write_text(code, encoding='utf-8')
+    return dict(HCMS_EXTENSIONS='first_steps', PYTHONPATH=str(folder))
 
 @pytest.fixture(scope='session')
 def executed(tmp_path_factory):
@@ -103,7 +109,7 @@ def executed(tmp_path_factory):
                     own[1:1] = [FOREIGN]   # between the parameters and their check
                 at[f'{name} {turn}'] = len(cells),len(own)
                 cells += [*own, 'print(json.dumps(asked)); asked.clear()']
-        done = run_cells(cells, folder, **WITH_OWN)
+        done = run_cells(cells, folder, **own_policy(folder/'own'))
         out = {}
         for k,(i,n) in at.items():
             out[k] = dict(cells=[note(c) for c in done[i:i+n]], asked=json.loads(done[i+n].outputs[0].text))
@@ -167,12 +173,13 @@ def test_a_policy_of_ones_own_is_in_every_comparison(executed):
     own = pd.read_csv(out/'rivals.csv').query('policy=="First steps"')
     assert (own.use_audio==1).all() and own.gflops.is_monotonic_increasing
 
-def test_a_policy_of_ones_own_reaches_the_workers(monkeypatch):
+def test_a_policy_of_ones_own_reaches_the_workers(tmp_path, monkeypatch):
     from hcms.core import worker_pool
     from hcms.experiments.policies import policy_changes
     here = policy_changes()
-    for k,v in WITH_OWN.items():
+    for k,v in own_policy(tmp_path/'own').items():
         monkeypatch.setenv(k, v)
+    monkeypatch.syspath_prepend(tmp_path/'own')   # as PYTHONPATH does where a process starts
     with worker_pool(1) as pool:
         there = pool.submit(policy_changes).result()
     assert there==[*here, dict(model='reader')]
@@ -250,7 +257,7 @@ def write_features(root, steps, random_weights=False, classes=('a', 'b'), n=24):
 def test_random_weights_say_so_in_every_cell(tmp_path):
     write_features(tmp_path, 4, random_weights=True)
     # the paper's sizes would take minutes
-    small = "\nhcms.runs.TRAINING['paper'] = hcms.experiments.runs.TRAINING['demo']"
+    small = "\nruns.TRAINING['paper'] = runs.TRAINING['demo']"
     cells = []
     for n in ('table2', 'fig4', 'fig2'):
         cells += cells_of(n, dataset='activitynet', seeds=1, epochs=1)
