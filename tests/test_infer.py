@@ -133,7 +133,7 @@ STAMPS = st.lists(st.tuples(WHAT, st.integers(0, 256)), min_size=1, max_size=30)
 def test_a_stream_begins_at_its_first_stamp(zero, events):
     """Pictures or audio first, from any time on: the same steps at the same times.
 
-    In 64ths of a second stamps and their differences are exact, so the end of a step is one moment for both."""
+    Stamps and their differences are exact, so the end of a step is one moment for both."""
     plain = live_steps()
     later = live_steps()
     first = events[0][1]
