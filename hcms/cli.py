@@ -145,7 +145,7 @@ def finetune_command(
     patience:float=PATIENCE,
 ):
     """Finetune the backbones on the train split; what is not given is the data set's own
-    (FINETUNING in nbs/45_datasets). Goes on where it was stopped."""
+    (hcms.experiments.datasets.FINETUNING). Goes on where it was stopped."""
     with _saying(LOADING):
         from hcms.core import MODALITIES, check_choice
         from hcms.experiments.datasets import finetune_backbones
