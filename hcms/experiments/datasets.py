@@ -363,8 +363,8 @@ def finetune_backbones(
     start = folder/'backbones'/'pretrained'
     if name=='demo' and (changes or device!='cpu' or tuple(modalities)!=MODALITIES):
         raise InputError('demo',
-            'has a finetuning of its own (hcms.experiments.datasets.FINETUNING), on the CPU; options other than '
-            '--workers are for the large data sets')
+            'has a finetuning of its own (hcms.experiments.datasets.FINETUNING), on the CPU; options other '
+            'than --workers are for the large data sets')
     todo = [m for m in MODALITIES if m in modalities and not weights_path(out, m).exists()]
     if not todo:
         return
