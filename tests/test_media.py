@@ -10,8 +10,7 @@ from hypothesis import given, settings, strategies as st
 from hcms.core import MODALITIES, InputError
 from hcms.media.live import LiveSteps, steps_every
 from hcms.media.files import (MAX_PAUSE, PATCH_SAMPLES, RATE, MediaError, MediaSpec, StepReader,
-    audio_samples,
-                        clip_times, decoded, log_mel_patches, probe, read_steps, write_video)
+    audio_samples, clip_times, decoded, log_mel_patches, probe, read_steps, write_video)
 
 SPEC = MediaSpec(steps=6, frame_size=32, clip_size=32, clip_frames=4, clip_seconds=.6)
 HALF = PATCH_SAMPLES/2/RATE

@@ -385,6 +385,11 @@ def _shown_times(d, **names) -> pd.DataFrame:
     text = {k: d[k].map('{:.2f}'.format) for k in names}
     return d.assign(seconds=d.seconds.map(_three), **text).rename(columns=names)
 
+def _shown_training(d) -> pd.DataFrame:
+    "The table of a training step as text, without its differences from the plain loop."
+    d = d.drop(columns=['logits', 'gradients', 'gates'])
+    return _shown_times(d, times_bound='times its matrix products', least='least', most='most')
+
 _INFERENCE_NOTES = (
     "The paper's networks have random weights and gates that are evenly spread; the demo's are trained, "
     'and their gates are those of a trained HCMS. '
@@ -417,8 +422,7 @@ def show_speed(
     shown = _shown_times(decoding, times_bare='times bare decode')
     one = ['Seconds of one processor, one thread.', *notes]
     write_table(decoding, shown, 'speed_decoding', out, 'Decoding two minutes of 340 x 256', one, meta)
-    shown = training.drop(columns=['logits', 'gradients', 'gates'])
-    shown = _shown_times(shown, times_bound='times its matrix products', least='least', most='most')
+    shown = _shown_training(training)
     title = 'A step of training, forward and backward'
     write_table(training, shown, 'speed_training', out, title, notes, meta)
     groups = list(n.groupby('networks', sort=False))
@@ -469,8 +473,7 @@ def show_gpu(
     far = training.dropna(subset='logits')
     told = [f'Largest differences from the plain loop: logits {far.logits.max():.1e}, gradients '
             f'{far.gradients.max():.1e}; gates that differ: {far.gates.sum():.0f}.', *notes]
-    shown = training.drop(columns=['logits', 'gradients', 'gates'])
-    shown = _shown_times(shown, times_bound='times its matrix products', least='least', most='most')
+    shown = _shown_training(training)
     title = 'A step of training on a GPU, forward and backward'
     write_table(training, shown, 'speed_gpu_training', out, title, told, meta)
     return fig
