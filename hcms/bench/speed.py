@@ -314,8 +314,10 @@ def product_pace(
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     a,b = torch.randn(2, n, n, device=device, dtype=getattr(torch, precision))
-    took = in_turns(dict(product=lambda: a@b), 1+repeats)
-    torch.backends.cuda.matmul.allow_tf32 = before
+    try:
+        took = in_turns(dict(product=lambda: a@b), 1+repeats)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
     return n**3/took['product']
 
 def _grain(x, seed:int=0):

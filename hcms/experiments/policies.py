@@ -473,10 +473,11 @@ def admissions(
     rows:pd.DataFrame,    # A row a policy and seed, from `tested`
     changes:np.ndarray,   # (rows, N) of the difference, without each video; NaN where there is none
     strata:np.ndarray,    # (N,)
+    preset:str='demo',    # Of the data set, for the number of tuning trials
 ) -> pd.DataFrame:        # A row a policy
     "Which policies work here: verdict, admitted, selects, converged, learned, and the numbers for it."
     fused = rows[rows.policy=='UNIFORM'].best.mean()   # at all steps
-    tried = trials().groupby('model').size()
+    tried = trials(preset).groupby('model').size()
     models = {p.name: {c.get('model', 'hcms') for c in p.changes} for p in policies()}
     out = []
     for name,d in rows.groupby('policy', sort=False):
@@ -532,12 +533,13 @@ def _all_measured(data, seeds, epochs, workers):   # folder of what is kept
     check_count(workers, 'workers')
     _check_visible()
     seeds = policy_seeds(seeds)
-    configs = {p.name: p.configs(data, seeds, epochs) for p in policies()}
+    compared = policies()
+    configs = {p.name: p.configs(data, seeds, epochs) for p in compared}
     train_runs(data, [c for o in configs.values() for c in o], workers)
     folders = {k: [run_folder(data, c) for c in o] for k,o in configs.items()}
-    settings = {p.name: list(map(str, p.settings)) for p in policies()}
+    settings = {p.name: list(map(str, p.settings)) for p in compared}
     names = {k: [f.name for f in o] for k,o in folders.items()}
-    versions = {p.name: p.version for p in policies() if p.version}
+    versions = {p.name: p.version for p in compared if p.version}
     key = [MEASURED, names, settings, versions] if versions else [MEASURED, names, settings]
     kept = data.folder/'policies'/fingerprint(key)
     if (kept/'curves.csv').exists():
@@ -561,15 +563,15 @@ def _all_measured(data, seeds, epochs, workers):   # folder of what is kept
     return kept
 
 # %% ../../nbs/experiments/04_policies.ipynb #57343b19
-def _admitted(kept):
+def _admitted(kept, preset):
     tensors = load((kept/'changes.safetensors').read_bytes())
-    return admissions(pd.read_csv(kept/'tests.csv'), tensors['tests'], tensors['strata'])
+    return admissions(pd.read_csv(kept/'tests.csv'), tensors['tests'], tensors['strata'], preset)
 
 def admitted(data, seeds:int=3, epochs:int=0, workers:int=2) -> pd.DataFrame:
     "Which policies work on a data set, as of `admissions`; what is missing is trained and measured."
     kept = _all_measured(data, seeds, epochs, workers)
     check_seal(kept/SEAL)
-    return stamped(data, _admitted(kept))
+    return stamped(data, _admitted(kept, data.preset))
 
 # %% ../../nbs/experiments/04_policies.ipynb #69f2ca25
 def measured(
@@ -582,7 +584,7 @@ def measured(
     kept = _all_measured(data, seeds, epochs, workers)
     check_seal(kept/SEAL)
     curves = pd.read_csv(kept/'curves.csv')
-    curves['admitted'] = curves.policy.map(_admitted(kept).set_index('policy').admitted)
+    curves['admitted'] = curves.policy.map(_admitted(kept, data.preset).set_index('policy').admitted)
     tensors = load((kept/'changes.safetensors').read_bytes())
     return stamped(data, curves),tensors['changes'],tensors['strata']
 

@@ -12,6 +12,7 @@ __all__ = ['OWN_PIPELINES', 'DID_NOT', 'TABLE3', 'PANELS', 'ORDERS', 'table3_con
 # %% ../../nbs/reports/04_comparisons.ipynb #0612b97e
 import numpy as np
 import pandas as pd
+from ..baselines.rivals import RIVALS
 from ..core import LETTERS, MODALITIES, InputError
 from ..evaluation.costs import gflops_per_video
 from ..experiments.datasets import open_dataset, stamped
@@ -159,6 +160,16 @@ TABLE3 = {   # policy -> its row in Table 3
     'Listen to Look': 'IMGAUD2VID'}
 
 # %% ../../nbs/reports/04_comparisons.ipynb #ce5298f4
+def _longer(rows) -> str:
+    "Which rivals are trained for more epochs."
+    times = {r.longer: [] for r in RIVALS.values() if r.longer>1}
+    for p in policies():
+        for model in {c.get('model') for c in p.changes} & set(RIVALS):
+            if RIVALS[model].longer>1 and p.name in set(rows.policy):
+                times[RIVALS[model].longer].append(p.name)
+    said = [f"{', '.join(names)} {n} times as many" for n,names in sorted(times.items()) if names]
+    return f" ({', '.join(said)}, since their curves had not ended)" if said else ''
+
 def show_measured(rows, data, parameters, runs, out) -> pd.DataFrame:
     "Write table3_measured.* and return it as it is shown: `rows` from `hcms.policies.compare`."
     more = [text if ok else '–' for ok,text in zip(rows.admitted, _with_interval(rows, 'hcms_more', 100))]
@@ -175,9 +186,9 @@ def show_measured(rows, data, parameters, runs, out) -> pd.DataFrame:
         'area %': _with_interval(rows, 'area', 100)})
     notes,meta = describe(data, runs, parameters)
     notes.append(
-        'Every policy saw the same features, with the same prices, optimizer and epochs (AdaFrame and '
-        'OCSampler twice, AdaMML three times as many, since their curves had not ended); how many '
-        'tuning trials each had stands in the table of admissions. At equal cost: the mean difference over '
+        'Every policy saw the same features, with the same prices, optimizer and '
+        f'epochs{_longer(rows)}; how many tuning trials each had stands in the table of admissions. '
+        'At equal cost: the mean difference over '
         'the logarithm of the cost, from where both have an operating point to where neither has a more '
         'expensive one. Area: mean mAP over the logarithm of the cost from hearing everything to using '
         'everything, chance before the cheapest operating point, so it rewards cheap ones. '
