@@ -317,7 +317,7 @@ def kill_one(pids):
 said = Path(__file__).with_name('said.txt')   # Ray writes to stdout too, at any moment
 hcms.extraction.cluster.decode_video = harm.decode
 data = Dataset('demo')
-many = dict(networks=2, decoders=2)
+many = dict(actors=2, decoders=2)
 r = extract_on_ray(data.manifest, data.store, data.preset, data.weights, on_start=kill_one, **many)
 said.write_text(f'{said.read_text()} {r.done} {len(r.aside)}')
 """)

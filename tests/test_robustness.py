@@ -647,8 +647,8 @@ def takers(tmp_path) -> dict:
     few = three_videos(tmp_path)
     made = lambda **kw: extract(few, store, 'demo', **kw)
     on_ray = lambda **kw: extract_on_ray(few, store, 'demo', **kw)
-    streamed = lambda **kw: finetune_streaming('audio', 'demo', few, out, **kw)
-    tuned = lambda **kw: finetune('audio', 'demo', media, np.zeros(3), 1, out, FinetuneConfig(**kw))
+    streamed = lambda **kw: finetune_streaming('demo/mobilenet', spec_for('demo'), few, out, **kw)
+    tuned = lambda **kw: finetune('demo/mobilenet', media, np.zeros(3), 1, out, FinetuneConfig(**kw))
     read = lambda *a: list(read_ahead([], len, {}, *a))
     nets = lambda w: train_backbones(tmp_path/'m.csv', out, None, 'demo', {}, workers=w)
     return dict(
@@ -664,7 +664,7 @@ def takers(tmp_path) -> dict:
             lambda o: train_runs(data, [], o),
             lambda o: get_runs(data, [], o),
             lambda o: measured(data, workers=o)],
-        networks=[lambda o: on_ray(networks=o)],
+        actors=[lambda o: on_ray(actors=o)],
         seeds=[lambda o: variants(data, [{}], o), lambda o: measured(data, o)],
         save_every=[lambda o: streamed(save_every=o)],
         videos=[lambda o: pack(view, o), lambda o: tuned(videos=o),
@@ -708,7 +708,7 @@ def test_what_counts_as_done_is_written_last(tmp_path, monkeypatch, tally):
         y = np.zeros(8, dtype=int)
         config = F.FinetuneConfig(epochs=1, steps=2)
         with pytest.raises(KeyboardInterrupt):
-            F.finetune('audio', 'demo', x, y, 2, tmp_path/'audio', config)
+            F.finetune('demo/mobilenet', x, y, 2, tmp_path/'audio', config)
     assert not (tmp_path/'audio.safetensors').exists()
     monkeypatch.setenv('HCMS_HOME', str(tmp_path))
     data = SimulatedDataset('activitynet', training=4, selection=2, evaluated=2, steps=2)
@@ -754,10 +754,11 @@ def test_what_cannot_be_read_is_named(tmp_path, tally):
     tally('hostile', 'folders, pipes and links outside in place of files', 'refused and named', 6)
 
 def test_a_wrong_choice_is_not_kept(tiny_home, tmp_path, monkeypatch):
-    from hcms.experiments.datasets import Dataset
+    from hcms.experiments.datasets import choose
     monkeypatch.setenv('HCMS_HOME', str(copy_home(tiny_home, tmp_path)))
-    for wrong in (dict(precision='bf16'), dict(steps=-1)):
-        assert isinstance(ends_well(lambda: Dataset('demo').choose(**wrong)), InputError)
+    networks = dict(networks=['timm/x']),dict(networks=['yamnet'])
+    for wrong in (dict(precision='bf16'), dict(steps=-1), *networks):
+        assert isinstance(ends_well(lambda: choose('demo', **wrong)), InputError)
         assert not (tmp_path/'data'/'demo'/'dataset.json').exists()
 
 # flipped bits
@@ -958,10 +959,11 @@ def test_hostile_files_are_refused(trained_home, tmp_path, tally):
             put(to/'r'/name, data)
             return load(to/'r')
         return read
+    slowfast = 'pytorchvideo/slowfast_r50'
     readers = {   # what it is -> (the folder that it needs, reader of (folder, data))
         'weights .safetensors': ('all', lambda to, d: read_state(put(to/'w.safetensors', d))),
         'weights .pt': ('all', lambda to, d: read_state(put(to/'w.pt', d))),
-        'weights .pyth': ('all', lambda to, d: install('motion', to/'out', put(to/'w.pyth', d))),
+        'weights .pyth': ('all', lambda to, d: install(slowfast, to/'out', put(to/'w.pyth', d))),
         'weights .h5': ('all', lambda to, d: read_keras(put(to/'w.h5', d))),
         'weights .tflite': ('all', lambda to, d: read_tflite(put(to/'w.tflite', d))),
         "networks' weights": ('all', networks),

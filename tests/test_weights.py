@@ -200,28 +200,28 @@ def test_a_real_file():
     scores = net.classify(torch.as_tensor(patches))
     assert scores.shape==(2, 521) and scores[1].argmax()==494 and scores[0].argmax()!=494   # 494: Silence
 
-def zoo_state(modality) -> dict:
+def zoo_state(name) -> dict:
     "A state dict with the owner's key names, classifier included."
-    if modality=='motion':
+    if name.startswith('pytorchvideo/'):
         from pytorchvideo.models.hub import slowfast_r50
         return slowfast_r50(pretrained=False).state_dict()
     import timm
     return timm.create_model('efficientnet_b3').state_dict()
 
-@pytest.mark.parametrize('modality, size, prefix, classifier', [
-    ('motion', 2304, 'net.', 'blocks.6.'),
-    ('appearance', 1536, 'net.', 'classifier.')])
-def test_the_owners_key_names_load_whole_or_not_at_all(tmp_path, modality, size, prefix, classifier):
+@pytest.mark.parametrize('name, size, prefix, classifier', [
+    ('pytorchvideo/slowfast_r50', 2304, 'net.', 'blocks.6.'),
+    ('timm/efficientnet_b3', 1536, 'net.', 'classifier.')])
+def test_the_owners_key_names_load_whole_or_not_at_all(tmp_path, name, size, prefix, classifier):
     """Every tensor but the classifier's is loaded.
 
     With one wrong shape, one missing and one extra none is, and the message lists the three."""
     from safetensors.torch import load_file
     from hcms.core import InputError
     from hcms.networks.weights import install, read_pretrained
-    state = zoo_state(modality)
+    state = zoo_state(name)
     torch.save(dict(model_state=state), tmp_path/'zoo.pyth')
-    assert read_pretrained(modality, tmp_path/'zoo.pyth').size==size
-    got = load_file(install(modality, tmp_path/'pre', tmp_path/'zoo.pyth'))
+    assert read_pretrained(name, tmp_path/'zoo.pyth').size==size
+    got = load_file(install(name, tmp_path/'pre', tmp_path/'zoo.pyth'))
     assert {k.removeprefix(prefix) for k in got}=={k for k in state if not k.startswith(classifier)}
     assert all(torch.equal(v, state[k.removeprefix(prefix)]) for k,v in got.items())
     before = {p.name: p.read_bytes() for p in (tmp_path/'pre').iterdir()}
@@ -230,7 +230,7 @@ def test_the_owners_key_names_load_whole_or_not_at_all(tmp_path, modality, size,
     bad[wrong] = bad[wrong][:1]
     torch.save(bad, tmp_path/'bad.pyth')
     with pytest.raises(InputError, match='nothing was loaded; 3 differences') as e:
-        install(modality, tmp_path/'pre', tmp_path/'bad.pyth')
+        install(name, tmp_path/'pre', tmp_path/'bad.pyth')
     said = str(e.value)
     assert f'missing {lost}' in said and 'unexpected more (2,)' in said
     assert f'{wrong} is {tuple(bad[wrong].shape)} where {tuple(state[wrong].shape)} is needed' in said

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'EVALUATED', 'FINETUNING', 'PRETRAINING', 'data_folder', 'banner', 'StampedFrame', 'Stamped', 'stamped',
-           'Dataset', 'train_backbones', 'finetune_backbones', 'prepare_demo', 'SimulatedDataset', 'open_dataset']
+           'preset_of', 'Dataset', 'choose', 'train_backbones', 'finetune_backbones', 'prepare_demo',
+           'SimulatedDataset', 'open_dataset']
 
 # %% ../../nbs/experiments/01_datasets.ipynb #ecb338f1
 import json, os, re, shutil
@@ -16,7 +17,8 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from ..networks.backbones import PRECISIONS, load_backbones, spec_for, weights_path
+from hcms.networks.backbones import (PRECISIONS, load_backbones, networks_of, spec_for,
+    weights_path)
 from ..core import (
     MODALITIES, InputError, check_choice, check_count, check_seconds, fingerprint, folder_from, home,
     read_json, worker_pool, write_whole)
@@ -128,7 +130,7 @@ class _Provenance:
     def finetuned(self) -> dict:   # modality -> record of its finetuning
         return {m: _read_note(self.weights/f'{m}.json') for m in MODALITIES}
     @property
-    def chosen(self) -> dict:   # steps and precision of the features, where they are not the preset's
+    def chosen(self) -> dict:   # steps, precision and networks, where they are not the preset's
         return _read_note(self.folder/'dataset.json')
     @property
     def stamp(self) -> str:
@@ -157,13 +159,17 @@ _HOW = dict(
         '--labels FCVID_Label.txt; ' + _PREPARE.format('fcvid'))
 
 # %% ../../nbs/experiments/01_datasets.ipynb #2fefbe75
+def preset_of(name:str) -> str:
+    "Whose networks a data set has, where no others are chosen."
+    return 'demo' if name=='demo' else 'paper'
+
 class Dataset(_Shown, _Provenance):
     "A prepared data set: its manifest, its features, and where its runs are kept."
     simulated = False
     def __init__(self, name:str):
         self.name = name
         self.folder = data_folder(name)
-        self.preset = 'demo' if name=='demo' else 'paper'
+        self.preset = preset_of(name)
         if not (self.folder/'manifest.csv').is_file():
             raise InputError(self.folder/'manifest.csv', f'no such file; {_HOW[name]}')
         manifest = read_manifest(self.folder/'manifest.csv')
@@ -209,31 +215,48 @@ class Dataset(_Shown, _Provenance):
         return note['gflops']
 
 # %% ../../nbs/experiments/01_datasets.ipynb #8cfbd5ba
-@patch
-def choose(self:Dataset, **given) -> dict:   # all that is chosen
-    "Record the number of time steps and the precision of the features; there can be one choice."
+def choose(
+    name:str,        # Data set
+    steps:int=0,     # Time steps of a video
+    precision:str='',
+    networks=(),     # Names, each in place of the preset's of its modality
+) -> dict:           # All that is chosen
+    "Record what the features of a data set are made with; there can be one choice of each."
+    given = dict(steps=steps, precision=precision, networks=sorted(networks))
     given = {k: v for k,v in given.items() if v}
-    was = self.chosen
-    if 'precision' in given:
-        check_choice(given['precision'], PRECISIONS, 'precision')
-    spec_for(self.preset, given.get('steps', 0))   # refuses what is no number of time steps
+    path = data_folder(name)/'dataset.json'
+    was = _read_note(path)
+    if precision:
+        check_choice(precision, PRECISIONS, 'precision')
+    spec_for(preset_of(name), steps, networks)   # refuses what is no number of time steps, and no network
+    if networks and name=='demo':
+        rule = 'has networks of its own, which it trains itself; others are for other data sets'
+        raise InputError('demo', rule)
     for k,v in given.items():
         if was.get(k, v)!=v:
-            raise InputError(self.folder/'dataset.json',
+            raise InputError(path,
                 f'says {k} {was[k]}, not {v}; for other features of this data set remove that file first '
                 '(those made so far stay in the store, and come back with it)')
     if given.keys()-was.keys():
-        write_whole(self.folder/'dataset.json', json.dumps(was | given, sort_keys=True)+'\n')
-        self.__dict__.pop('backbones', None)
-    return self.chosen
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(was | given, sort_keys=True)+'\n')
+    return _read_note(path)
 
 # %% ../../nbs/experiments/01_datasets.ipynb #c623a8f4
 @patch
-def extract(self:Dataset, workers:int=2, steps:int=0, precision:str='', **options) -> Extraction:
+def extract(
+    self:Dataset,
+    workers:int=2,
+    steps:int=0,
+    precision:str='',
+    networks=(),
+    **options,
+) -> Extraction:
     """Features of every video that has none yet; options as of `extract`.
 
-    Steps and precision hold for the data set from then on."""
-    chosen = self.choose(steps=steps, precision=precision)
+    Steps, precision and networks hold for the data set from then on."""
+    chosen = choose(self.name, steps, precision, networks)
+    self.__dict__.pop('backbones', None)
     return extract(self.manifest, self.store, self.preset, self.weights, workers, **chosen, **options)
 
 # %% ../../nbs/experiments/01_datasets.ipynb #a91c0daf
@@ -287,7 +310,9 @@ def sources(self:Dataset) -> dict:
     "Where the features come from, for a sidecar."
     backbones = {}
     for m,w in self.backbones.weights.items():
-        backbones[m] = dict(weights=w, price_gflops=self.prices[m], pretrained=self.origin.get(m))
+        name = self.backbones.networks[m].name
+        backbones[m] = dict(
+            network=name, weights=w, price_gflops=self.prices[m], pretrained=self.origin.get(m))
     return dict(backbones=backbones) | (dict(chosen=self.chosen) if self.chosen else {})
 
 # %% ../../nbs/experiments/01_datasets.ipynb #ad491fc5
@@ -320,7 +345,8 @@ def _train_one(job, manifest_path, out, preset, config, start):
         y = y[ok]
     start = start and weights_path(start, m)
     config = FinetuneConfig(**config)
-    finetune(m, preset, media, y, len(manifest.classes), Path(out)/m, config, start, position)
+    name = networks_of(preset)[m].name
+    finetune(name, media, y, len(manifest.classes), Path(out)/m, config, start, position)
 
 def train_backbones(
     manifest_path,    # Its train split is used
@@ -373,12 +399,17 @@ def finetune_backbones(
     for m in todo:
         if not weights_path(start, m).exists():
             raise InputError(weights_path(start, m), f'no such file; run: hcms weights {name} --modality {m}')
-    part = Dataset(name).manifest.split('training')
+    data = Dataset(name)
+    part = data.manifest.split('training')
+    networks = data.chosen.get('networks', ())
+    of = networks_of(data.preset, networks)
+    spec = spec_for(data.preset, 0, networks)
     for m in todo:
         config = stream_config(**FINETUNING['paper'][m] | changes)
         origin = _read_note(start/'weights.json').get(m)
         finetune_streaming(
-            m, 'paper', part, out/m, config, weights_path(start, m), device, workers, patience, origin=origin)
+            of[m].name, spec, part, out/m, config, weights_path(start, m), device, workers, patience,
+            origin=origin)
 
 def _finetune_demo(folder, out, start, workers):
     recipe = Recipe(**PRETRAINING['recipe'])

@@ -191,7 +191,7 @@ def extract_on_ray(
     store:FeatureStore,        # On a file system that every machine sees
     preset:str='paper',
     weights='random',
-    networks:int=1,            # Actors
+    actors:int=1,              # Of networks
     decoders:int=0,            # Tasks at a time; by default the cores that this machine has left
     seed:int=0,
     shard:tuple=(0, 1),
@@ -200,17 +200,19 @@ def extract_on_ray(
     address:str=None,          # Of a running cluster, or 'auto'; by default a local one is started
     on_start=None,             # Called with the networks' process ids
     steps:int=0,               # Time steps of a video; 0: the preset's
+    networks=(),               # Names of networks in place of the preset's
     patience:float=600.,       # Seconds a decoder may take for a video before it is ended
 ) -> Extraction:
     "As `extract`, on a Ray cluster."
-    check_count(networks, 'networks')
+    check_count(actors, 'actors')
     check_count(decoders, 'decoders', least=0)
     check_count(steps, 'steps', least=0)
     patience = check_seconds(patience, 'patience')
     shard = check_shard(shard)
     ray = _ray()
     weights = weights if weights=='random' else str(weights)
-    options = dict(preset=preset, weights=weights, seed=seed, device=device, precision=precision, steps=steps)
+    options = dict(preset=preset, weights=weights, seed=seed, device=device, precision=precision, steps=steps,
+        networks=tuple(networks))
     backbones = load_backbones(**options | dict(device='cpu'))   # the driver may have no accelerator
     views = open_views(store, backbones)
     result = Extraction(under=circumstances(patience))
@@ -218,14 +220,14 @@ def extract_on_ray(
     if not jobs:
         return result
     check_disk(store.root, feature_bytes(backbones, len(jobs)))
-    decoders = decoders or max(1, (os.cpu_count() or 2)-networks)
-    with _cluster(ray, address, decoders+networks):
-        actors = _network_actors(ray, networks, device, store.root, options)
-        pids = _begun(ray, actors)
+    decoders = decoders or max(1, (os.cpu_count() or 2)-actors)
+    with _cluster(ray, address, decoders+actors):
+        made = _network_actors(ray, actors, device, store.root, options)
+        pids = _begun(ray, made)
         if on_start:
             on_start(pids)
         with result.on_machine(store), tqdm(total=len(jobs), desc='extract', unit='video') as bar:
-            for id,path,verdict in _on_workers(ray, jobs, actors, decoders, backbones, views, patience):
+            for id,path,verdict in _on_workers(ray, jobs, made, decoders, backbones, views, patience):
                 result.note(store, id, path, verdict)
                 bar.update()
     return result

@@ -362,13 +362,15 @@ def extract(
     precision:str='float32',   # Or 'float16', 'bfloat16', on a GPU
     patience:float=600.,       # Seconds a video may take before its process is ended
     steps:int=0,               # Time steps of a video; 0: the preset's
+    networks=(),               # Names of networks in place of the preset's
 ) -> Extraction:
     "Features of every video of a manifest; resumes where it was stopped, sets aside what cannot be read."
     check_count(workers, 'workers')
     patience = check_seconds(patience, 'patience')
     shard = check_shard(shard)
     check_count(steps, 'steps', least=0)
-    options = dict(preset=preset, weights=weights, seed=seed, device=device, precision=precision, steps=steps)
+    options = dict(preset=preset, weights=weights, seed=seed, device=device, precision=precision, steps=steps,
+        networks=tuple(networks))
     # for what is to be made; the workers have their own
     backbones = load_backbones(**options | dict(device='cpu'), lazy=True)
     check_device(device)

@@ -111,6 +111,7 @@ def save_pretrained(self:Recognizer,
     note = dict(
         format='hcms-recognizer', version=1, classes=list(self.classes), preset=self.backbones.preset,
         precision=self.backbones.precision, media=asdict(self.backbones.spec), backbones=sums,
+        networks=[n.name for n in self.backbones.networks.values()],
         prices_gflops=self.prices, versions=versions())
     if self.stamp:
         note['stamp'] = self.stamp
@@ -169,7 +170,8 @@ def _from_pretrained(cls,
     note = _read_note(folder)
     weights = Path(weights or folder/'backbones')
     backbones = load_backbones(note['preset'], weights, list(note['backbones']), device,
-                               precision=note['precision'], steps=note['media'].get('steps', 0))
+                               precision=note['precision'], steps=note['media'].get('steps', 0),
+                               networks=note.get('networks', ()))
     for m,o in note['backbones'].items():
         if backbones.weights[m]!=f"sha256:{o.get('sha256')}":
             raise InputError(weights_path(weights, m), f'is not the {m} network that the recognizer '

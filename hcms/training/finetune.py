@@ -112,9 +112,9 @@ def _epoch_batches(n, T, config, epoch):
         yield videos,steps
 
 # %% ../../nbs/training/02_finetune.ipynb #2527c1fc
-def with_head(modality:str, preset:str, num_classes:int, seed:int=0, start=None) -> tuple:
-    "A backbone, its weights from the file `start` or random, and a new linear classifier."
-    net = build_backbone(modality, preset, seed)
+def with_head(network:str, num_classes:int, seed:int=0, start=None) -> tuple:
+    "A network, its weights from the file `start` or random, and a new linear classifier."
+    net = build_backbone(network, seed)
     if start:
         net.load_state_dict(load_file(start))
     with torch.random.fork_rng(devices=[]):
@@ -136,8 +136,7 @@ def _resume(path, parts:dict, videos:int) -> list:
 
 # %% ../../nbs/training/02_finetune.ipynb #59012105
 def finetune(
-    modality:str,            # 'audio', 'appearance' or 'motion'
-    preset:str,              # Whose network
+    network:str,             # Its name
     media:np.ndarray,        # (N, T, ...) decoded media of the train split
     targets:np.ndarray,      # (N,) class of each video
     num_classes:int,
@@ -150,7 +149,7 @@ def finetune(
     check_config(config)
     if len(media)<config.videos:
         raise InputError('train split', f'{len(media)} videos are fewer than one batch of {config.videos}')
-    net,classifier = with_head(modality, preset, num_classes, config.seed, start)
+    net,classifier = with_head(network, num_classes, config.seed, start)
     model = nn.Sequential(net, classifier)
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay)
     total = len(media)//config.videos*config.epochs
@@ -159,7 +158,7 @@ def finetune(
     state = Path(f'{out}.state')
     history = _resume(state, parts, len(media))
     y = torch.as_tensor(targets)
-    bar = tqdm(range(len(history), config.epochs), desc=f'{Path(out).parent.name}: {modality}',
+    bar = tqdm(range(len(history), config.epochs), desc=f'{Path(out).parent.name}: {network}',
         unit='epoch', position=position, initial=len(history), total=config.epochs)
     with threads(config.threads):
         model.train()
@@ -168,7 +167,7 @@ def finetune(
             bar.set_postfix(loss=f"{history[-1]['loss']:.3f}")
             states = {k: v.state_dict() for k,v in parts.items()}
             save_state(state, history=history, videos=len(media), **states)
-    record = dict(modality=modality, preset=preset, config=asdict(config),
+    record = dict(network=network, config=asdict(config),
         start=str(Path(start).name) if start else 'random', videos=len(media), history=history)
     # before the weights, so that these always have a record
     write_whole(f'{out}.json', json.dumps(record, indent=1))

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from ..networks.backbones import PRECISIONS, Appearance, MobileNetV1, check_device, save_weights, spec_for
+from hcms.networks.backbones import (PRECISIONS, MobileNetV1, Motion, OnePath, check_device, network,
+    save_weights)
 from ..core import (InputError, check_choice, check_count, check_seconds, fingerprint, rng_for,
                        worker_pool, write_whole)
 from ..extraction.extract import (MEDIA, circumstances, death, features_meta, file_mark, file_stamp,
@@ -245,14 +246,19 @@ def last_stage(net) -> list:   # of modules
     "The last stage of a backbone: what comes after its last stride, up to the features."
     if isinstance(net, MobileNetV1):
         return [*net.layers[-2:]]
-    if isinstance(net, Appearance):
-        return [net.net.blocks[-1], net.net.conv_head, net.net.bn2]
-    return [*net.net.blocks[-2:]]
+    if isinstance(net, (Motion, OnePath)):
+        return [*net.net.blocks[-2:]]
+    parts = dict(getattr(net, 'net', net).named_children())
+    for k in ('blocks', 'stages', 'layer4'):   # timm's names of stages, and what follows them
+        if k in parts:
+            after = list(parts.values())[list(parts).index(k)+1:]
+            return [parts[k] if k=='layer4' else parts[k][-1], *after]
+    raise InputError('train', f"no last stage is known of {type(net).__name__}; choose 'head' or 'all'")
 
 def thaw(net:nn.Module, part:str) -> nn.Module:
     "The network in eval mode, with gradients where `part` ('head', 'last', 'all') says that it learns."
     net.eval().requires_grad_(False)
-    for m in dict(head=[], last=last_stage(net), all=[net])[part]:
+    for m in last_stage(net) if part=='last' else dict(head=[], all=[net])[part]:
         m.requires_grad_(True)
     return net
 
@@ -263,10 +269,10 @@ def warm_cosine(progress:float, warmup:float) -> float:   # progress and factor 
 # %% ../../nbs/training/03_streaming.ipynb #bbdfb785
 class Tuner:
     "A backbone with a new linear classifier, and what trains them."
-    def __init__(self, modality, preset, num_classes, config:StreamConfig, start=None, device='cpu'):
+    def __init__(self, network:str, num_classes, config:StreamConfig, start=None, device='cpu'):
         self.config = config
         self.device = torch.device(check_device(device))
-        net,classifier = with_head(modality, preset, num_classes, config.seed, start)
+        net,classifier = with_head(network, num_classes, config.seed, start)
         self.net = thaw(net, config.train)
         self.model = nn.Sequential(net, classifier).to(self.device)
         groups = []
@@ -381,8 +387,8 @@ def _too_large(config) -> InputError:
 
 # %% ../../nbs/training/03_streaming.ipynb #5a4aae3c
 def finetune_streaming(
-    modality:str,          # 'audio', 'appearance' or 'motion'
-    preset:str,            # Whose network
+    name:str,              # Of a network
+    spec:MediaSpec,        # What a time step is made of
     manifest,              # Videos to train on
     out,                   # The weights go to OUT.safetensors, their record to OUT.json; meanwhile OUT.state
     config:StreamConfig=StreamConfig(),
@@ -399,9 +405,9 @@ def finetune_streaming(
     check_stream(config)
     under = circumstances(check_seconds(patience, 'patience'))
     state = Path(f'{out}.state')
-    spec = spec_for(preset)
-    key = fingerprint([asdict(config), modality, preset, manifest.fingerprint, origin or str(start)])
-    tuner = Tuner(modality, preset, len(manifest.classes), config, start, device)
+    modality = network(name).modality
+    key = fingerprint([asdict(config), name, asdict(spec), manifest.fingerprint, origin or str(start)])
+    tuner = Tuner(name, len(manifest.classes), config, start, device)
     at = _resumed(state, key, tuner, manifest, under)
     per_epoch = math.ceil(len(manifest)/config.videos)
     total = config.epochs*per_epoch
@@ -417,7 +423,7 @@ def finetune_streaming(
             if not at['batch']%save_every or not at['batch']%per_epoch:
                 save_state(state, key=key, tuner=tuner.state(), at=at)
     reader.close()
-    record = dict(modality=modality, preset=preset, config=asdict(config),
+    record = dict(network=name, config=asdict(config),
                   start=Path(start).name if start else 'random', pretrained=origin,
                   videos=len(manifest)-len(at['aside']))
     _write(tuner, out, record, at)
