@@ -22,7 +22,7 @@ from hcms.networks.backbones import (PRECISIONS, load_backbones, networks_of, sp
 from ..core import (
     MODALITIES, InputError, check_choice, check_count, check_seconds, fingerprint, folder_from, home,
     read_json, worker_pool, write_whole)
-from ..evaluation.costs import backbone_prices
+from ..evaluation.costs import PAPER_PRICES, backbone_prices
 from ..extraction.extract import Extraction, extract, open_views
 from ..training.finetune import FinetuneConfig, decode_split, finetune
 from ..data.manifests import hold_out, read_manifest
@@ -213,6 +213,10 @@ class Dataset(_Shown, _Provenance):
             note = dict(of=of, gflops=backbone_prices(self.backbones))
             write_whole(path, json.dumps(note))
         return note['gflops']
+    @property
+    def charged(self) -> dict:   # modality -> GFLOPs of one feature
+        "What tables charge: the paper's prices for a preset's networks; for others, what they cost, counted."
+        return self.prices if self.chosen.get('networks') else PAPER_PRICES
 
 # %% ../../nbs/experiments/01_datasets.ipynb #8cfbd5ba
 def choose(
@@ -442,7 +446,8 @@ def prepare_demo(
 class SimulatedDataset(_Shown):
     "Simulated features of a data set's shape, made on the fly; all that is computed from it is stamped."
     simulated = True
-    prices = None
+    prices = None            # No networks, so none to count
+    charged = PAPER_PRICES
     missing = {}
     training = 'no backbones'
     def __init__(self, name:str, paper_size=False, **changes):

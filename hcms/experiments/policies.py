@@ -45,11 +45,12 @@ class View(NamedTuple):
     split:Split
     evidence:np.ndarray = None   # (N, T, n) bool, where it is known
     one_is_enough:bool = False   # Does each modality that carries evidence tell the class alone?
+    prices:dict = PAPER_PRICES   # modality -> GFLOPs of one feature
 
 def view_of(data, name='') -> View:
     "A split of a data set; by default the evaluated one."
     name = name or data.evaluated
-    return View(data.split(name), data.evidence(name), data.simulated)
+    return View(data.split(name), data.evidence(name), data.simulated, data.charged)
 
 # %% ../../nbs/experiments/04_policies.ipynb #dfae7a33
 class Policy:
@@ -90,8 +91,8 @@ class Policy:
         return self.act(self.runs[seed], view, setting).use
     def predict(self, view, setting=None, seed=0):
         return self.act(self.runs[seed], view, setting).scores
-    def cost(self, view, setting=None, seed=0, prices=PAPER_PRICES):
-        return gflops(self.act(self.runs[seed], view, setting), prices)
+    def cost(self, view, setting=None, seed=0):
+        return gflops(self.act(self.runs[seed], view, setting), view.prices)
 
 # %% ../../nbs/experiments/04_policies.ipynb #910f2448
 def gflops(done:Acted, prices=PAPER_PRICES) -> np.ndarray:   # (N,)
@@ -227,15 +228,15 @@ class Hierarchical(Retrained):
 def stopped(run, split:Split, share:float) -> Acted:
     "What HCMS did before a video had spent a share of the mean cost."
     logits,gates = (o.numpy() for o in predict_split(run.model, run.config, split))
-    budget = share*gflops_per_video(gates, PAPER_PRICES, run.model)['total'].mean()
+    budget = share*gflops_per_video(gates, run.prices, run.model)['total'].mean()
     p = Predictions(logits[:,-1], gates, split.y.numpy(), split.labels, logits)
-    scores,spent = budget_scores(p, run.model, budget)
+    scores,spent = budget_scores(p, run.model, budget, run.prices)
     T = gates.shape[1]
     finished = np.arange(T)<spent.steps[:,None]
     use = np.concatenate([np.ones_like(gates[...,:1]), gates], -1)*finished[...,None]
     use = spread(use, run.config.modalities, np.arange(T), T)
     # A feature that was paid for in an unfinished step is among its own.
-    own = 1e9*(spent.gflops-gflops(Acted(scores, use, 0.)))
+    own = 1e9*(spent.gflops-gflops(Acted(scores, use, 0.), run.prices))
     return Acted(scores, use, own)
 
 # %% ../../nbs/experiments/04_policies.ipynb #e18370ef
@@ -400,7 +401,7 @@ def measure(policy, view:View) -> list:   # of dicts: policy, kind, setting, see
         for k,s in enumerate(policy.settings):
             done = policy.act(runs, view, s)
             row = dict(policy=policy.name, kind=policy.kind, setting=k, seed=runs[0].config.seed,
-                map=mean_average_precision(done.scores, y), gflops=gflops(done).mean())
+                map=mean_average_precision(done.scores, y), gflops=gflops(done, view.prices).mean())
             row |= {f'use_{m}': done.use[...,n].mean() for n,m in enumerate(MODALITIES)}
             row |= dict(own_gflops=done.own.mean()/1e9, changes=leave_one_out(done.scores, y))
             rows.append(row)
@@ -513,7 +514,7 @@ def _measure(job):
     name,folders = job
     load_extensions()
     policy = POLICIES[name]()
-    policy.runs = [[load_run(f) for f in seed] for seed in folders]
+    policy.runs = [[load_run(f, _view.prices) for f in seed] for seed in folders]
     return measure(policy, _view),tested(policy, _view)
 
 _STEPS = [f'steps_{m}' for m in MODALITIES]
@@ -648,9 +649,10 @@ def compare(
     floor:float,           # From `chance`
     tolerance:float=.01,   # Of equal mAP
     shipped:int=SHIPPED,   # Which setting of HCMS is its own
+    prices=PAPER_PRICES,   # modality -> GFLOPs of one feature
 ) -> pd.DataFrame:         # A row a policy: admitted, and area_*, hcms_more_*, cost_* with _mean, _low, _high
     "What sums the curves up, beside HCMS; `hcms_more` is from `equal_from` to `equal_to` GFLOPs."
-    grid = np.geomspace(steps*PAPER_PRICES['audio'], steps*sum(PAPER_PRICES.values()), 200)
+    grid = np.geomspace(steps*prices[MODALITIES[0]], steps*sum(prices.values()), 200)
     each = lines(curves, changes, strata)
     ours = each['HCMS']
     own = Estimate(ours.each[shipped]-tolerance, ours.changes[shipped], strata)

@@ -9,7 +9,7 @@ __all__ = ['TRAINING', 'ORDER_TARGETS', 'TUNED_ON', 'REACHED_BY', 'VERSION', 'RE
 
 # %% ../../nbs/experiments/02_runs.ipynb #55989729
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -23,7 +23,8 @@ from ..networks.backbones import check_device
 from ..baselines.fusion import EarlyFusion
 from ..core import (LETTERS, MODALITIES, InputError, check_choice, check_count, check_seal, fingerprint,
     first_line, read_json, sealing, versions, worker_pool, write_whole)
-from ..evaluation.predictions import Predictions
+from ..evaluation.costs import PAPER_PRICES, gflops_per_video
+from ..evaluation.predictions import Predictions, headline
 from ..method.hlstm import HCMS, SEAL, SEALED
 from ..paper import PAPER, paper_table
 from ..baselines.rivals import RIVALS, RIVALS_VERSION
@@ -124,6 +125,13 @@ class Run:
     model:torch.nn.Module
     history:pd.DataFrame
     predictions:Predictions
+    prices:dict = field(default_factory=PAPER_PRICES.copy)   # modality -> GFLOPs of one feature
+    def headline(self) -> dict:
+        "The numbers of a row of Table 1."
+        return headline(self.predictions, self.model, self.prices)
+    def gflops(self) -> np.ndarray:   # (N,)
+        "What each evaluated video cost."
+        return gflops_per_video(self.predictions.gates, self.prices, self.model)['total'].to_numpy()
 
 # %% ../../nbs/experiments/02_runs.ipynb #98b607e7
 def lengthened(config):
@@ -212,7 +220,10 @@ def _read(path, f):
         rule = f'cannot be read ({first_line(e)}); delete its folder to train it anew'
         raise InputError(path, rule) from None
 
-def load_run(folder) -> Run:
+def load_run(
+    folder,
+    prices=PAPER_PRICES,   # modality -> GFLOPs of one feature
+) -> Run:
     "A finished run from its folder."
     folder = Path(folder)
     check_seal(folder/SEAL)
@@ -225,7 +236,7 @@ def load_run(folder) -> Run:
     model = dict(RIVALS, hcms=HCMS, early=EarlyFusion)[config.model].from_pretrained(folder)
     history = _read(folder/'history.csv', _history)
     predictions = _read(folder/'predictions.safetensors', _predictions)
-    return Run(key, config, model.eval(), history, predictions)
+    return Run(key, config, model.eval(), history, predictions, dict(prices))
 
 # %% ../../nbs/experiments/02_runs.ipynb #65c0cadc
 def check_configs(
@@ -279,7 +290,7 @@ def train_together(
     for c in configs:
         make_run(dataset, c, splits, team)
         team.wait_for_everyone()
-    return [load_run(run_folder(dataset, c)) for c in configs]
+    return [load_run(run_folder(dataset, c), dataset.charged) for c in configs]
 
 # %% ../../nbs/experiments/02_runs.ipynb #2041fa05
 def _start_worker(dataset):
@@ -312,7 +323,7 @@ def train_runs(
 
 def get_runs(dataset, configs:list, workers:int=2) -> list:   # of Run, in the order of `configs`
     "The runs of some configurations; those that are missing are trained."
-    return [load_run(f) for f in train_runs(dataset, configs, workers)]
+    return [load_run(f, dataset.charged) for f in train_runs(dataset, configs, workers)]
 
 # %% ../../nbs/experiments/02_runs.ipynb #8d71406c
 REACHED = REACHED_BY[MODALITIES]   # Of the natural order

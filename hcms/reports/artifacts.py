@@ -217,12 +217,17 @@ def _videos(data, counts:dict) -> str:
 def _notes(data, counts, config, seeds) -> list:
     "Two lines: the data, and the training."
     spread = f'Mean and standard deviation of {len(seeds)} seeds.' if len(seeds)>1 else 'One seed.'
+    own = []
+    if data.charged!=PAPER_PRICES:
+        prices = ', '.join(f'{m} {o:.3g}' for m,o in data.charged.items())
+        own = [f'GFLOPs of the networks that were used, counted: {prices} a feature.']
     return [
         f"{data.label}: {data.media}; {_videos(data, counts)}; {data.training}; "
         f"{data.steps} time steps. {spread}",
         f"Training: Adam {config['lr']:g} x {config['decay']:g} an epoch, {_epochs(config)}, "
         f"batch {config['batch']}; {_aims(config_for(data))} where nothing else is said. "
         "The epoch is chosen on the selection split.",
+        *own,
     ]
 
 # %% ../../nbs/reports/02_artifacts.ipynb #5ff19bd0
@@ -240,7 +245,7 @@ def describe(
         dataset=data.label, stamp=data.stamp, simulated=data.simulated,
         parameters={k: v for k,v in parameters.items() if k!='out_dir'},
         data=data.fingerprint, **counts, missing=data.missing, **data.sources(),
-        versions=versions(), commit=commit(), paper_prices=PAPER_PRICES,
+        versions=versions(), commit=commit(), paper_prices=PAPER_PRICES, charged=data.charged,
         configuration={k: v for k,v in config.items() if k!='seed'}, seeds=seeds, runs=[r.key for r in runs],
     )
     return _notes(data, counts, config, seeds),meta | more

@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 from ..core import LETTERS, MODALITIES, check_choice
 from ..experiments.datasets import SimulatedDataset, stamped
-from ..evaluation.predictions import headline
 from ..evaluation.metrics import mean_average_precision, softmax
 from ..paper import PAPER, paper_table
 from .plots import COLORS, panels
@@ -266,7 +265,7 @@ def fit(
     name = {v: '+'.join(LETTERS[m] for m in v) for v in {r.config.modalities for r in runs}}
     rows = []
     for r in runs:
-        h = headline(r.predictions, r.model)
+        h = r.headline()
         method = 'HCMS' if r.config.model=='hcms' else 'LSTM'
         skips = {f'skip_{m}': h.get(f'skip_{m}', np.nan) for m in MODALITIES[1:]}
         views = r.config.views or data.steps

@@ -20,7 +20,6 @@ from scipy.stats import kruskal
 from tqdm.auto import tqdm
 from .comparisons import ORDERS, TABLE3, arrow, audio_classes
 from ..core import MODALITIES, InputError, fingerprint, write_whole
-from ..evaluation.costs import gflops_per_video
 from ..experiments.datasets import stamped
 from ..evaluation.predictions import budget_scores
 from .figures import FIG7_GROUPS
@@ -105,7 +104,8 @@ class Evidence:
     @cached_property
     def rivals(self) -> pd.DataFrame:
         "Every policy beside HCMS, a row each."
-        return compare(*self.measured, self.data.steps, chance(self.data)).set_index('policy')
+        return compare(
+            *self.measured, self.data.steps, chance(self.data), prices=self.data.charged).set_index('policy')
     @cached_property
     def lines(self) -> dict:   # policy -> Line
         "The curve of every policy."
@@ -130,14 +130,11 @@ class Evidence:
         return self._maps[key]
     def cost(self, **changes) -> Estimate:
         "Mean GFLOPs a video."
-        return self.mean_over_videos(_gflops, **changes)
+        return self.mean_over_videos(lambda run: run.gflops(), **changes)
     def mean_over_videos(self, f, **changes) -> Estimate:
         "The mean of what `f` says of each video of a run."
         runs = self.runs(**changes)
         return estimate_mean([f(r) for r in runs], strata_of(runs[0].predictions.labels))
-
-def _gflops(run):
-    return gflops_per_video(run.predictions.gates, model=run.model)['total'].to_numpy()
 
 # %% ../../nbs/reports/06_claims.ipynb #425c3b3d
 FEW = 2000   # Videos of an evaluated split that leave much to the seeds
@@ -330,7 +327,7 @@ SHARES = {.2: .5, .5: .75}   # Share of the mean cost -> share of mAP that must 
 def _at_budget(e, share) -> Estimate:
     "mAP of HCMS when each video may spend a share of the run's mean cost."
     runs = with_steps(e.data, e.runs())
-    scores = [budget_scores(r.predictions, r.model, share*_gflops(r).mean())[0] for r in runs]
+    scores = [budget_scores(r.predictions, r.model, share*r.gflops().mean(), r.prices)[0] for r in runs]
     return estimate_map(scores, runs[0].predictions.labels)
 
 # %% ../../nbs/reports/06_claims.ipynb #8db36b2f
@@ -445,7 +442,7 @@ def informative(e):
 def audio_cheap(e):
     top = audio_classes(e.runs(**early('audio')))
     inside = lambda r: np.isin(r.predictions.y, top).astype(float)
-    cost_of_all = e.mean_over_videos(lambda r: _gflops(r)*inside(r))
+    cost_of_all = e.mean_over_videos(lambda r: r.gflops()*inside(r))
     cost_inside = cost_of_all/e.mean_over_videos(inside)
     i = judge(cost_inside/e.cost(), 1., above=False, margin=.02, scale=1, digits=2, unit='')
     quoted = paper_table(5).query('metric=="GFLOPs"').set_index('category').value

@@ -14,9 +14,7 @@ import numpy as np
 import pandas as pd
 from ..baselines.rivals import RIVALS
 from ..core import LETTERS, MODALITIES, InputError
-from ..evaluation.costs import gflops_per_video
 from ..experiments.datasets import open_dataset, stamped
-from ..evaluation.predictions import headline
 from ..evaluation.metrics import per_class_ap
 from ..paper import PAPER, later_methods, paper_table
 from .plots import panels, plot_policies
@@ -44,7 +42,7 @@ def table3(
     for k in _FULL:
         quoted[k] = quoted[f'{k}_map_pct']/100
     quoted = quoted[['method', 'source', *_FULL]]
-    each = [dict(method='HCMS', map=headline(r.predictions, r.model)['map']) for r in runs]
+    each = [dict(method='HCMS', map=r.headline()['map']) for r in runs]
     own = over_seeds(each, ['method'])
     own['source'] = f'measured here, on {data.label}'
     return stamped(data, pd.concat([quoted, own], ignore_index=True))
@@ -325,7 +323,7 @@ def _ap(r):
 
 def _class_cost(r):
     "(C,) mean GFLOPs of the videos of each class."
-    total = gflops_per_video(r.predictions.gates, model=r.model)['total'].to_numpy()
+    total = r.gflops()
     y = r.predictions.y
     classes = range(r.predictions.labels.shape[1])
     return np.array([total[y==c].mean() if (y==c).any() else np.nan for c in classes])
@@ -353,7 +351,7 @@ def tables45(
         ap_a = _ap(a)
         ap_h = _ap(h)
         cost = _class_cost(h)
-        total = gflops_per_video(h.predictions.gates, model=h.model)['total'].mean()
+        total = h.gflops().mean()
         rows.append(dict(category='Overall', audio_ap=np.nanmean(ap_a), ap=np.nanmean(ap_h), gflops=total))
         for c in chosen:
             rows.append(dict(category=data.classes[c], audio_ap=ap_a[c], ap=ap_h[c], gflops=cost[c]))
@@ -416,7 +414,7 @@ def table6(
     "The numbers of Table 6, with the skip targets beside the reached ratios."
     rows = []
     for r in runs:
-        h = headline(r.predictions, r.model)
+        h = r.headline()
         _,middle,tail = r.config.modalities
         rows.append(dict(order=arrow(r.config.modalities), hidden_sizes=r.config.sizes_by,
             map=h['map'], gflops=h['gflops'], skip_middle=h[f'skip_{middle}'], skip_tail=h[f'skip_{tail}'],
@@ -513,7 +511,7 @@ def ablation_table(
     rows = []
     for k,n in enumerate(names):
         for r in runs[k*each:(k+1)*each]:
-            h = headline(r.predictions, r.model)
+            h = r.headline()
             use = r.predictions.gates.mean(1)
             rows.append(dict(choice=n, map=h['map'], gflops=h['gflops'],
                 skip_appearance=h['skip_appearance'], skip_motion=h['skip_motion'],

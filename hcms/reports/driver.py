@@ -19,7 +19,6 @@ from ..core import (InputError, check_choice, home, read_json, repo_root, stoppa
                        write_whole)
 from ..experiments.datasets import open_dataset
 from .figures import fig3_configs, fig7_configs, first_configs, video_configs
-from ..evaluation.predictions import headline
 from ..method.hlstm import SEAL
 from ..experiments.policies import measured, policy_configs
 from ..inference.recognizer import Recognizer
@@ -117,7 +116,7 @@ def needed(
 def _keep(data, run, other=''):
     "The trained model in checkpoints/LABEL, with its networks if there are any; other schedules beside it."
     out = home()/'checkpoints'/(f'{data.label},{other}' if other else data.label)
-    h = headline(run.predictions, run.model)
+    h = run.headline()
     if data.simulated:
         run.model.save_pretrained(out)
         return

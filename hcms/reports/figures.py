@@ -11,9 +11,7 @@ __all__ = ['FIG7_GROUPS', 'fig3_changes', 'fig3_configs', 'fig3', 'fig3_adaframe
 import numpy as np
 import pandas as pd
 from ..core import MODALITIES, InputError
-from ..evaluation.costs import gflops_per_video
 from ..experiments.datasets import stamped
-from ..evaluation.predictions import headline
 from ..media.files import MediaSpec, read_steps
 from ..evaluation.metrics import softmax
 from .plots import (figure, panels, plot_architecture, plot_curves, plot_frame, plot_many,
@@ -43,7 +41,7 @@ def _fig3_row(data, run) -> dict:
         row = dict(method='UNIFORM', setting=float(views), label=f'{views}')
     else:
         row = dict(method='HCMS', setting=c.skip_targets[1], label='{:g}, {:g}'.format(*c.skip_targets))
-    h = headline(run.predictions, run.model)
+    h = run.headline()
     skips = {f'skip_{m}': h.get(f'skip_{m}', 0.) for m in MODALITIES[1:]}
     return row | dict(map=h['map'], gflops=h['gflops']) | skips
 
@@ -229,7 +227,7 @@ def sample_videos(
     "Videos of classes that use motion from least to most."
     p = run.predictions
     right = p.logits.argmax(1)==p.y
-    cost = gflops_per_video(p.gates, model=run.model)['total'].to_numpy()
+    cost = run.gflops()
     mean = pd.Series(p.gates[...,-1].mean(1)).groupby(p.y).mean().sort_values(kind='stable')
     out = []
     for c in mean.index[np.linspace(0, len(mean)-1, n).round().astype(int)]:
@@ -243,7 +241,7 @@ def describe_video(data, run, i, ids) -> dict:
     "What a run did on one video."
     p = run.predictions
     scores = softmax(p.logits[i])
-    cost = gflops_per_video(p.gates[i:i+1], model=run.model)['total'].iloc[0]
+    cost = run.gflops()[i]
     use = {f'use_{m}': float(p.gates[i][:,k].mean()) for k,m in enumerate(run.config.modalities[1:])}
     return dict(
         id=ids[i], category=data.classes[p.y[i]], answer=data.classes[scores.argmax()],

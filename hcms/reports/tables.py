@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ..core import LETTERS, MODALITIES, InputError
 from ..evaluation.costs import gflops_per_video
 from ..experiments.datasets import stamped
-from ..evaluation.predictions import budget_row, by_group, headline, oracle_rows
+from ..evaluation.predictions import budget_row, by_group, oracle_rows
 from ..evaluation.metrics import mean_average_precision, softmax
 from ..paper import PAPER, paper_table
 from .plots import figure, plot_costs, save_figure
@@ -68,7 +68,7 @@ _PAPER_NAMES = dict(early='LSTM', hcms='HCMS')
 def _table1_row(data, run):
     p = run.predictions
     c = run.config
-    row = headline(p, run.model)
+    row = run.headline()
     measured = np.nan
     if data.prices:
         measured = float(gflops_per_video(p.gates, data.prices, run.model)['total'].mean())
@@ -252,7 +252,7 @@ def table2(
     rows = []
     for b in tqdm(budgets, desc=f'budgets, {data.bar_label}', unit='budget'):
         for r in runs:
-            row = budget_row(r.predictions, r.model, float(b))
+            row = budget_row(r.predictions, r.model, float(b), r.prices)
             rows.append(dict(budget=float(b)) | {k: v for k,v in row.items() if k in shown})
     df = over_seeds(rows, ['budget'])
     paper = paper_table(2).query('dataset==@data.name').set_index('budget_gflops')
