@@ -32,7 +32,7 @@ VIDEOS = typer.Option('videos', help='folder of the videos, below the manifest')
 LINKS = typer.Option(
     True, '--links-out/--no-links-out',
     help="take videos behind links that lead out of the manifest's folder; the manifest notes it")
-DATASET = typer.Argument(help='demo, activitynet or fcvid')
+DATASET = typer.Argument(help='demo, activitynet, fcvid, or a folder with a dataset.toml')
 WORKERS = typer.Option(2, min=1, help='processes')
 SEEDS = typer.Option(3, min=1, help='runs of every configuration')
 EPOCHS = typer.Option(0, min=0, help="0: the data set's own")
@@ -119,11 +119,11 @@ def weights_command(
     "Pretrained weights into the data set's backbones/pretrained."
     with _saying(LOADING):
         from hcms.core import check_choice
-        from hcms.experiments.datasets import choose, data_folder, preset_of
+        from hcms.experiments.datasets import choose, data_folder, described
         from hcms.networks.backbones import networks_of
         from hcms.networks.weights import fetch, install, install_random
     folder = data_folder(dataset)/'backbones'/'pretrained'
-    preset = preset_of(dataset)
+    preset = described(dataset).preset
     networks = choose(dataset, networks=network).get('networks', ())
     if check_choice(weights, ('published', 'random'), 'kind of weights')=='random':
         return print(*install_random(folder, preset, networks=networks), sep='\n')
@@ -244,7 +244,7 @@ def train_command(
 # %% ../nbs/90_cli.ipynb #b91daeab
 @app.command()
 def report(
-    dataset:str=typer.Argument('demo', help='demo, activitynet or fcvid'),
+    dataset:str=typer.Argument('demo', help='as of the other commands'),
     seeds:int=SEEDS,
     epochs:int=EPOCHS,
     workers:int=WORKERS,
@@ -267,12 +267,11 @@ def doctor(datasets:list[str]=typer.Argument(None, help='by default all three'))
     """What this machine has, and what each data set still lacks.
     Exit code 1 where something that was asked for is missing."""
     with _saying(LOADING):
-        from hcms.core import check_choice
-        from hcms.experiments.datasets import DATASETS
+        from hcms.experiments.datasets import dataset_names, described
         from hcms.doctor import examine, show
     for o in datasets or ():
-        check_choice(o, DATASETS, 'data set')
-    found = examine(tuple(datasets or DATASETS))
+        described(o)
+    found = examine(datasets or dataset_names())
     print(show(found))
     if datasets and any(f.well is False for f in found):
         raise typer.Exit(1)

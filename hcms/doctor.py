@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from .networks.backbones import weights_path
 from .core import MODALITIES, InputError, folder_from, home_and_why, versions
-from .experiments.datasets import DATASETS, Dataset, data_folder
+from .experiments.datasets import Dataset, data_folder, dataset_names, described
 
 # %% ../nbs/80_doctor.ipynb #5522ef42
 class Finding(NamedTuple):
@@ -60,8 +60,8 @@ def _manifest_of(name, folder):   # (Dataset or None, Findings)
     manifest = folder/'manifest.csv'
     if not manifest.is_file():
         text = f'none at {manifest}; run: hcms manifest {name} ... (data_manifests/README.md)'
-        if name=='demo':
-            text = 'hcms train demo makes it, and so does make reports'
+        if described(name).rendered:
+            text = f'hcms train {name} makes it, and so does make reports'
         return None,[Finding(what, False, text)]
     try:
         data = Dataset(name)
@@ -97,11 +97,11 @@ def _steps(name, folder) -> list:
     out.append(Finding(f'{name}: tables', not waiting, text))
     return out
 
-def examine(names=DATASETS) -> list:   # of Finding
+def examine(names) -> list:   # of Finding
     "What the machine has, and what each data set lacks."
     out = machine()
     for name in names:
-        if name!='demo' and not folder_from('HCMS_DATA'):
+        if described(name).paper and not folder_from('HCMS_DATA'):
             text = 'HCMS_DATA is not set: reports would be of simulated features, and marked so'
             out.append(Finding(f'{name}: manifest', None, text))
         else:

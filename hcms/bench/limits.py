@@ -418,7 +418,7 @@ def dataset_projection(a:pd.DataFrame) -> pd.DataFrame:   # dataset, videos, gpu
     pace = v['share of the peak, whole batches']*v['peak of the GPU']
     rows = []
     for k,d in PAPER_DATASETS.items():
-        videos = d.training+d.n('validation' if k=='activitynet' else 'testing')
+        videos = d.training+d.n(d.evaluated)
         rows.append(dict(dataset=k, videos=videos, gpu_hours=videos*cost/pace/3600))
     return pd.DataFrame(rows)
 

@@ -151,6 +151,7 @@ def config_for(
     Another order of modalities brings its skip targets; random gates skip as often as learned ones."""
     check_count(epochs, 'epochs', least=0)
     own = TRAINING[dataset.preset] | tuned(dataset.preset).get(changes.get('model', 'hcms'), {})
+    own |= getattr(dataset, 'own_training', {})
     order = tuple(changes.get('modalities', MODALITIES))
     if order in ORDER_TARGETS.get(dataset.preset, {}):
         own['skip_targets'] = ORDER_TARGETS[dataset.preset][order]

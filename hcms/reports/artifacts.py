@@ -19,7 +19,7 @@ import pandas as pd
 from ..core import (InputError, check_choice, commit, fingerprint, home, read_json, read_text, repo_root,
                        versions, write_whole)
 from ..evaluation.costs import PAPER_PRICES
-from ..experiments.datasets import DATASETS
+from ..experiments.datasets import SHIPPED, described
 from ..paper import PAPER
 from .plots import save_figure
 from ..experiments.runs import CLOSE, REACHED, config_for
@@ -91,7 +91,7 @@ def check_parameters(
             raise InputError(k, 'has no value; run the cell of the parameters first')
         _check_value(k, scope[k], kind)
     if 'dataset' in types:
-        check_choice(scope['dataset'], DATASETS, 'data set')
+        described(scope['dataset'])
     if 'out_dir' in types:
         check_writable(scope['out_dir'] or home()/'reports')
     return {k: scope[k] for k in types}
@@ -418,6 +418,7 @@ def write_top_index(
     root = Path(root)
     folders = [p for p in root.iterdir() if p.is_dir() and any(p.glob('*.json'))]
     lines = ['# Results', '', _TOP, '']
-    for p in sorted(folders, key=lambda p: (p.name!='demo', p.name)):
+    rendered = [o for o in SHIPPED if described(o).rendered]
+    for p in sorted(folders, key=lambda p: (p.name not in rendered, p.name)):
         lines += _front(p)
     return write_whole(root/'README.md', '\n'.join(lines))

@@ -212,7 +212,7 @@ def _made(e, why_demo:str, why_standin:str) -> str:
     "Why the data at hand cannot answer; empty for real data."
     if e.data.simulated:
         return why_standin
-    return why_demo if e.data.name=='demo' else ''
+    return why_demo if e.data.rendered else ''
 
 def _fitted(e) -> str:
     return '. Settled: the stand-in was fitted to these numbers of Table 1' if e.data.simulated else ''

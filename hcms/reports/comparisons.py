@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from ..baselines.rivals import RIVALS
 from ..core import LETTERS, MODALITIES, InputError
-from ..experiments.datasets import open_dataset, stamped
+from ..experiments.datasets import described, open_dataset, stamped
 from ..evaluation.metrics import per_class_ap
 from ..paper import PAPER, later_methods, paper_table
 from .plots import panels, plot_policies
@@ -356,7 +356,7 @@ def tables45(
         for c in chosen:
             rows.append(dict(category=data.classes[c], audio_ap=ap_a[c], ap=ap_h[c], gflops=cost[c]))
     df = over_seeds(rows, ['category'])
-    stated = lambda c: data.name=='activitynet' and (c=='Overall' or not data.simulated)
+    stated = lambda c: data.paper=='activitynet' and (c=='Overall' or not data.simulated)
     for k,(which,metric) in dict(audio_ap=(4, 'AP'), ap=(5, 'AP'), gflops=(5, 'GFLOPs')).items():
         quoted = paper_table(which).query('metric==@metric').set_index('category').value
         df[f'paper_{k}'] = [quoted.get(c, np.nan) if stated(c) else np.nan for c in df.category]
@@ -539,7 +539,7 @@ def show_ablations(numbers, data, parameters, runs, out) -> pd.DataFrame:
 # %% ../../nbs/reports/04_comparisons.ipynb #4871c1d7
 def open_standin(name:str, workers:int=2):
     "A stand-in, or an error: real data are not calibrated."
-    data = None if name=='demo' else open_dataset(name, workers)
+    data = None if described(name).rendered else open_dataset(name, workers)
     if data is None or not data.simulated:
         raise _nothing_to_calibrate(name)
     return data
