@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['app', 'store_app', 'manifest_app', 'OUT', 'VIDEOS', 'LINKS', 'DATASET', 'WORKERS', 'SEEDS', 'EPOCHS', 'NETWORK',
-           'MODALITY', 'DEVICE', 'PRECISION', 'PATIENCE', 'LOADING', 'PICTURES', 'CHECKPOINT', 'main', 'render',
-           'weights_command', 'finetune_command', 'extract_command', 'train_command', 'report', 'doctor',
-           'manifest_activitynet', 'manifest_fcvid', 'verify', 'pack_command', 'repair', 'predict_command',
-           'export_command']
+           'MODALITY', 'DEVICE', 'PRECISION', 'PATIENCE', 'LOADING', 'features_app', 'PICTURES', 'CHECKPOINT', 'main',
+           'render', 'weights_command', 'finetune_command', 'extract_command', 'import_command', 'train_command',
+           'report', 'doctor', 'manifest_activitynet', 'manifest_fcvid', 'verify', 'pack_command', 'repair',
+           'predict_command', 'export_command']
 
 # %% ../nbs/90_cli.ipynb #f54a2f91
 import importlib.util, json, os, sys, threading, warnings
@@ -204,6 +204,23 @@ def extract_command(
     print(result)
 
 # %% ../nbs/90_cli.ipynb #88deeb85
+features_app = typer.Typer(help='Features that somebody else extracted.')
+app.add_typer(features_app, name='features')
+
+@features_app.command('import')
+def import_command(
+    dataset:str=DATASET,
+    modality:str=typer.Option(..., help="one that the data set's description calls brought"),
+    folder:Path=typer.Option(..., '--from', help='with a file for each video: ID.npy, ID.npz or ID.pt'),
+):
+    "Take features from files of shape (steps, size) or (size,), resampled to the data set's time steps."
+    with _saying(LOADING):
+        from hcms.experiments.datasets import bring_features
+    done,without = bring_features(dataset, modality, folder)
+    print(f'{done} videos have features of {modality}, {len(without)} have no file')
+    for id in without:
+        print(f'{id}: no file in {folder}')
+
 @app.command('train')
 def train_command(
     dataset:str=DATASET,

@@ -41,7 +41,7 @@ def test_it_is_found_by_path_and_by_name(mine, monkeypatch):
     assert not data.missing and data.training.startswith('backbones')
     config = config_for(data)
     assert (config.epochs, config.skip_targets)==(2, (.55, .9))
-    assert config.batch==config_for(type('Demo', (), dict(preset='demo'))()).batch
+    assert config.batch==config_for(type('Demo', (), dict(preset='demo', modalities=data.modalities))()).batch
     everything = data.steps*sum(data.charged.values())
     assert data.budgets[-1]==float('inf') and data.budgets[0]==pytest.approx(.01*everything, rel=.01)
     monkeypatch.setenv('HCMS_DATA', str(folder.parent))
@@ -85,3 +85,119 @@ def test_papermill_runs_a_report_notebook_on_it(mine, notebook, tmp_path):
     env = dict(os.environ, HCMS_HOME=str(home))
     subprocess.run([str(o) for o in command], cwd=ROOT, env=env, check=True, capture_output=True)
     assert len(pd.read_csv(home/'reports'/'shapes'/'seeds=1,epochs=1'/f'{notebook}.csv'))
+
+FOUR = """
+evaluated = "testing"
+preset = "demo"
+modalities = ["audio", "speech", "appearance", "motion"]
+
+[brought.speech]
+letter = "S"
+price = 0.25
+what = "embeddings of transcribed speech"
+
+[training]
+epochs = 2
+min_epochs = 1
+"""
+
+def bring_speech(folder, data) -> dict:   # id -> what its file holds
+    "Embeddings of seven steps, which tell the class, in files of three kinds; made from the manifest."
+    import numpy as np
+    import torch
+    rng = np.random.default_rng(0)
+    prototypes = rng.normal(0, 1, (len(data.classes), 5))
+    folder.mkdir()
+    out = {}
+    for n,(id,y) in enumerate(zip(data.manifest.ids, data.manifest.targets())):
+        x = (prototypes[y]+rng.normal(0, .1, (7, 5))).astype('float32')
+        out[id] = x
+        if n%3==0:
+            np.save(folder/f'{id}.npy', x)
+        elif n%3==1:
+            np.savez(folder/f'{id}.npz', speech=x)
+        else:
+            torch.save(torch.from_numpy(x), folder/f'{id}.pt')
+    return out
+
+@pytest.fixture
+def four(mine, monkeypatch):
+    "The same data set with a fourth modality, whose features are brought."
+    folder,home = mine
+    (folder/'dataset.toml').write_text(FOUR)
+    monkeypatch.setenv('HCMS_HOME', str(home))
+    from hcms.experiments.datasets import Dataset, bring_features
+    speech = bring_speech(folder/'speech', Dataset(str(folder)))
+    with pytest.raises(InputError, match='features import .* --modality speech'):
+        Dataset(str(folder)).check()
+    done,without = bring_features(str(folder), 'speech', folder/'speech')
+    assert (done, without)==(len(speech), [])
+    return Dataset(str(folder)),speech,home
+
+def test_a_fourth_modality_from_its_files_to_table_1_and_prediction(four):
+    import numpy as np
+    import torch
+    from hcms.evaluation.costs import PAPER_PRICES
+    from hcms.experiments.runs import config_for, get_runs
+    from hcms.inference.infer import predict
+    from hcms.reports.tables import table1, table1_configs
+    from hcms.training.train import predict_split
+    data,speech,home = four
+    test = data.split('testing')
+    assert list(test.x)==list(data.modalities)==['audio', 'speech', 'appearance', 'motion']
+    first = test.x['speech'][0].float().numpy()
+    at = ((np.arange(32)+.5)*7/32).astype(int)
+    assert np.abs(first-speech[test.ids[0]][at]).max()<2e-3
+    assert data.charged==dict(audio=PAPER_PRICES['audio'], speech=.25,
+        appearance=PAPER_PRICES['appearance'], motion=PAPER_PRICES['motion'])
+    configs = table1_configs(data, 1, 4, 2)
+    assert len(configs)==2*15+2
+    hcms = config_for(data, 2)
+    assert hcms.modalities==data.modalities and len(hcms.skip_targets)==3
+    runs = get_runs(data, configs, 2)
+    rows = table1(data, runs)
+    best = rows[(rows.modalities=='S') & (rows.views==32)].iloc[0]
+    assert best.gflops_mean>=32*.25
+    every = rows[(rows.modalities=='A + S + I + M') & (rows.method=='HCMS')].iloc[0]
+    assert {'skip_speech_mean', 'skip_appearance_mean', 'skip_motion_mean'}<=set(rows)
+    assert np.isnan(every.paper_activitynet_map)
+    run = next(r for r in runs if r.config.model=='hcms' and r.config.policy=='learned')
+    logits,gates = predict_split(run.model, run.config, test)
+    path = data.manifest.path_of(test.ids[0])
+    x = test.x['speech'][0].numpy()
+    said = predict(path, run.model, data.backbones, prices=data.charged, brought=dict(speech=x))
+    assert torch.allclose(torch.from_numpy(said.probabilities), logits[0,-1].softmax(-1), atol=1e-4)
+    assert (said.gates==gates[0].numpy()).all()
+    assert said.gflops['speech']==pytest.approx(.25*gates[0,:,0].sum().item())
+    with pytest.raises(InputError, match='features of speech must be brought'):
+        predict(path, run.model, data.backbones, prices=data.charged, brought=dict(speech=x[:3]))
+
+@pytest.mark.full
+def test_rivals_with_a_fourth_modality(four):
+    data,_,home = four
+    hcms('report', data.name, '--seeds', 1, '--epochs', 1, '--only', 'rivals', home=home)
+    out = home/'reports'/'shapes'/'seeds=1,epochs=1'
+    admitted = pd.read_csv(out/'rivals_admission.csv')
+    assert {'steps_audio', 'steps_speech', 'steps_appearance', 'steps_motion'}<=set(admitted)
+    assert len(admitted)>15
+    assert pd.read_csv(out/'rivals.csv').use_speech.between(0, 1).all()
+
+def test_features_that_do_not_fit_are_refused_whole(four):
+    import numpy as np
+    from hcms.experiments.datasets import Dataset, bring_features
+    data,speech,_ = four
+    folder = data.folder/'other'
+    folder.mkdir()
+    with pytest.raises(InputError, match='has no file of any'):
+        bring_features(data.name, 'speech', folder)
+    a,b = data.manifest.ids[:2]
+    np.save(folder/f'{a}.npy', np.ones((3, 5)))
+    np.save(folder/f'{b}.npy', np.ones((3, 6)))
+    with pytest.raises(InputError, match=f'{b}.npy: features are 6 long'):
+        bring_features(data.name, 'speech', folder)
+    assert Dataset(data.name).fingerprint==data.fingerprint
+    with pytest.raises(InputError, match='no such modality'):
+        bring_features(data.name, 'audio', folder)
+    (data.folder/'dataset.toml').write_text(FOUR.replace('[brought.speech]', '[brought.depth]'))
+    with pytest.raises(InputError, match='speech is none of'):
+        Dataset(data.name)

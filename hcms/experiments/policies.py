@@ -70,9 +70,12 @@ class Policy:
         self.settings = settings
         self.why = why
         self.version = version
+    def changes_for(self, modalities) -> list:
+        "The changes for a data set's modalities."
+        return self.changes
     def configs(self, data, seeds:int=3, epochs:int=0) -> list:   # of TrainConfig
         "What it is trained with: all seeds of one change before the next."
-        return variants(data, self.changes, seeds, epochs)
+        return variants(data, self.changes_for(data.modalities), seeds, epochs)
     def fit(self, data, seeds:int=3, epochs:int=0, workers:int=2):
         "Train what is missing; `runs` then holds a list of runs a seed."
         runs = get_runs(data, self.configs(data, seeds, epochs), workers)
@@ -95,9 +98,12 @@ class Policy:
         return gflops(self.act(self.runs[seed], view, setting), view.prices)
 
 # %% ../../nbs/experiments/04_policies.ipynb #910f2448
-def gflops(done:Acted, prices=PAPER_PRICES) -> np.ndarray:   # (N,)
+def gflops(
+    done:Acted,
+    prices=PAPER_PRICES,   # modality -> GFLOPs of one feature, in the order of `use`
+) -> np.ndarray:           # (N,)
     "GFLOPs a video: features at their prices, and the policy's own networks."
-    return done.use.sum(1) @ np.array([prices[m] for m in MODALITIES]) + done.own/1e9
+    return done.use.sum(1) @ np.array([*prices.values()]) + done.own/1e9
 
 @torch.no_grad()
 def ask(model, split:Split, batch=64, **each) -> Acted:
@@ -152,25 +158,26 @@ def own_macs(model, gates) -> np.ndarray:   # (N,)
     "Multiply-accumulates of HCMS or early fusion beside the backbones."
     return 1e9*gflops_per_video(gates, dict.fromkeys(model.modalities, 0.), model)['total'].to_numpy()
 
-def spread(use, modalities, at, T) -> np.ndarray:   # (N, T, 3)
-    "Usage (N, T', n) of some modalities at some steps, among all."
-    out = np.zeros((len(use), T, len(MODALITIES)), dtype=np.float32)
+def spread(use, modalities, at, split:Split) -> np.ndarray:   # (N, T, n)
+    "Usage (N, T', n') of some modalities at some steps, among all of a split."
+    out = np.zeros((len(use), split.steps, len(split.x)), dtype=np.float32)
     for k,m in enumerate(modalities):
-        out[:,at,MODALITIES.index(m)] = use[...,k]
+        out[:,at,list(split.x).index(m)] = use[...,k]
     return out
 
 # %% ../../nbs/experiments/04_policies.ipynb #efea6e9e
 def acted(run, split:Split) -> Acted:
     "What HCMS or early fusion did."
     logits,gates = (o.numpy() for o in predict_split(run.model, run.config, split))
-    T = split.x[MODALITIES[0]].shape[1]
+    T = split.steps
     views = run.config.views
     at = np.arange(T) if views is None or views>=T else uniform_views(T, views).numpy()
     if len(run.config.modalities)>1:
         use = np.concatenate([np.ones_like(gates[...,:1]), gates], -1)
     else:
         use = np.ones((*gates.shape[:2], 1))
-    return Acted(softmax(logits[:,-1]), spread(use, run.config.modalities, at, T), own_macs(run.model, gates))
+    use = spread(use, run.config.modalities, at, split)
+    return Acted(softmax(logits[:,-1]), use, own_macs(run.model, gates))
 
 # %% ../../nbs/experiments/04_policies.ipynb #ead30b0b
 class Retrained(Policy):
@@ -234,7 +241,7 @@ def stopped(run, split:Split, share:float) -> Acted:
     T = gates.shape[1]
     finished = np.arange(T)<spent.steps[:,None]
     use = np.concatenate([np.ones_like(gates[...,:1]), gates], -1)*finished[...,None]
-    use = spread(use, run.config.modalities, np.arange(T), T)
+    use = spread(use, run.config.modalities, np.arange(T), split)
     # A feature that was paid for in an unfinished step is among its own.
     own = 1e9*(spent.gflops-gflops(Acted(scores, use, 0.), run.prices))
     return Acted(scores, use, own)
@@ -243,17 +250,17 @@ def stopped(run, split:Split, share:float) -> Acted:
 class Random(Policy):
     "Audio always, appearance and motion at random steps."
     def act(self, runs, view, setting):
-        N,T = view.split.x[MODALITIES[0]].shape[:2]
+        N,T,n = len(view.split),view.split.steps,len(view.split.x)
         generator = generator_for('random policy', runs[0].config.seed, str(setting))
-        chances = torch.tensor([1., setting, setting])
-        use = (torch.rand(N, T, 3, generator=generator)<chances).float()
+        chances = torch.tensor([1.]+(n-1)*[setting])
+        use = (torch.rand(N, T, n, generator=generator)<chances).float()
         return ask(runs[0].model, view.split, use=use)
 
 class Loudest(Policy):
     "Audio always, the rest at the k steps where the audio feature is longest."
     def act(self, runs, view, setting):
-        length = view.split.x[MODALITIES[0]].float().norm(dim=-1)
-        use = previewed(top_steps(length, setting), 3)
+        first = next(iter(view.split.x.values()))
+        use = previewed(top_steps(first.float().norm(dim=-1), setting), len(view.split.x))
         return ask(runs[0].model, view.split, use=use)
 
 # %% ../../nbs/experiments/04_policies.ipynb #0266d9a7
@@ -278,6 +285,8 @@ class Oracle(Policy):
 # %% ../../nbs/experiments/04_policies.ipynb #cb53cf2f
 class Cascade(Policy):
     "Early fusion of more and more modalities, until the largest probability reaches the setting."
+    def changes_for(self, modalities):
+        return [early(*modalities[:n]) for n in range(1, len(modalities)+1)]
     def act(self, runs, view, setting):
         stages = [acted(r, view.split) for r in runs]
         first = stages[0]
@@ -294,6 +303,8 @@ class Cascade(Policy):
 
 class Late(Policy):
     "The mean of the probabilities of one LSTM a modality."
+    def changes_for(self, modalities):
+        return [early(m) for m in modalities]
     def act(self, runs, view, setting):
         each = [acted(r, view.split) for r in runs]
         scores = np.mean([o.scores for o in each], 0)
@@ -307,7 +318,8 @@ HCMS_GRID = (*_STRICT_FIRST[:2], dict(), *_STRICT_FIRST[2:])   # From strict to 
 _ORACLE = (*((k, False) for k in (1, 2, 4, 8)), *((k, True) for k in (1, 2, 4, 8, 16, 32)))
 
 def early(*modalities, views=None):
-    return dict(model='early', modalities=modalities or MODALITIES, views=views)
+    "Early fusion's LSTM; without names of all modalities of the data set."
+    return dict(model='early', views=views) | (dict(modalities=modalities) if modalities else {})
 
 _ORDER = (
     'that the order of steps is worth little here, so a mean of single steps is the easier recognizer; '
@@ -323,7 +335,6 @@ _DRAW = (
 def _shipped() -> list:   # of functions that make a policy, HCMS first
     "What this package compares."
     one = [dict(model='reader')]
-    cascade = [early('audio'), early('audio', 'appearance'), early()]
     liteeval = [dict(model='liteeval', setting=s) for s in (.05, .15, .4)]
     adamml = [dict(model='adamml', setting=s) for s in (3., 1., .1)]
     targets = (dict(skip_targets=(.8, .95)), dict(), dict(skip_targets=(.6, .8)))
@@ -334,11 +345,11 @@ def _shipped() -> list:   # of functions that make a policy, HCMS first
         partial(Random, 'RANDOM', 'no learning', one, (.01, .03, .1, .3, 1.), _DRAW),
         partial(Loudest, 'Loudest', 'no learning', one, (1, 2, 4, 8, 16),
             'that loud steps carry the evidence; the same corpus with equal loudness would tell'),
-        partial(Cascade, 'Cascade', 'no learning', cascade, (.3, .6, .8, .9, .97, .995),
+        partial(Cascade, 'Cascade', 'no learning', [early()], (.3, .6, .8, .9, .97, .995),
             'that whole videos are easy or hard, so choosing among videos is worth more than choosing '
             'among steps; a mixture of both in one policy would tell'),
         partial(Oracle, 'Oracle', 'truth', one, _ORACLE, 'that it knows the truth'),
-        partial(Late, 'Late fusion', 'fusion', [early(m) for m in MODALITIES], why='that it uses everything'),
+        partial(Late, 'Late fusion', 'fusion', [early()], why='that it uses everything'),
         partial(Knob, 'TSN', 'fusion', 'tsn', _ORDER),
         partial(Knob, 'Keyless', 'fusion', 'keyless', 'that it uses everything'),
         partial(Knob, 'Gated fusion', 'fusion', 'gated', 'that it uses everything'),
@@ -402,7 +413,7 @@ def measure(policy, view:View) -> list:   # of dicts: policy, kind, setting, see
             done = policy.act(runs, view, s)
             row = dict(policy=policy.name, kind=policy.kind, setting=k, seed=runs[0].config.seed,
                 map=mean_average_precision(done.scores, y), gflops=gflops(done, view.prices).mean())
-            row |= {f'use_{m}': done.use[...,n].mean() for n,m in enumerate(MODALITIES)}
+            row |= {f'use_{m}': done.use[...,n].mean() for n,m in enumerate(view.split.x)}
             row |= dict(own_gflops=done.own.mean()/1e9, changes=leave_one_out(done.scores, y))
             rows.append(row)
     return rows
@@ -460,7 +471,7 @@ def tested(policy, view:View) -> list:   # of dicts, a seed each; changes (N,) o
         even = policy.even(runs, view, policy.middle, done)
         best = policy.act(runs, view, policy.settings[-1])
         row |= dict(own=mean_average_precision(done.scores, y), best=mean_average_precision(best.scores, y))
-        row |= {f'steps_{m}': done.use[...,n].sum(1).mean() for n,m in enumerate(MODALITIES)}
+        row |= {f'steps_{m}': done.use[...,n].sum(1).mean() for n,m in enumerate(view.split.x)}
         if even is not None:
             changes = leave_one_out(done.scores, y)-leave_one_out(even.scores, y)
             row |= dict(even=mean_average_precision(even.scores, y), changes=changes)
@@ -493,7 +504,7 @@ def admissions(
             learned=bool(best>=LEARNED*fused))
         ok = not any(o is False for o in passed.values())
         says = 'admitted' if has else 'admitted; does not learn to select'
-        steps = {f'steps_{m}': d[f'steps_{m}'].mean() for m in MODALITIES}
+        steps = {k: d[k].mean() for k in d.columns if k.startswith('steps_')}
         of_its_models = sum(tried.get(m, 0) for m in models.get(name, ()))
         out.append(dict(policy=name, verdict=says if ok else 'did not train here', admitted=ok, **passed,
             own=d.own.mean(), even=d.even.mean(),
@@ -517,8 +528,9 @@ def _measure(job):
     policy.runs = [[load_run(f, _view.prices) for f in seed] for seed in folders]
     return measure(policy, _view),tested(policy, _view)
 
-_STEPS = [f'steps_{m}' for m in MODALITIES]
-_TESTED = ['policy', 'seed', 'own', 'best', 'even', *_STEPS, 'slope', 'rise', 'epochs']   # Of tests.csv
+def _tested_columns(modalities) -> list:   # Of tests.csv
+    steps = [f'steps_{m}' for m in modalities]
+    return ['policy', 'seed', 'own', 'best', 'even', *steps, 'slope', 'rise', 'epochs']
 
 # %% ../../nbs/experiments/04_policies.ipynb #b2c39ecb
 def _check_visible():
@@ -558,7 +570,7 @@ def _all_measured(data, seeds, epochs, workers):   # folder of what is kept
     of_tests = np.stack([r.pop('changes', none) for r in tests])
     with sealing(kept/SEAL, 'changes.safetensors', 'tests.csv', 'curves.csv'):
         write_whole(kept/'changes.safetensors', save(dict(changes=changes, tests=of_tests, strata=strata)))
-        tests = pd.DataFrame(tests).reindex(columns=_TESTED)
+        tests = pd.DataFrame(tests).reindex(columns=_tested_columns(data.modalities))
         write_whole(kept/'tests.csv', tests.to_csv(index=False, lineterminator='\n'))
         write_whole(kept/'curves.csv', pd.DataFrame(rows).to_csv(index=False, lineterminator='\n'))
     return kept
@@ -652,7 +664,7 @@ def compare(
     prices=PAPER_PRICES,   # modality -> GFLOPs of one feature
 ) -> pd.DataFrame:         # A row a policy: admitted, and area_*, hcms_more_*, cost_* with _mean, _low, _high
     "What sums the curves up, beside HCMS; `hcms_more` is from `equal_from` to `equal_to` GFLOPs."
-    grid = np.geomspace(steps*prices[MODALITIES[0]], steps*sum(prices.values()), 200)
+    grid = np.geomspace(steps*next(iter(prices.values())), steps*sum(prices.values()), 200)
     each = lines(curves, changes, strata)
     ours = each['HCMS']
     own = Estimate(ours.each[shipped]-tolerance, ours.changes[shipped], strata)

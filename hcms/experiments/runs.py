@@ -141,6 +141,21 @@ def lengthened(config):
         return config
     return config.model_copy(update=dict(epochs=times*config.epochs, decay=config.decay**(1/times)))
 
+def _for_modalities(values:dict, modalities) -> dict:
+    "What a training needs for other modalities than the paper's: names, sizes, a skip target a gate."
+    used = tuple(values.get('modalities', modalities))
+    out = dict(modalities=used)
+    for k in ('proj_sizes', 'hidden_sizes'):
+        sizes = dict(values.get(k) or TrainConfig.model_fields[k].default)
+        below = next(iter(sizes.values()))
+        for m in modalities:
+            below = sizes.setdefault(m, below)   # one that has none is as large as the one below it
+        out[k] = sizes
+    targets = values.get('skip_targets', TrainConfig.model_fields['skip_targets'].default)
+    if len(targets)!=len(used)-1:
+        targets = np.linspace(targets[0], targets[-1], len(used)-1).round(3).tolist()
+    return out | dict(skip_targets=tuple(targets))
+
 def config_for(
     dataset,
     epochs:int=0,   # 0: the data set's own schedule
@@ -148,11 +163,15 @@ def config_for(
 ) -> TrainConfig:
     """The data set's training configuration, with what won a model's trials and with changes.
 
-    Another order of modalities brings its skip targets; random gates skip as often as learned ones."""
+    Another order of modalities brings its skip targets; random gates skip as often as learned ones. Skip
+    targets of the paper's two gates are spread evenly over as many as a data set's modalities have."""
     check_count(epochs, 'epochs', least=0)
     own = TRAINING[dataset.preset] | tuned(dataset.preset).get(changes.get('model', 'hcms'), {})
     own |= getattr(dataset, 'own_training', {})
-    order = tuple(changes.get('modalities', MODALITIES))
+    if dataset.modalities!=MODALITIES:
+        own |= _for_modalities(own | changes, dataset.modalities)
+        changes.pop('skip_targets', None)   # they are among them, one a gate
+    order = tuple(changes.get('modalities', dataset.modalities))
     if order in ORDER_TARGETS.get(dataset.preset, {}):
         own['skip_targets'] = ORDER_TARGETS[dataset.preset][order]
     if changes.get('policy')=='random' and order in REACHED_BY:
@@ -252,7 +271,7 @@ def check_configs(
         raise InputError('views', f'a comparison with {most} views needs as many time steps, and {has}')
     for c in configs:
         for m in c.modalities:
-            check_choice(m, MODALITIES, 'modality')
+            check_choice(m, dataset.modalities, 'modality')
         if len(set(c.modalities))<len(c.modalities) or not c.modalities:
             raise InputError('modalities', f'must be different ones, at least one, not {c.modalities}')
         if c.model=='hcms' and len(c.skip_targets)!=len(c.modalities)-1:

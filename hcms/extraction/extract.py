@@ -21,8 +21,8 @@ import torch
 from tqdm.auto import tqdm
 from .. import __version__
 from ..networks.backbones import Backbones, check_device, load_backbones
-from ..core import (NO_ROOM, InputError, check_count, check_seconds, first_line, how_ended, out_of_memory,
-    worker_pool)
+from ..core import (MODALITIES, NO_ROOM, InputError, check_count, check_seconds, first_line, how_ended,
+    out_of_memory, worker_pool)
 from ..media.files import PARTIAL, StepReader
 from ..data.store import FeatureStore
 
@@ -363,6 +363,7 @@ def extract(
     patience:float=600.,       # Seconds a video may take before its process is ended
     steps:int=0,               # Time steps of a video; 0: the preset's
     networks=(),               # Names of networks in place of the preset's
+    modalities=MODALITIES,     # Which are extracted
 ) -> Extraction:
     "Features of every video of a manifest; resumes where it was stopped, sets aside what cannot be read."
     check_count(workers, 'workers')
@@ -370,7 +371,7 @@ def extract(
     shard = check_shard(shard)
     check_count(steps, 'steps', least=0)
     options = dict(preset=preset, weights=weights, seed=seed, device=device, precision=precision, steps=steps,
-        networks=tuple(networks))
+        networks=tuple(networks), modalities=tuple(modalities))
     # for what is to be made; the workers have their own
     backbones = load_backbones(**options | dict(device='cpu'), lazy=True)
     check_device(device)

@@ -176,12 +176,18 @@ class _Media:
         self.backbones = backbones
         self.names = modalities
         self.steps = []   # a `Step` on demand for each video
+        self.brought = []   # of dicts: modality -> (T, D), features that no network here makes
         self.walks = []   # and its `Walk`
         self.busy = 0.    # seconds spent here
-    def has(self, k, b) -> bool: return self.names[k]=='audio' or self.steps[b].frame is not None
+    def has(self, k, b) -> bool:
+        m = self.names[k]
+        return m=='audio' or m not in self.backbones.nets or self.steps[b].frame is not None
     def __call__(self, k, rows) -> torch.Tensor:
         m = self.names[k]
         walks = [self.walks[b] for b in rows]
+        if m not in self.backbones.nets:
+            x = np.stack([self.brought[b][m][self.steps[b].index] for b in rows])
+            return torch.from_numpy(x.astype(np.float16)).float()
         since = began = time.perf_counter()
         make = dict(audio=lambda o: o.patch, appearance=lambda o: o.frame(), motion=lambda o: o.clip())[m]
         x = np.stack([make(self.steps[b]) for b in rows])
@@ -192,9 +198,16 @@ class _Media:
         self.busy += time.perf_counter()-began
         return f
 
-def check_fit(model, backbones:Backbones, classes=None):
+def check_fit(
+    model,
+    backbones:Backbones,
+    classes=None,
+    brought=(),    # Modalities whose features are given
+):
     "The model, the networks and the names of the classes must belong together."
     for m,d in zip(model.modalities, model.in_sizes):
+        if m in brought:
+            continue
         if m not in backbones.nets:
             known = ', '.join(backbones.nets)
             raise InputError(m, f'is asked for by the model, and the backbones know {known}')
@@ -204,6 +217,18 @@ def check_fit(model, backbones:Backbones, classes=None):
         raise InputError('classes', f'are {len(classes)} names for {model.num_classes} classes')
 
 # %% ../../nbs/inference/01_infer.ipynb #9db2e549
+def _check_brought(model, backbones, brought, paths) -> tuple:   # names of modalities
+    "Features of every path, of the model's sizes, for the modalities that the backbones lack."
+    sizes = {m: d for m,d in zip(model.modalities, model.in_sizes) if m not in backbones.nets}
+    for path in paths:
+        given = brought.get(path, {})
+        for m,d in sizes.items():
+            shape = np.shape(given.get(m, ()))
+            if shape!=(backbones.spec.steps, d):
+                rule = f'features of {m} must be brought, of shape {(backbones.spec.steps, d)}, not {shape}'
+                raise InputError(path, rule)
+    return tuple(sizes)
+
 @dataclass
 class Prediction:
     "What a model said of a video, what it looked at, and what that cost."
@@ -242,6 +267,7 @@ class _Row:
         self.spent = []
         self.reader = None
         self.error = None
+        self.brought = {}
     def start(self, pool, spec, modalities):
         self.T = spec.steps
         self.pool = pool
@@ -294,12 +320,15 @@ def predict_many(
     batch:int=16,           # Videos in progress
     workers:int=2,          # Threads that decode
     gates=None,             # path -> (T, n-1) decisions to use instead of the model's own, for every path
+    brought=None,           # path -> {modality: (T, D)}, for every path: features that no network here makes
 ) -> Iterator:              # Prediction, or the InputError of an unusable file; in the order of `paths`
     "At each time step every network runs once, on the videos whose gates are open."
-    check_fit(model, backbones, classes)
+    paths = list(paths) if brought else paths
+    others = _check_brought(model, backbones, brought, paths) if brought else ()
+    check_fit(model, backbones, classes, others)
     check_count(batch, 'batch')
     check_count(workers, 'workers')
-    run = Conditional(model, prices or backbone_prices(backbones))
+    run = Conditional(model, backbone_prices(backbones) | dict(prices or {}))
     classes = list(classes or map(str, range(model.num_classes)))
     media = _Media(backbones, model.modalities)
     state = model.init_state(batch)
@@ -313,7 +342,8 @@ def predict_many(
                 for b,place,path in _refill(rows, waiting, state):
                     forced = None if gates is None else gates[path]
                     rows[b] = _Row(place, path, forced, Walk(Meter(run.costs, budget)))
-                    rows[b].start(pool, backbones.spec, model.modalities)
+                    rows[b].brought = brought[path] if brought else {}
+                    rows[b].start(pool, backbones.spec, [m for m in model.modalities if m not in others])
                 if not any(rows):
                     return
                 state = _advance(run, state, rows, media)
@@ -335,6 +365,7 @@ NO_STEP = 'the budget does not reach the end of the first step: the answer is th
 def _advance(run, state, rows, media):
     "One time step of every video in the batch."
     media.steps = [o.take() if o else None for o in rows]
+    media.brought = [o.brought if o else {} for o in rows]
     media.walks = walks = [o.walk if s else _NOBODY for o,s in zip(rows, media.steps)]
     at = [b for b,w in enumerate(walks) if not w.ended]
     forced = None
@@ -395,10 +426,12 @@ def predict(
     classes=None,          # C names
     prices:dict=None,      # As of `predict_many`
     gates=None,            # (T, n-1) decisions to use instead of the model's own
+    brought=None,          # modality -> (T, D): features that no network here makes
 ) -> Prediction:
     "What a model says of a video, for no more than it asks; an `InputError` if the file cannot be used."
     gates = None if gates is None else {path: gates}
-    out, = predict_many([path], model, backbones, budget, classes, prices, 1, 1, gates)
+    brought = None if brought is None else {path: brought}
+    out, = predict_many([path], model, backbones, budget, classes, prices, 1, 1, gates, brought)
     if isinstance(out, InputError):
         raise out
     return out

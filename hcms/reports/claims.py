@@ -19,7 +19,7 @@ import pandas as pd
 from scipy.stats import kruskal
 from tqdm.auto import tqdm
 from .comparisons import ORDERS, TABLE3, arrow, audio_classes
-from ..core import MODALITIES, InputError, fingerprint, write_whole
+from ..core import MODALITIES, InputError, fingerprint, letters, write_whole
 from ..experiments.datasets import stamped
 from ..evaluation.predictions import budget_scores
 from .figures import FIG7_GROUPS
@@ -31,7 +31,6 @@ from ..experiments.policies import GRID, VIEWS, advantage, chance, compare, earl
 from ..experiments.policies import policy_configs, policy_seeds
 from .artifacts import describe, write_table
 from ..experiments.runs import get_runs, variants, with_steps
-from .tables import letters
 from ..training.train import predict_split
 
 # %% ../../nbs/reports/06_claims.ipynb #cd36fae6

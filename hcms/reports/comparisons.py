@@ -257,7 +257,8 @@ _ADMISSION_NOTES = (
 # %% ../../nbs/reports/04_comparisons.ipynb #79a59fce
 def show_admissions(rows, data, parameters, runs, out) -> pd.DataFrame:
     "Write rivals_admission.* and return it as it is shown: `rows` from `hcms.experiments.policies.admitted`."
-    used = rows[[f'steps_{m}' for m in MODALITIES]].to_numpy()
+    used = rows[[f'steps_{m}' for m in data.modalities]].to_numpy()
+    names = ' / '.join(LETTERS[m] for m in data.modalities)
     gain = _with_interval(rows, 'difference', 100)
     shown = pd.DataFrame({
         'Policy': rows.policy,
@@ -265,7 +266,7 @@ def show_admissions(rows, data, parameters, runs, out) -> pd.DataFrame:
         'own choice: mAP %': _percent(rows.own),
         'even steps: mAP %': _percent(rows.even),
         'difference, points': [text if ok else '–' for ok,text in zip(rows.difference_mean.notna(), gain)],
-        'steps of A / I / M': [' / '.join(_number(v) for v in o) for o in used],
+        f'steps of {names}': [' / '.join(_number(v) for v in o) for o in used],
         'last slope, points an epoch': (100*rows.slope).map('{:+.2f}'.format),
         'rise of the last quarter, points': (100*rows.rise).map('{:+.1f}'.format),
         'epochs': rows.epochs.astype(str),
@@ -282,8 +283,9 @@ def learning_curves(runs) -> pd.DataFrame:   # policy, change, epoch, score_mean
     rows = []
     left = list(runs)
     seeds = len({r.config.seed for r in runs})
+    modalities = max((r.config.modalities for r in runs), key=len)   # all that the data set has
     for p in policies():
-        for k in range(len(p.changes)):
+        for k in range(len(p.changes_for(modalities))):
             for r in left[:seeds]:
                 for e,s in zip(r.history.epoch, r.history.score):
                     rows.append(dict(policy=p.name, change=k, epoch=e, score=s))

@@ -99,6 +99,8 @@ class Split:
     y:Tensor             # (N,) primary class
     labels:np.ndarray    # (N, C) 0/1, all classes of each video
     def __len__(self): return len(self.ids)
+    @property
+    def steps(self): return next(iter(self.x.values())).shape[1]   # T
 
     def take(self, modalities, views=None) -> list:   # of (N, T', D) tensors, in the order of `modalities`
         "The features of some modalities, at all steps or at evenly spaced ones."
