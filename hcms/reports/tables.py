@@ -133,8 +133,8 @@ def _table1_notes(numbers) -> list:
     gates = [k for k in numbers if k.startswith('skip_') and k.endswith('_mean')]
     skips = [f"{k.removeprefix('skip_').removesuffix('_mean')} at {h[k]:.1%}" for k in gates]
     return [
-        f'HCMS against {h.modalities} at all steps: {points:+.1f} points of mAP at {of_full:.1%} of its cost, '
-        f'and {of_few:.1%} of its cost at {few.views} views.{quoted}',
+        f'HCMS against {h.modalities} at all steps: {points:+.1f} points of mAP at {of_full:.1%} of its '
+        f'cost, and {of_few:.1%} of its cost at {few.views} views.{quoted}',
         f"HCMS skips {' and '.join(skips)} of the steps. "
         f"The paper's views are {PAPER.views[0]} and {PAPER.views[1]}.",
     ]
