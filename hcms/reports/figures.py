@@ -40,9 +40,10 @@ def _fig3_row(data, run) -> dict:
         views = c.views or data.steps
         row = dict(method='UNIFORM', setting=float(views), label=f'{views}')
     else:
-        row = dict(method='HCMS', setting=c.skip_targets[1], label='{:g}, {:g}'.format(*c.skip_targets))
+        label = ', '.join(f'{g:g}' for g in c.skip_targets)
+        row = dict(method='HCMS', setting=c.skip_targets[1], label=label)
     h = run.headline()
-    skips = {f'skip_{m}': h.get(f'skip_{m}', 0.) for m in MODALITIES[1:]}
+    skips = {f'skip_{m}': h.get(f'skip_{m}', 0.) for m in data.modalities[1:]}
     return row | dict(map=h['map'], gflops=h['gflops']) | skips
 
 # %% ../../nbs/reports/05_figures.ipynb #b03025c3
@@ -188,7 +189,7 @@ def show_fig7(numbers, data, parameters, runs, out):
     shown = numbers.assign(group=[f'{g}: {a:g}, {m:g}' for g,a,m in targets])
     fig,ax = panels(1, 3, height=2.3)
     plot_training(shown, 'map', ax[0], 'mAP (%), selection split', scale=100)
-    for a,m in zip(ax[1:], MODALITIES[1:]):
+    for a,m in zip(ax[1:], data.modalities[1:]):
         goals = {g: 100*d[f'target_{m}'].iloc[0] for g,d in shown.groupby('group')}
         plot_training(shown, f'skip_{m}', a, f'skip ratio, {m} (%)', goals, 100)
     ax[0].set_title(data.label, fontsize=9)
@@ -259,7 +260,7 @@ def video_frame(data, run, at) -> pd.DataFrame:   # A row a video and time step
         for t,used in enumerate(_used(run, i)):
             row = video | dict(step=t) | {m: int(v) for m,v in zip(run.config.modalities, used)}
             if truth is not None:
-                row |= {f'evidence_{m}': int(truth[i,t,k]) for k,m in enumerate(MODALITIES)}
+                row |= {f'evidence_{m}': int(truth[i,t,k]) for k,m in enumerate(data.modalities)}
             rows.append(row)
     return stamped(data, pd.DataFrame(rows))
 
@@ -317,7 +318,7 @@ def show_fig1(data, run, parameters, out, n=3):
     at = sample_videos(data, run, n)
     ids = _ids(data)
     truth = data.evidence(data.evaluated)
-    columns = [MODALITIES.index(m) for m in run.config.modalities]
+    columns = [data.modalities.index(m) for m in run.config.modalities]
     media = 0 if data.simulated else 2   # rows of pictures above the squares
     grid = dict(height_ratios=[1, .6, .95][2-media:]*n)
     fig,ax = panels(n*(media+1), 1, height=n*(.62*media+.78), squeeze=False, gridspec_kw=grid)

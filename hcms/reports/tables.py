@@ -11,7 +11,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
-from ..core import MODALITIES, InputError, letters
+from ..core import InputError, letters
 from ..evaluation.costs import gflops_per_video
 from ..experiments.datasets import stamped
 from ..evaluation.predictions import budget_row, by_group, oracle_rows
@@ -163,14 +163,14 @@ def family_table(data, runs, parameters, out) -> pd.DataFrame|str:
         if r.config.policy!='learned' or r.config.views is not None:
             continue
         hcms = r.config.model=='hcms'
-        table = by_group(r.predictions, groups, MODALITIES[1:] if hcms else ())
+        table = by_group(r.predictions, groups, data.modalities[1:] if hcms else ())
         table['model'] = 'HCMS' if hcms else letters(r.config.modalities)
         rows += table.rename(columns=dict(group='family')).to_dict('records')
     df = over_seeds(rows, ['family', 'model'])
     text = df.assign(ap=mean_pm(df, 'ap', 100)).pivot(index='family', columns='model', values='ap')
     text = text.loc[list(dict.fromkeys(groups)), list(dict.fromkeys(df.model))]
     used = df[df.model=='HCMS'].set_index('family')
-    for m in MODALITIES[1:]:
+    for m in data.modalities[1:]:
         text[f'HCMS uses {m} %'] = mean_pm(used, f'use_{m}', 100)
     notes,meta = describe(data, runs, parameters)
     notes += ['Pair: told only by audio and appearance, or by audio and motion, together.']
@@ -180,10 +180,10 @@ def family_table(data, runs, parameters, out) -> pd.DataFrame|str:
     return stamped(data, text)
 
 # %% ../../nbs/reports/03_tables.ipynb #886e9b9e
-def _hits(gates, truth) -> dict:
+def _hits(gates, truth, names) -> dict:
     "Usage, precision, recall and the precision of chance of each gated modality against the evidence."
     hits = {}
-    for o in oracle_rows(gates, truth[...,1:], MODALITIES[1:]).itertuples():
+    for o in oracle_rows(gates, truth[...,1:], names).itertuples():
         for a in ('usage', 'precision', 'recall', 'chance_precision'):
             hits[f'{a}_{o.gate}'] = getattr(o, a)
     return hits
@@ -208,15 +208,15 @@ def _control_rows(data, learned, control, draws=5):
             score = mean_average_precision(softmax(logits[:,-1]), test.labels)
             row = dict(gates=name, seed=r.config.seed, draw=k, map=score)
             if truth is not None:
-                row |= _hits(gates, truth)
+                row |= _hits(gates, truth, data.modalities[1:])
             rows.append(row)
     mean = pd.DataFrame(rows).groupby(['gates', 'seed'], sort=False).mean()
     return mean.drop(columns='draw').reset_index()
 
 # %% ../../nbs/reports/03_tables.ipynb #95a6ae04
-def _hit_note(df) -> str:
+def _hit_note(df, names) -> str:
     "What precision and recall are, and how many steps carry evidence."
-    chance = [f"{m}: {df[f'chance_precision_{m}_mean'].iloc[0]:.1%} of all steps do" for m in MODALITIES[1:]]
+    chance = [f"{m}: {df[f'chance_precision_{m}_mean'].iloc[0]:.1%} of all steps do" for m in names]
     return ('Precision: share of the steps where a modality was used that carry evidence in it '
             f"({', '.join(chance)}). Recall: share of the evidence that was looked at.")
 
@@ -230,12 +230,12 @@ def gate_table(data, runs, parameters, out) -> pd.DataFrame:
     shown = pd.DataFrame({'Gates': df.gates, 'mAP %': mean_pm(df, 'map', 100)})
     known = 'precision_motion_mean' in df
     if known:
-        for m in MODALITIES[1:]:
+        for m in data.modalities[1:]:
             for a in ('usage', 'precision', 'recall'):
                 shown[f'{m}: {a} %'] = mean_pm(df, f'{a}_{m}', 100)
     notes,meta = describe(data, runs, parameters)
     if known:
-        notes.append(_hit_note(df))
+        notes.append(_hit_note(df, data.modalities[1:]))
     write_table(df, shown, 'table1_gates', out, 'Learned gates and random gates of equal usage', notes, meta)
     return stamped(data, shown)
 
