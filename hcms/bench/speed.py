@@ -18,8 +18,8 @@ import pandas as pd
 import torch
 from ..networks.backbones import Backbones, load_backbones
 from ..evaluation.costs import backbone_prices, gflops_per_video
-from ..method.gating import gumbel_gate, gumbel_noise
-from ..method.hlstm import HCMS, fuse
+from ..method.gating import gumbel_noise
+from ..method.hlstm import HCMS, hcms_naive
 from ..inference.infer import Stream, play, predict, predict_many
 from ..media.files import StepReader, _open, _streams, probe, write_video
 from ..reports.plots import COLORS, panels, plot_ratios
@@ -229,30 +229,14 @@ def products_alone(model, B:int, T:int, backward=True):
 
 # %% ../../nbs/bench/01_speed.ipynb #91e62d2c
 def plain_loop(
-    model:HCMS,
+    model:HCMS,      # Of three modalities
     x,               # Features, lowest level first: (B, T, D) each
-    noise,           # (B, T, n-1, 2) Gumbel noise
+    noise,           # (B, T, 2, 2) Gumbel noise
     tau:float=1.,
-) -> tuple:          # logits (B, C) at the last step, gates (B, T, n-1)
-    "Eqs. 2 to 6 one time step after the other, in training."
-    state = model.init_state(len(x[0]))
-    gates = []
-    for t in range(x[0].shape[1]):
-        v = [level.project(o[:,t]) for level,o in zip(model.levels, x)]
-        row = []
-        after = []
-        for k,(level,old) in enumerate(zip(model.levels, state)):
-            if k:
-                logits = level.gate(torch.cat([*v[:k], *old], -1))
-                own = gumbel_gate(logits, tau, True, True, noise[:,t,k-1])[:,None]
-                row.append(own*row[-1] if row else own)
-            new = level.lstm(torch.cat(v[:k+1], -1), old)
-            if k:
-                new = fuse(row[-1], new, old, after[-1], model.copy_cell, True)
-            after.append(new)
-        state = after
-        gates.append(torch.cat(row, -1))
-    return model.read(state),torch.stack(gates, 1)
+) -> tuple:          # logits (B, C) at the last step, gates (B, T, 2)
+    "The equations as the paper writes them, in training."
+    h,gates = hcms_naive(model.levels, *x, noise, tau)
+    return model.head(h),gates
 
 # %% ../../nbs/bench/01_speed.ipynb #66e6697e
 def _differences(ours, plain) -> dict:

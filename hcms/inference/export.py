@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from ..core import write_whole
-from ..method.gating import SKIP, USE
-from ..method.hlstm import HCMS, keep, lstm_update
+from ..method.hlstm import HCMS, skipped
 from ..media.files import RATE
 from .recognizer import Recognizer
 
@@ -26,19 +25,15 @@ class Use(nn.Module):
         super().__init__()
         self.level = level
     def forward(self, feature, below, h, c):
-        x = self.level.project(feature)
-        lstm = self.level.lstm
-        a = nn.functional.linear(torch.cat([below, x], -1), lstm.weight_ih, lstm.bias_ih+lstm.bias_hh)
-        return x,*lstm_update(a, (h, c), lstm.weight_hh)
+        x,state = self.level.use(feature, [below], (h, c))
+        return x,*state
 
 class Gate(nn.Module):
     "Eqs. 3 and 5: projected features below, h and c -> (B,) bool, is the modality asked for?"
     def __init__(self, level):
         super().__init__()
-        self.gate = level.gate
-    def forward(self, below, h, c):
-        scores = self.gate(torch.cat([below, h, c], -1))
-        return scores[:,USE]>scores[:,SKIP]
+        self.level = level
+    def forward(self, below, h, c): return self.level.asks([below], (h, c))
 
 class Skip(nn.Module):
     "Where the gate is closed: h and c, and those of the level below at this step -> h, c."
@@ -46,7 +41,8 @@ class Skip(nn.Module):
         super().__init__()
         self.copy_cell = copy_cell
     def forward(self, h, c, h_below, c_below):
-        return keep(h, h_below),keep(c, c_below) if self.copy_cell else c.clone()
+        h,c_new = skipped((h, c), (h_below, c_below), self.copy_cell)
+        return h,c_new if self.copy_cell else c.clone()   # an output must not be an input itself
 
 class Read(nn.Module):
     "h of the highest level -> probabilities (B, C)."

@@ -18,8 +18,6 @@ from fastcore.basics import patch
 from ..networks.backbones import Backbones
 from ..core import InputError, check_count
 from ..evaluation.costs import ModuleCosts, backbone_prices, budget_macs, module_costs, whole_macs
-from ..method.gating import gumbel_gate
-from ..method.hlstm import keep, lstm_update, total
 from ..media.live import LiveSteps, steps_every
 from ..media.files import RATE, Step, StepReader, decoded, step_times
 
@@ -97,17 +95,21 @@ class Conditional:
         "One time step: each video that can pay for it is one step further."
         live = [b for b,w in enumerate(walks) if not w.ended]
         x = []
-        G = []
         after = []
+        used = np.zeros((len(walks), len(self.model.levels)-1), dtype='float32')
+        below = live
         for k in range(len(self.model.levels)):
             rows = [b for b in live if media.has(k, b)]
             if k:
-                live,rows = self._decide(k, x, G, state[k], live, rows, walks, gates)
+                live,rows = self._decide(k, x, state[k], below, live, rows, walks, gates)
             elif len(rows)<len(live):
                 live = rows   # nothing below could stand in for it
             live,rows = self._pay(k, self.use[k], live, rows, walks)
-            self._update(k, x, G, state[k], after, rows, media)
-        used = torch.cat(G, 1).cpu().numpy() if G else np.zeros((len(walks), 0), dtype='float32')
+            if k:
+                used[rows,k-1] = 1.
+            feature = media(k, rows) if rows else None
+            after.append(self.model.advance(k, x, state[k], after[-1] if k else None, rows, feature))
+            below = rows
         for b in live:
             walks[b].steps += 1
             walks[b].used = tuple(used[b].tolist())
@@ -128,46 +130,16 @@ def _pay(self:Conditional, k, price, live, rows, walks) -> tuple:   # (live, row
     return live,able
 
 @patch
-def _decide(self:Conditional, k, x, G, old, live, rows, walks, gates) -> tuple:   # (live, open rows)
-    "Eqs. 3 and 5 for the videos that ask: in a nested model, those whose gate below is open."
-    if self.model.nested and G:
-        rows = [b for b in rows if G[-1][b]>.5]
+def _decide(self:Conditional, k, x, old, below, live, rows, walks, gates) -> tuple:   # (live, open rows)
+    "The gates of the videos that ask: in a nested model, of those whose gate below is open."
+    if self.model.nested:
+        rows = [b for b in rows if b in below]
     live,rows = self._pay(k, self.gate[k], live, rows, walks)
     if not rows:
         return live,rows
     if gates is None:
-        level = self.model.levels[k]
-        parts = level.gate_parts([o[rows] for o in x], self.model.nested)
-        summed = total(parts, [g[rows] for g in G], False)
-        own = gumbel_gate(level.scores(summed, [o[rows] for o in old]), sample=False)
-    else:
-        own = gates[rows,k-1]
-    return live,[b for b,g in zip(rows, own.tolist()) if g>.5]
-
-# %% ../../nbs/inference/01_infer.ipynb #2a6a5918
-@patch
-def _update(self:Conditional, k, x, G, old, after, rows, media):
-    """Eqs. 2, 4 and 6: a new state where the modality is used, the fused one elsewhere.
-
-    Adds to `x`, `G` and `after`."""
-    m = self.model
-    level = m.levels[k]
-    B = len(old[0])
-    x.append(old[0].new_zeros(B, level.sizes[-1]))
-    if k==0:
-        new = [o.clone() for o in old]
-    else:
-        cell = keep(old[1], after[-1][1]) if m.copy_cell else old[1].clone()
-        new = [keep(old[0], after[-1][0]), cell]
-    if rows:
-        x[k][rows] = level.project(media(k, rows).to(x[k]))
-        parts = total(level.lstm_parts([o[rows] for o in x], m.nested), [g[rows] for g in G], False)
-        for o,n in zip(new, lstm_update(parts, [o[rows] for o in old], level.lstm.weight_hh)):
-            o[rows] = n
-    if k:
-        G.append(torch.zeros(B, 1, device=old[0].device))
-        G[-1][rows] = 1.
-    after.append(new)
+        return live,self.model.asks(k, x, old, rows)
+    return live,[b for b in rows if gates[b,k-1]>.5]
 
 # %% ../../nbs/inference/01_infer.ipynb #77fbfe22
 class _Media:
