@@ -39,7 +39,7 @@ EPOCHS = typer.Option(0, min=0, help="0: the data set's own")
 NETWORK = typer.Option(
     [], '--network', help="in place of the paper's of its modality, such as pytorchvideo/x3d_s; "
         'may be given several times, and holds for the data set from then on')
-MODALITY = typer.Option(['audio', 'appearance', 'motion'], help='which; may be given several times')
+MODALITY = typer.Option([], help='which; may be given several times. By default all that networks make')
 DEVICE = typer.Option('cpu', help="'cpu' or 'cuda'")
 PRECISION = typer.Option(
     None, help="'float32' by default, or 'bfloat16' or 'float16': mixed precision on a GPU")
@@ -127,11 +127,12 @@ def weights_command(
     networks = choose(dataset, networks=network).get('networks', ())
     if check_choice(weights, ('published', 'random'), 'kind of weights')=='random':
         return print(*install_random(folder, preset, networks=networks), sep='\n')
-    if file and len(modality)>1:
+    if file and len(modality)!=1:
         raise InputError('--from', 'takes one file for one --modality')
+    fed = described(dataset).fed
     of = networks_of(preset, networks)
-    for m in modality:
-        n = of[check_choice(m, of, 'modality')]
+    for m in modality or fed:
+        n = of[check_choice(m, fed, 'modality')]
         print(install(n.name, folder, file or fetch(n.name, folder/'downloads'), None if file else n.source))
 
 # %% ../nbs/90_cli.ipynb #d33d7abb
@@ -157,10 +158,7 @@ def finetune_command(
     """Finetune the backbones on the train split; what is not given is the data set's own
     (hcms.experiments.datasets.FINETUNING). Goes on where it was stopped."""
     with _saying(LOADING):
-        from hcms.core import MODALITIES, check_choice
         from hcms.experiments.datasets import finetune_backbones
-    for m in modality:
-        check_choice(m, MODALITIES, 'modality')
     changes = dict(
         precision=precision, train=train, epochs=epochs, steps=steps, videos=videos, accumulate=accumulate,
         lr=lr, head_lr=head_lr, seed=seed)
@@ -200,7 +198,7 @@ def extract_command(
     from hcms.extraction.cluster import extract_on_ray
     result = extract_on_ray(
         data.manifest, data.store, data.preset, data.weights, actors, workers, address=address or None,
-        patience=patience, **common)
+        patience=patience, modalities=data.fed, **common)
     print(result)
 
 # %% ../nbs/90_cli.ipynb #88deeb85

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 import torch
 from .networks.backbones import weights_path
-from .core import MODALITIES, InputError, folder_from, home_and_why, versions
+from .core import InputError, folder_from, home_and_why, versions
 from .experiments.datasets import Dataset, data_folder, dataset_names, described
 
 # %% ../nbs/80_doctor.ipynb #5522ef42
@@ -81,7 +81,7 @@ def _steps(name, folder) -> list:
     if data is None:
         return out
     for kind,do in (('pretrained', f'hcms weights {name}'), ('finetuned', f'hcms finetune {name}')):
-        lost = [m for m in MODALITIES if not weights_path(folder/'backbones'/kind, m).is_file()]
+        lost = [m for m in data.fed if not weights_path(folder/'backbones'/kind, m).is_file()]
         text = f'none for {", ".join(lost)}; run: {do}' if lost else data.stamp or 'all three'
         out.append(Finding(f'{name}: {kind} weights', not lost, text))
     if not out[-1].well:

@@ -65,6 +65,11 @@ class Description(BaseModel):
     rendered:bool = False     # Is it made here?
     prepare:str = ''          # How to come by its manifest
 
+    @property
+    def fed(self) -> tuple:
+        "The modalities whose features networks make."
+        return tuple(m for m in self.modalities if m not in self.brought)
+
     @model_validator(mode='after')
     def _known(self):
         for m in self.modalities:
@@ -254,7 +259,7 @@ class Dataset(_Shown, _Provenance):
         self.rendered = self.description.rendered
         self.modalities = self.description.modalities
         self.brought = self.description.brought
-        self.fed = tuple(m for m in self.modalities if m not in self.brought)   # by networks
+        self.fed = self.description.fed
         for m,o in self.brought.items():
             register_modality(m, o.letter)
         if not (self.folder/'manifest.csv').is_file():
@@ -555,7 +560,7 @@ def train_backbones(
 def finetune_backbones(
     name:str,        # Data set
     workers:int=2,   # Processes
-    modalities=MODALITIES,
+    modalities=(),   # Some of those that networks make; by default all
     device:str='cpu',
     patience:float=600.,   # Seconds a video may take
     **changes,       # To FINETUNING['paper']; the demo takes none
@@ -569,11 +574,14 @@ def finetune_backbones(
     out = folder/'backbones'/'finetuned'
     start = folder/'backbones'/'pretrained'
     description = described(name)
-    if description.rendered and (changes or device!='cpu' or tuple(modalities)!=MODALITIES):
+    for m in modalities:
+        check_choice(m, description.fed, 'modality')
+    if description.rendered and (changes or device!='cpu' or modalities):
         raise InputError(name,
             'has a finetuning of its own (hcms.experiments.datasets.FINETUNING), on the CPU; options other '
             'than --workers are for the large data sets')
-    todo = [m for m in MODALITIES if m in modalities and not weights_path(out, m).exists()]
+    wanted = modalities or description.fed
+    todo = [m for m in description.fed if m in wanted and not weights_path(out, m).exists()]
     if not todo:
         return
     if description.rendered:
@@ -628,6 +636,7 @@ class SimulatedDataset(_Shown):
     prices = None            # No networks, so none to count
     charged = PAPER_PRICES
     modalities = MODALITIES
+    brought = {}
     missing = {}
     training = 'no backbones'
     def __init__(self, name:str, paper_size=False, **changes):

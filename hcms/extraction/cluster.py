@@ -176,7 +176,7 @@ def _on_workers(ray, jobs, actors, decoders:int, backbones, views, patience:floa
     while waiting or flying:
         while waiting and len(flying)<2*decoders:
             id,path = waiting.pop()
-            missing = [m for m in MODALITIES if not views[m].has(id)]
+            missing = [m for m in views if not views[m].has(id)]
             video = decode.remote(str(path), backbones.spec, missing, backbones.chunk, patience)
             flying[actors[n%len(actors)].commit.remote(id, video)] = (id, path)
             n += 1
@@ -201,6 +201,7 @@ def extract_on_ray(
     on_start=None,             # Called with the networks' process ids
     steps:int=0,               # Time steps of a video; 0: the preset's
     networks=(),               # Names of networks in place of the preset's
+    modalities=MODALITIES,     # Which are extracted
     patience:float=600.,       # Seconds a decoder may take for a video before it is ended
 ) -> Extraction:
     "As `extract`, on a Ray cluster."
@@ -212,7 +213,7 @@ def extract_on_ray(
     ray = _ray()
     weights = weights if weights=='random' else str(weights)
     options = dict(preset=preset, weights=weights, seed=seed, device=device, precision=precision, steps=steps,
-        networks=tuple(networks))
+        networks=tuple(networks), modalities=tuple(modalities))
     backbones = load_backbones(**options | dict(device='cpu'))   # the driver may have no accelerator
     views = open_views(store, backbones)
     result = Extraction(under=circumstances(patience))

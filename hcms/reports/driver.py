@@ -117,7 +117,7 @@ def _keep(data, run, other=''):
     "The trained model in checkpoints/LABEL, with its networks if there are any; other schedules beside it."
     out = home()/'checkpoints'/(f'{data.label},{other}' if other else data.label)
     h = run.headline()
-    if data.simulated:
+    if data.simulated or data.brought:   # no networks for all that it sees
         run.model.save_pretrained(out)
         return
     notes,_ = describe(data, [run], {})
