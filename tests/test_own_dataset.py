@@ -201,3 +201,58 @@ def test_features_that_do_not_fit_are_refused_whole(four):
     (data.folder/'dataset.toml').write_text(FOUR.replace('[brought.speech]', '[brought.depth]'))
     with pytest.raises(InputError, match='speech is none of'):
         Dataset(data.name)
+
+def test_results_belong_to_the_split_the_prices_and_the_network_they_were_made_with(four, monkeypatch):
+    "What is kept of a run is not found again where one of the three was changed."
+    from hcms.experiments.datasets import Dataset
+    from hcms.experiments.runs import config_for, run_folder
+    data,_,home = four
+    path = data.folder/'dataset.toml'
+    before = run_folder(data, config_for(data))
+    path.write_text(FOUR.replace('"testing"', '"validation"'))
+    assert run_folder(Dataset(data.name), config_for(data))!=before
+    path.write_text(FOUR.replace('0.25', '100.0'))
+    assert Dataset(data.name).charged['speech']==100
+    path.write_text(FOUR)
+    note = data.folder/'backbones'/'finetuned'/'motion.json'
+    record = json.loads(note.read_text())
+    assert record['network']=='demo/slowfast'
+    note.write_text(json.dumps(record | dict(network='pytorchvideo/x3d_s')))
+    with pytest.raises(InputError, match='motion.safetensors: was trained as pytorchvideo/x3d_s'):
+        Dataset(data.name).backbones
+
+def test_other_orders_and_numbers_of_modalities_keep_their_own_targets(mine, monkeypatch):
+    from hcms.experiments.datasets import Dataset, open_dataset
+    from hcms.experiments.policies import HCMS_GRID
+    from hcms.experiments.runs import config_for
+    folder,home = mine
+    monkeypatch.setenv('HCMS_HOME', str(home))
+    order = 'modalities = ["appearance", "audio", "motion"]'
+    (folder/'dataset.toml').write_text(f'evaluated = "testing"\npreset = "demo"\n{order}\n')
+    data = Dataset(str(folder))
+    assert len({config_for(data, **c).skip_targets for c in HCMS_GRID})==5
+    two = 'modalities = ["audio", "motion"]'
+    (folder/'dataset.toml').write_text(f'evaluated = "testing"\npreset = "demo"\n{two}\n')
+    config = config_for(Dataset(str(folder)))
+    assert (config.modalities, len(config.skip_targets))==(('audio', 'motion'), 1)
+    monkeypatch.chdir(folder.parent)
+    assert open_dataset('shapes').name==str(folder.resolve())
+
+def test_choices_that_contradict_each_other_are_refused(mine, monkeypatch):
+    from hcms.experiments.datasets import choose
+    folder,home = mine
+    monkeypatch.setenv('HCMS_HOME', str(home))
+    (folder/'dataset.toml').write_text('evaluated = "testing"\nnetworks = ["timm/resnet18"]\n')
+    assert choose(str(folder))==dict(networks=['timm/resnet18'])
+    with pytest.raises(InputError, match='dataset.toml: says networks'):
+        choose(str(folder), networks=['timm/resnet50'])
+    both = choose(str(folder), networks=['pytorchvideo/x3d_s'])
+    assert both['networks']==['pytorchvideo/x3d_s', 'timm/resnet18']
+    wrong = ['timm/resnet18', 'pytorchvideo/x3d_s', 'timm/resnet50']
+    with pytest.raises(InputError, match='are both for appearance'):
+        choose(str(folder), networks=wrong)
+    for text in ('evaluated = "training"', 'evaluated = "testing"\nrendered = true',
+                 'evaluated = "testing"\npreset = "papr"', 'evaluated = "testing"\nmodalities = ["audio"]'):
+        (folder/'dataset.toml').write_text(text)
+        with pytest.raises(InputError, match='dataset.toml'):
+            choose(str(folder))

@@ -15,16 +15,17 @@ from functools import cached_property, partial
 from html import escape
 from importlib.resources import files
 from pathlib import Path
+from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from hcms.networks.backbones import (PRECISIONS, load_backbones, networks_of, spec_for,
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from hcms.networks.backbones import (PRECISIONS, PRESETS, load_backbones, network, networks_of, spec_for,
     weights_path)
 from ..core import (
     MODALITIES, InputError, check_choice, check_count, check_seconds, fingerprint, first_line, folder_from,
-    home, read_json, register_modality, sha256, worker_pool, write_whole)
+    home, read_json, read_text, register_modality, sha256, worker_pool, write_whole)
 from ..evaluation.costs import PAPER_PRICES, backbone_prices
 from ..extraction.extract import Extraction, extract, open_views
 from ..training.finetune import FinetuneConfig, decode_split, finetune
@@ -43,17 +44,17 @@ class Brought(BaseModel):
     "A modality whose features are brought instead of extracted."
     model_config = ConfigDict(extra='forbid', frozen=True)
     letter:str      # In tables
-    price:float     # GFLOPs of the features of a time step
+    price:float = Field(ge=0)   # GFLOPs of the features of a time step
     what:str = ''   # What they are
 
 class Description(BaseModel):
     "What a `dataset.toml` says."
     model_config = ConfigDict(extra='forbid', frozen=True)
-    evaluated:str             # The split that tables report
+    evaluated:Literal['validation', 'testing']   # The split that tables report
     title:str = ''
     preset:str = 'paper'      # Key of `PRESETS` and of `TRAINING`
     networks:tuple[str, ...] = ()   # Names of networks, each in place of the preset's of its modality
-    steps:int = 0             # Time steps of a video; 0: the preset's
+    steps:int = Field(0, ge=0)   # Time steps of a video; 0: the preset's
     precision:str = ''        # Of the features
     modalities:tuple[str, ...] = MODALITIES   # From the lowest level to the highest
     brought:dict[str, Brought] = {}   # Those of them whose features somebody else extracted
@@ -72,14 +73,18 @@ class Description(BaseModel):
 
     @model_validator(mode='after')
     def _known(self):
+        if self.preset not in PRESETS:
+            raise ValueError(f'preset must be one of {list(PRESETS)}')
+        if self.paper and self.paper not in PAPER_DATASETS:
+            raise ValueError(f'paper must be one of {list(PAPER_DATASETS)}')
         for m in self.modalities:
             if m not in MODALITIES and m not in self.brought:
                 raise ValueError(f'{m} is none of {MODALITIES}, and there is no [brought.{m}]')
         for m in self.brought:
             if m not in self.modalities:
                 raise ValueError(f'{m} is brought, and not among the modalities')
-        if len(set(self.modalities))<len(self.modalities) or not self.modalities:
-            raise ValueError('modalities must be different ones, at least one')
+        if len(set(self.modalities))<len(self.modalities) or len(self.modalities)<2:
+            raise ValueError('modalities must be different ones, at least two')
         return self
 
 _DESCRIPTIONS = files('hcms')/'resources'/'datasets'
@@ -97,7 +102,7 @@ def _own_folder(name) -> Path|None:
     root = folder_from('HCMS_DATA')
     for folder in (Path(name).expanduser().absolute(), root and root/name):
         if folder and (folder/'dataset.toml').is_file():
-            return folder
+            return folder.resolve()
 
 def described(name:str) -> Description:
     "The description of a data set; one that is not valid is an `InputError` that names its file and field."
@@ -106,13 +111,16 @@ def described(name:str) -> Description:
         check_choice(name, dataset_names(), 'data set')
     path = own/'dataset.toml' if own else _DESCRIPTIONS/f'{name}.toml'
     try:
-        return Description(**tomllib.loads(path.read_text(encoding='utf-8')))
+        found = Description(**tomllib.loads(read_text(path)))
     except tomllib.TOMLDecodeError as e:
         raise InputError(path, f'is no TOML: {e}') from None
     except ValidationError as e:
         first = e.errors()[0]
         field = '.'.join(map(str, first['loc']))
         raise InputError(path, f"{field or 'it'}: {first['msg']}") from None
+    if own and found.rendered:
+        raise InputError(path, 'rendered is for data sets that ship')
+    return found
 
 def data_folder(name:str) -> Path:
     "Where a data set lives."
@@ -247,12 +255,22 @@ def paper_budgets(name:str) -> list:   # GFLOPs a video
     "The budgets of the paper's Table 2 for one of its data sets; none for another."
     return paper_table(2).query('dataset==@name').budget_gflops.tolist()
 
+def _check_network(note, name:str):
+    "An `InputError` where the weights beside a note are another network's."
+    was = _read_note(note).get('network', name)
+    if was!=name:
+        weights = note.with_suffix('.safetensors')
+        raise InputError(weights, f'was trained as {was}, and {name} is chosen; remove it and finetune again')
+
 class Dataset(_Shown, _Provenance):
     "A prepared data set: its manifest, its features, and where its runs are kept."
     simulated = False
     def __init__(self, name:str):
-        self.name = name
         self.folder = data_folder(name)
+        self.name = name if name in SHIPPED else str(self.folder)   # wherever a process works
+        if name not in SHIPPED and self.folder.name in SHIPPED:
+            rule = f'its reports would be taken for those of {self.folder.name}; rename it'
+            raise InputError(self.folder, rule)
         self.description = described(name)
         self.preset = self.description.preset
         self.paper = self.description.paper
@@ -286,6 +304,9 @@ class Dataset(_Shown, _Provenance):
     def weights(self): return self.folder/'backbones'/'finetuned'
     @cached_property
     def backbones(self):
+        of = networks_of(self.preset, self.chosen.get('networks', ()))
+        for m in self.fed:
+            _check_network(self.weights/f'{m}.json', of[m].name)
         return load_backbones(self.preset, self.weights, self.fed, lazy=True, **self.chosen)
     @cached_property
     def views(self):
@@ -298,7 +319,8 @@ class Dataset(_Shown, _Provenance):
     @cached_property
     def fingerprint(self):
         views = sorted((m, v.fp) for m,v in self.views.items())
-        return fingerprint([self.manifest.fingerprint, views, sorted(self.missing)])
+        own = [] if self.name in SHIPPED else [self.evaluated]   # a run's results are of this split
+        return fingerprint([self.manifest.fingerprint, views, sorted(self.missing), *own])
     @cached_property
     def missing(self) -> dict:   # id -> reason
         "Videos without features, and those set aside."
@@ -331,11 +353,17 @@ def choose(
     networks=(),     # Names, each in place of the preset's of its modality
 ) -> dict:           # All that is chosen
     "Record what the features of a data set are made with; there can be one choice of each."
-    given = dict(steps=steps, precision=precision, networks=sorted(networks))
-    given = {k: v for k,v in given.items() if v}
     path = data_folder(name)/'dataset.json'
     description = described(name)
     was = _chosen(path.parent, description)
+    for o in networks:
+        check_choice(network(o).modality, description.fed, f'modality that {path.parent.name} extracts ({o})')
+    if networks:
+        networks_of(description.preset, networks)   # refuses two of one modality
+        before = {network(o).modality: o for o in was.get('networks', ())}
+        networks = sorted((before | {network(o).modality: o for o in networks}).values())
+    given = dict(steps=steps, precision=precision, networks=networks)
+    given = {k: v for k,v in given.items() if v}
     if precision:
         check_choice(precision, PRECISIONS, 'precision')
     spec_for(description.preset, steps, networks)   # refuses what is no number of time steps, and no network
@@ -343,11 +371,13 @@ def choose(
         rule = 'has networks of its own, which it trains itself; others are for other data sets'
         raise InputError(name, rule)
     for k,v in given.items():
-        if was.get(k, v)!=v:
-            raise InputError(path,
+        extended = k=='networks' and set(was.get(k, ()))<=set(v)
+        if was.get(k, v)!=v and not extended:
+            source = path if k in _read_note(path) else path.with_name('dataset.toml')
+            raise InputError(source,
                 f'says {k} {was[k]}, not {v}; for other features of this data set remove that file first '
                 '(those made so far stay in the store, and come back with it)')
-    if given.keys()-was.keys():
+    if {k: v for k,v in given.items() if was.get(k)!=v}:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(_read_note(path) | given, sort_keys=True)+'\n')
     return was | given
@@ -365,6 +395,8 @@ def extract(
     """Features of every video that has none yet; options as of `extract`.
 
     Steps, precision and networks hold for the data set from then on."""
+    if not self.fed:
+        return Extraction()
     chosen = choose(self.name, steps, precision, networks)
     self.__dict__.pop('backbones', None)
     options |= chosen | dict(modalities=self.fed)
@@ -596,7 +628,11 @@ def finetune_backbones(
     spec = spec_for(data.preset, 0, networks)
     for m in todo:
         config = stream_config(**FINETUNING['paper'][m] | changes)
-        origin = _read_note(start/'weights.json').get(m)
+        origin = _read_note(start/'weights.json').get(m, {})
+        if origin.get('network', of[m].name)!=of[m].name:
+            do = f'hcms weights {name} --modality {m}'
+            rule = f"is {origin['network']}, and {of[m].name} is chosen; run: {do}"
+            raise InputError(weights_path(start, m), rule)
         finetune_streaming(
             of[m].name, spec, part, out/m, config, weights_path(start, m), device, workers, patience,
             origin=origin)

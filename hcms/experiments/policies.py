@@ -553,7 +553,9 @@ def _all_measured(data, seeds, epochs, workers):   # folder of what is kept
     settings = {p.name: list(map(str, p.settings)) for p in compared}
     names = {k: [f.name for f in o] for k,o in folders.items()}
     versions = {p.name: p.version for p in compared if p.version}
-    key = [MEASURED, names, settings, versions] if versions else [MEASURED, names, settings]
+    key = [MEASURED, names, settings, *([versions] if versions else [])]
+    if data.charged!=PAPER_PRICES:
+        key.append(data.charged)
     kept = data.folder/'policies'/fingerprint(key)
     if (kept/'curves.csv').exists():
         return kept

@@ -168,11 +168,12 @@ def config_for(
     check_count(epochs, 'epochs', least=0)
     own = TRAINING[dataset.preset] | tuned(dataset.preset).get(changes.get('model', 'hcms'), {})
     own |= getattr(dataset, 'own_training', {})
+    given = 'skip_targets' in changes or 'skip_targets' in getattr(dataset, 'own_training', {})
     if dataset.modalities!=MODALITIES:
         own |= _for_modalities(own | changes, dataset.modalities)
         changes.pop('skip_targets', None)   # they are among them, one a gate
     order = tuple(changes.get('modalities', dataset.modalities))
-    if order in ORDER_TARGETS.get(dataset.preset, {}):
+    if order in ORDER_TARGETS.get(dataset.preset, {}) and not given:
         own['skip_targets'] = ORDER_TARGETS[dataset.preset][order]
     if changes.get('policy')=='random' and order in REACHED_BY:
         own['skip_targets'] = REACHED_BY[order]

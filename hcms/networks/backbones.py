@@ -104,8 +104,9 @@ class Appearance(nn.Module):
         super().__init__()
         import timm
         self.net = timm.create_model(name, pretrained=False, num_classes=0)
-        self.size = self.net.num_features
-        self.classifier = f"{self.net.pretrained_cfg['classifier']}.",
+        self.size = getattr(self.net, 'head_hidden_size', self.net.num_features)
+        names = self.net.pretrained_cfg['classifier'] or ()
+        self.classifier = tuple(f'{o}.' for o in ([names] if isinstance(names, str) else names))
         for k in ('mean', 'std'):
             values = torch.tensor(self.net.pretrained_cfg[k])[:,None,None]
             self.register_buffer(k, values, persistent=False)
@@ -246,7 +247,10 @@ def _of_timm(name:str) -> Network:   # timm/NAME
     short = name.removeprefix('timm/')
     if not timm.is_model(short):
         raise InputError(name, f'is no network of timm {timm.__version__}; timm.list_models() lists them')
-    cfg = timm.get_pretrained_cfg(short, allow_unregistered=False)
+    try:
+        cfg = timm.get_pretrained_cfg(short, allow_unregistered=False)
+    except RuntimeError as e:
+        raise InputError(name, first_line(e)) from None
     resize = cfg.interpolation if cfg.interpolation in RESIZE else 'bicubic'
     media = dict(frame_size=cfg.input_size[-1], frame_crop=float(cfg.crop_pct), frame_resize=resize)
     source = None
@@ -283,11 +287,12 @@ def networks_of(
     "The networks of a preset, some of them replaced."
     known = PRESETS[check_choice(preset, PRESETS, 'preset')].networks
     chosen = {o.modality: o for o in map(network, known)}
-    others = [network(o) for o in networks]
-    for a,b in zip(others, others[1:]):
-        if a.modality==b.modality:
-            raise InputError('networks', f'{a.name} and {b.name} are both for {a.modality}')
-    return chosen | {o.modality: o for o in others}
+    others = {}
+    for o in map(network, networks):
+        first = others.setdefault(o.modality, o)
+        if first.name!=o.name:
+            raise InputError('networks', f'{first.name} and {o.name} are both for {o.modality}')
+    return chosen | others
 
 def build_backbone(
     name:str,      # Of a network
@@ -371,7 +376,8 @@ class Backbones:
     def features(self, modality:str, x) -> Tensor:
         "Decoded media of a modality, one row a time step -> features (n, D), float32 on the CPU."
         net = self.nets[modality]
-        device = next(net.parameters()).device
+        weight = next(net.parameters(), None)
+        device = torch.device('cpu') if weight is None else weight.device
         autocast = self.precision!='float32'
         with torch.autocast(device.type, getattr(torch, self.precision), enabled=autocast):
             return net(torch.as_tensor(x).to(device)).float().cpu()

@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from hcms.networks.backbones import (Source, YAMNet, build_backbone, network, networks_of, save_weights,
-    weights_path)
+from .backbones import (MobileNetV1, Source, YAMNet, build_backbone, network, networks_of,
+    save_weights, weights_path)
 from ..core import InputError, first_line, read_json, sha256, write_whole
 from .formats import read_keras, read_tflite
 
@@ -73,14 +73,17 @@ def read_pretrained(
 ) -> nn.Module:     # As `build_backbone`
     "A network with the weights of a file; audio keeps YAMNet's classifier as `.head`."
     path = Path(path)
-    if network(name).modality=='audio' and path.suffix in ('.h5', '.tflite'):
+    if network(name).make is MobileNetV1 and path.suffix in ('.h5', '.tflite'):
         read = read_keras if path.suffix=='.h5' else read_tflite
         return YAMNet.from_weights(read(path))
     net = build_backbone(name)
     state = read_state(path)
     own = set(state) & set(net.state_dict())   # written by `save_weights`
     target = net if own else getattr(net, 'net', net)
-    target.load_state_dict(fit_state(state, target, path, getattr(net, 'classifier', ())))
+    leave_out = getattr(net, 'classifier', ())
+    if isinstance(leave_out, nn.Module):   # a layer of somebody's network, not our list of keys
+        leave_out = ()
+    target.load_state_dict(fit_state(state, target, path, tuple(leave_out)))
     return net.eval()
 
 # %% ../../nbs/networks/03_weights.ipynb #3db24f2f
@@ -108,9 +111,9 @@ def install(
                 f'when it was first used; if the new one is meant, remove {folder}/weights.json')
         raise InputError(path, rule)
     net = read_pretrained(name, path)
-    state = nn.ModuleDict(dict(layers=net.layers)) if modality=='audio' and hasattr(net, 'layers') else net
+    state = nn.ModuleDict(dict(layers=net.layers)) if isinstance(net, MobileNetV1) else net
     Path(folder).mkdir(parents=True, exist_ok=True)
-    if hasattr(net, 'head'):
+    if isinstance(net, YAMNet):
         save_weights(net, Path(folder)/'yamnet.safetensors')   # with the 521 classes
     out = save_weights(state, weights_path(folder, modality))
     _write_note(folder, note | {modality: asdict(source) | dict(network=name, sha256=digest, file=out.name)})
@@ -139,7 +142,7 @@ def fetch(name:str, folder) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        if s.address.startswith('timm/'):
+        if '://' not in s.address:
             from huggingface_hub import hf_hub_download
             return Path(hf_hub_download(s.address, 'model.safetensors', local_dir=folder/'timm'))
         path = folder/s.address.rsplit('/', 1)[1]

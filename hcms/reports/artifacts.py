@@ -220,7 +220,9 @@ def _notes(data, counts, config, seeds) -> list:
     own = []
     if data.charged!=PAPER_PRICES:
         prices = ', '.join(f'{m} {o:.3g}' for m,o in data.charged.items())
-        own = [f'GFLOPs of the networks that were used, counted: {prices} a feature.']
+        counted = data.chosen.get('networks')
+        whose = 'networks that were used, counted' if counted else 'modalities that were used'
+        own = [f'GFLOPs of the {whose}: {prices} a feature.']
     return [
         f"{data.label}: {data.media}; {_videos(data, counts)}; {data.training}; "
         f"{data.steps} time steps. {spread}",

@@ -121,9 +121,10 @@ def _keep(data, run, other=''):
         run.model.save_pretrained(out)
         return
     notes,_ = describe(data, [run], {})
+    gated = run.config.modalities[1:]
     results = {
         f'mAP, {data.evaluated} split': f"{h['map']:.1%}",
-        'steps that skip appearance, motion': f"{h['skip_appearance']:.1%}, {h['skip_motion']:.1%}",
+        f"steps that skip {', '.join(gated)}": ', '.join(f"{h[f'skip_{m}']:.1%}" for m in gated),
         'seed': run.config.seed,
     }
     about = [data.stamp, *notes] if data.stamp else notes
@@ -200,6 +201,7 @@ def make_reports(
         phase = _Phases(interrupts)
         phase.begin('corpus, networks, features', 'the videos and networks in work')
         data = open_dataset(dataset, workers)
+        given['dataset'] = data.name   # a path as every process can use it
         names = [n for n in notebooks(data) if n in (only or notebooks(data))]
         names += [n for n in dict.fromkeys(only) if n not in names]
         configs = needed(data, names, seeds, epochs)
