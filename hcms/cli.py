@@ -126,7 +126,8 @@ def weights_command(
     preset = described(dataset).preset
     networks = choose(dataset, networks=network).get('networks', ())
     if check_choice(weights, ('published', 'random'), 'kind of weights')=='random':
-        return print(*install_random(folder, preset, networks=networks), sep='\n')
+        wanted = modality or described(dataset).fed
+        return print(*install_random(folder, preset, networks=networks, modalities=wanted), sep='\n')
     if file and len(modality)!=1:
         raise InputError('--from', 'takes one file for one --modality')
     fed = described(dataset).fed

@@ -69,7 +69,7 @@ def _manifest_of(name, folder):   # (Dataset or None, Findings)
         return None,[Finding(what, False, str(e))]
     here,refused = _files_of(data.manifest)
     text = f'{len(data.manifest)} videos in {len(data.classes)} classes, {here} with a file'
-    out = [Finding(what, here>0, text)]
+    out = [Finding(what, here>0 or not data.fed, text)]   # who brings all features needs no video
     if refused:
         out.append(Finding(f'{name}: links', False, f'{len(refused)} videos are not read: {refused[0]}'))
     return data,out
@@ -82,7 +82,9 @@ def _steps(name, folder) -> list:
         return out
     for kind,do in (('pretrained', f'hcms weights {name}'), ('finetuned', f'hcms finetune {name}')):
         lost = [m for m in data.fed if not weights_path(folder/'backbones'/kind, m).is_file()]
-        text = f'none for {", ".join(lost)}; run: {do}' if lost else data.stamp or 'all three'
+        if not data.fed:
+            break
+        text = f'none for {", ".join(lost)}; run: {do}' if lost else data.stamp or f'all {len(data.fed)}'
         out.append(Finding(f'{name}: {kind} weights', not lost, text))
     if not out[-1].well:
         return out
@@ -90,7 +92,9 @@ def _steps(name, folder) -> list:
     waiting = [id for id,why in data.missing.items() if why=='not extracted']
     text = f'{videos-len(data.missing)} videos, {len(data.missing)} set aside'
     if waiting:
-        text = f'{len(waiting)} of {videos} videos wait; run: hcms extract {name}'
+        lack = [m for m in data.brought if not data.views[m].has(waiting[0])]
+        do = f'hcms features import {name} --modality {lack[0]}' if lack else f'hcms extract {name}'
+        text = f'{len(waiting)} of {videos} videos wait; run: {do}'
     out.append(Finding(f'{name}: features', not waiting, text))
     c = data.counts()
     text = f"would evaluate {c['n_evaluated']} of {c['n_official']} videos of the {data.evaluated} split"

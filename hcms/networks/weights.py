@@ -119,11 +119,19 @@ def install(
     _write_note(folder, note | {modality: asdict(source) | dict(network=name, sha256=digest, file=out.name)})
     return out
 
-def install_random(folder, preset:str='paper', seed:int=0, networks=()) -> list:
+def install_random(
+    folder,
+    preset:str='paper',
+    seed:int=0,
+    networks=(),       # Names of networks in place of the preset's
+    modalities=(),     # Some of them; by default all
+) -> list:             # Files
     "Random weights, for tests of the pipeline; the note marks them as random."
     out = []
     mark = dict(what='RANDOM WEIGHTS', address=f'random:{seed}', licence='none', sha256=None)
     for m,n in networks_of(preset, networks).items():
+        if modalities and m not in modalities:
+            continue
         path = weights_path(folder, m)
         path.parent.mkdir(parents=True, exist_ok=True)
         # before the weights, so that random weights never lie there unmarked

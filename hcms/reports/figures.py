@@ -10,7 +10,7 @@ __all__ = ['FIG7_GROUPS', 'fig3_changes', 'fig3_configs', 'fig3', 'fig3_adaframe
 # %% ../../nbs/reports/05_figures.ipynb #f526a87f
 import numpy as np
 import pandas as pd
-from ..core import MODALITIES, InputError
+from ..core import MODALITIES, InputError, check_choice
 from ..experiments.datasets import stamped
 from ..media.files import MediaSpec, read_steps
 from ..evaluation.metrics import softmax
@@ -88,13 +88,14 @@ def show_fig3(
 def usage_frame(
     data,
     runs,               # HCMS, a run a seed
-    modality='motion',
+    modality='',        # By default the highest of the hierarchy
 ) -> pd.DataFrame:      # category, seed, video, usage: a row a video and seed; classes by rising mean
     "The share of time steps at which each video uses a modality."
     rows = []
     for r in runs:
         p = r.predictions
-        k = r.config.modalities.index(modality)-1
+        gated = r.config.modalities[1:]
+        k = gated.index(check_choice(modality or gated[-1], gated, 'modality with a gate'))
         rows.append(pd.DataFrame(dict(
             category=np.array(data.classes)[p.y], seed=r.config.seed, video=np.arange(len(p.y)),
             usage=p.gates[...,k].mean(1),
