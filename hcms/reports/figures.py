@@ -41,7 +41,7 @@ def _fig3_row(data, run) -> dict:
         row = dict(method='UNIFORM', setting=float(views), label=f'{views}')
     else:
         label = ', '.join(f'{g:g}' for g in c.skip_targets)
-        row = dict(method='HCMS', setting=c.skip_targets[1], label=label)
+        row = dict(method='HCMS', setting=c.skip_targets[-1], label=label)
     h = run.headline()
     skips = {f'skip_{m}': h.get(f'skip_{m}', 0.) for m in data.modalities[1:]}
     return row | dict(map=h['map'], gflops=h['gflops']) | skips
@@ -149,7 +149,7 @@ def show_fig6(numbers, data, parameters, runs, out):
     last = list(wide)[-1]
     names = extremes(wide[last].mean(1).sort_values(kind='stable').index)
     fig,ax = panels(1, len(wide), height=.7+.17*len(names), sharey=True)
-    for a,(m,d) in zip(ax, wide.items()):
+    for a,(m,d) in zip(np.atleast_1d(ax), wide.items()):
         plot_map(d.loc[names].to_numpy(), names, a, m, f'{data.label}: {m}')
     notes,meta = describe(data, runs, parameters)
     notes.append(
