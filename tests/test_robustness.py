@@ -443,6 +443,8 @@ class Troubled:
     fingerprint = '0'
     steps = 4
     label = bar_label = 'troubled'
+    modalities = ('audio', 'appearance', 'motion')
+    charged = dict(audio=.07, appearance=.99, motion=65.7)
     def __init__(self, folder, how):
         self.folder = folder
         self.how = how
