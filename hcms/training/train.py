@@ -27,6 +27,15 @@ from ..resume import generator_for, load_state, save_state, threads
 from ..baselines.rivals import RIVALS, Rival
 
 # %% ../../nbs/training/01_train.ipynb #830a9357
+_OF_GATES = (
+    'skip_targets', 'weight', 'warmup', 'per_video', 'policy', 'nested', 'copy_cell', 'hard', 'sizes_by')
+
+def _unread(model:str) -> tuple:
+    "Names of the values that decide nothing of a model."
+    if model=='hcms':
+        return ('recompute',)
+    return ('recompute', *_OF_GATES, *(('tau',) if model=='early' else ('min_epochs', 'patience')))
+
 class TrainConfig(BaseModel):
     "What decides a trained model."
     model_config = ConfigDict(frozen=True, extra='forbid', allow_inf_nan=False)
@@ -76,7 +85,8 @@ class TrainConfig(BaseModel):
     def _plain(self, dump):
         # without what is at its default, so that earlier runs keep their keys
         later = dict(precision='float32', setting=None, constant=None)
-        return {k: v for k,v in dump(self).items() if k!='recompute' and (k, v) not in later.items()}
+        unread = _unread(self.model)
+        return {k: v for k,v in dump(self).items() if k not in unread and (k, v) not in later.items()}
 
 # %% ../../nbs/training/01_train.ipynb #b8f01a0a
 def train_config(**kw) -> TrainConfig:
