@@ -196,7 +196,7 @@ def extract_command(
     common |= choose(dataset, steps, precision, network)
     if engine=='local':
         return print(data.extract(workers, **common, patience=patience))
-    from hcms.extraction.cluster import extract_on_ray
+    from hcms.extraction.extract import extract_on_ray
     result = extract_on_ray(
         data.manifest, data.store, data.preset, data.weights, actors, workers, address=address or None,
         patience=patience, modalities=data.fed, **common)
@@ -301,7 +301,7 @@ def manifest_activitynet(
     links_out:bool=LINKS,
 ):
     "From ActivityNet's annotation file; videos that are not there keep their row, as absent."
-    from hcms.data.annotations import activitynet_manifest
+    from hcms.data.manifests import activitynet_manifest
     make = lambda root: activitynet_manifest(annotations, root, videos, links_out)
     _write_manifest('activitynet', out, make)
 
@@ -315,14 +315,14 @@ def manifest_fcvid(
     links_out:bool=LINKS,
 ):
     "From FCVID's two lists; videos that are not there keep their row, as absent."
-    from hcms.data.annotations import fcvid_manifest
+    from hcms.data.manifests import fcvid_manifest
     make = lambda root: fcvid_manifest(split, labels, root, classes, videos, links_out)
     _write_manifest('fcvid', out, make)
 
 # %% ../nbs/90_cli.ipynb #eba219a1
 def _write_manifest(name, out, make):
     with _saying(LOADING):
-        from hcms.data.annotations import completeness
+        from hcms.data.manifests import completeness
         from hcms.core import full_path
         from hcms.experiments.datasets import data_folder
         from hcms.data.manifests import write_manifest
@@ -352,7 +352,7 @@ def _store(root):
 def verify(root:Path=typer.Argument(help='folder of the store')):
     "Read every feature file and name those that are not what was written."
     views = _store(root).views()
-    from hcms.data.packs import damaged
+    from hcms.data.store import damaged
     with _saying('reading every feature file'):
         found = {}
         for v in views:
@@ -369,7 +369,7 @@ def pack_command(
 ):
     "Copy the features into packs, many videos a file, for fast reading; the loose files stay."
     views = _store(root).views()
-    from hcms.data.packs import pack
+    from hcms.data.store import pack
     for v in views:
         print(f'{v.modality}/{v.fp}: {len(pack(v, videos))} packs')
 
@@ -377,7 +377,7 @@ def pack_command(
 def repair(root:Path=typer.Argument(help='folder of the store')):
     "Remove the damaged files, and only those; extract and pack make them again."
     views = _store(root).views()
-    from hcms.data.packs import damaged
+    from hcms.data.store import damaged
     for v in views:
         for id in v.repair():
             print(f'removed {v.path(id)}')
@@ -388,7 +388,7 @@ def repair(root:Path=typer.Argument(help='folder of the store')):
 # %% ../nbs/90_cli.ipynb #16888258
 def _files(paths) -> list:
     "The files named, and those in the folders named that look like videos."
-    from hcms.data.annotations import videos_in
+    from hcms.data.manifests import videos_in
     out = []
     for p in paths:
         out += videos_in(p) if p.is_dir() else [p]
@@ -446,7 +446,7 @@ def _is_folder(
 # %% ../nbs/90_cli.ipynb #ffae4337
 def _pictures(out:str, paths, files) -> list:   # of Path, one a file
     "Where the timeline of each file goes; folders that are missing are made."
-    from hcms.data.annotations import video_name
+    from hcms.data.manifests import video_name
     _needs('--plot', 'report', 'matplotlib', 'seaborn')
     folder = _is_folder(out, len(paths)>1 or paths[0].is_dir())
     pictures = [Path(out)/f'{video_name(p)}.png' for p in files] if folder else [Path(out)]
@@ -526,7 +526,7 @@ def export_command(
     "A recognizer as torch.export programs, for where this package is not installed."
     recognizer = _recognizer(checkpoint)
     with _saying('exporting it'):
-        from hcms.inference.export import export_recognizer
+        from hcms.inference.recognizer import export_recognizer
         out = export_recognizer(recognizer, folder)
     print(out)
 

@@ -163,7 +163,7 @@ def read(job):
 import sys; sys.path.insert(0, sys.argv[1])
 import harm
 from types import SimpleNamespace
-from hcms.training.streaming import read_ahead
+from hcms.training.finetune import read_ahead
 class Job(str): id = path = property(str)
 if __name__=='__main__':
     for job,x,reason in read_ahead(map(Job, 'abcdefgh'), harm.read, {'b': 'was bad before'}, 2, patience=5):

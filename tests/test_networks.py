@@ -63,7 +63,7 @@ def test_a_network_is_billed_at_its_own_counted_price(prepared):
     assert prepared.charged['motion']<1
 
 def test_tables_and_figures_charge_it(prepared):
-    from hcms.baselines.fusion import EarlyFusion
+    from hcms.baselines.rivals import EarlyFusion
     from hcms.evaluation.costs import linear_macs, lstm_macs
     from hcms.experiments.runs import TRAINING, get_runs, variants
     from hcms.reports.figures import fig3, fig3_changes

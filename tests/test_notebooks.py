@@ -338,7 +338,7 @@ def test_a_data_set_that_lacks_something_is_refused_before_training(tmp_path, mo
 # the kernel
 
 def test_a_kernel_of_another_python_says_so(tmp_path):
-    "papermill by hand takes what calls itself python3; `reports/08_driver` does not, as its own tests show."
+    "papermill by hand takes what calls itself python3; `reports/07_driver` does not, as its own tests show."
     spec = tmp_path/'jupyter'/'kernels'/'python3'
     spec.mkdir(parents=True)
     elsewhere = ("import sys; sys.prefix = '/elsewhere'; "

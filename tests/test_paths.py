@@ -56,7 +56,7 @@ def linked(tmp_path):
 
 def test_linked_videos_are_found_and_read_everywhere(linked, monkeypatch):
     "By manifest, doctor, extraction, finetuning and predict FOLDER."
-    from hcms.data.annotations import videos_in
+    from hcms.data.manifests import videos_in
     from hcms.networks.backbones import spec_for
     from hcms.extraction.extract import extract
     from hcms.training.finetune import decode_split
@@ -177,7 +177,7 @@ for words in {list(asked)!r}:
 READERS = r"""
 import json, os, sys
 from pathlib import Path
-from hcms.data.annotations import activitynet_manifest, fcvid_manifest
+from hcms.data.manifests import activitynet_manifest, fcvid_manifest
 from hcms.experiments.datasets import Dataset
 from hcms.data.manifests import read_manifest, write_manifest
 from hcms.data.rendered import read_recipe

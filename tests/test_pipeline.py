@@ -295,7 +295,7 @@ def test_ray_with_a_killed_worker_ends_with_the_same_bytes(some_home, tmp_path, 
     pytest.importorskip('ray')
     home = copy_home(some_home, tmp_path/'home', 'features')
     (tmp_path/'harm.py').write_text("""
-import os, signal, hcms.extraction.cluster as C
+import os, signal, hcms.extraction.extract as C
 was = C.decode_video
 def decode(path, *a):
     if 'motion_upward_001' in path: os.kill(os.getpid(), signal.SIGKILL)
@@ -304,8 +304,8 @@ def decode(path, *a):
     (tmp_path/'go.py').write_text("""
 import os, signal, threading, time
 from pathlib import Path
-import harm, hcms.extraction.cluster
-from hcms.extraction.cluster import extract_on_ray
+import harm, hcms.extraction.extract
+from hcms.extraction.extract import extract_on_ray
 from hcms.experiments.datasets import Dataset
 def kill_one(pids):
     def soon():
@@ -315,7 +315,7 @@ def kill_one(pids):
         said.write_text('killed')
     threading.Thread(target=soon, daemon=True).start()
 said = Path(__file__).with_name('said.txt')   # Ray writes to stdout too, at any moment
-hcms.extraction.cluster.decode_video = harm.decode
+hcms.extraction.extract.decode_video = harm.decode
 data = Dataset('demo')
 many = dict(actors=2, decoders=2)
 r = extract_on_ray(data.manifest, data.store, data.preset, data.weights, on_start=kill_one, **many)

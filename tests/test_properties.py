@@ -205,7 +205,7 @@ def fuzz(path, data, read, n, seed):
 def annotations(tmp_path):
     "Cases of `cases`: ActivityNet's file and FCVID's two."
     import json
-    from hcms.data.annotations import activitynet_manifest, fcvid_manifest
+    from hcms.data.manifests import activitynet_manifest, fcvid_manifest
     video = dict(subset='training', duration=3.5, annotations=[dict(label='a', segment=[0, 1])])
     tree = dict(taxonomy=[dict(nodeId=1, nodeName='a', parentId=0)], database=dict(v0=video, v1=video))
     path = tmp_path/'a.json'
@@ -223,7 +223,7 @@ def pretrained(tmp_path):
     "Cases of `cases`: files of weights."
     from safetensors.torch import save
     from test_weights import random_yamnet, write_keras, write_tflite
-    from hcms.networks.formats import read_keras, read_tflite
+    from hcms.networks.backbones import read_keras, read_tflite
     from hcms.networks.weights import read_state
     net = random_yamnet(.05)
     tflite = tmp_path/'y.tflite'
@@ -242,7 +242,7 @@ def pretrained(tmp_path):
 def cases(tmp_path):
     "Of each: name, path, bytes, reader, executions in short, in full."
     from hcms.data.manifests import Manifest, read_manifest, write_manifest
-    from hcms.data.packs import PackedView, pack
+    from hcms.data.store import PackedView, pack
     view = FeatureStore(tmp_path/'s').extractor('audio', dict(model='x'))
     torch.manual_seed(0)
     for i in range(3):

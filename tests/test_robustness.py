@@ -81,7 +81,7 @@ def test_killed_at_random_moments(tiny_home, tmp_path, tally, job):
         'the next run ends with the bytes of an undisturbed one', kills)
 
 KILLED_PACKING = """
-import os, sys, hcms.data.packs as P
+import os, sys, hcms.data.store as P
 from hcms.data.store import FeatureStore
 n = [0]
 was = P.write_whole
@@ -99,7 +99,7 @@ def test_a_killed_packing_ends_with_the_same_bytes(tmp_path, tally):
         for i in range(30):
             v.put(f'v{i:02d}', np.full((8, 16), i, dtype=np.float16))
     assert subprocess.run([sys.executable, '-c', KILLED_PACKING, tmp_path/'a']).returncode==-9
-    from hcms.data.packs import damaged, pack
+    from hcms.data.store import damaged, pack
     assert len(list((views[0].folder/'packs').iterdir()))==2 and not damaged(views[0])
     for v in views:
         pack(v, 5)
@@ -420,7 +420,7 @@ class Odd(Exception):
 def test_workers_that_die_before_their_first_job_are_laid_to_no_video(tmp_path, monkeypatch, tally, how):
     import functools
     import hcms.extraction.extract as E
-    from hcms.training.streaming import Job, read_ahead
+    from hcms.training.finetune import Job, read_ahead
     import hcms.core as C
     monkeypatch.setattr(E, '_start_worker', functools.partial(befall, how))
     manifest = three_videos(tmp_path)
@@ -631,16 +631,16 @@ def test_videos_left_out_of_a_decoded_split_are_tried_again(tmp_path, tally):
 def takers(tmp_path) -> dict:
     "By the name of a parameter, what takes it: functions of its value."
     from hcms.networks.backbones import spec_for
-    from hcms.extraction.cluster import extract_on_ray
+    from hcms.extraction.extract import extract_on_ray
     from hcms.core import worker_pool
     from hcms.experiments.datasets import finetune_backbones, open_dataset, prepare_demo, train_backbones
     from hcms.extraction.extract import extract
     from hcms.training.finetune import FinetuneConfig, decode_split, finetune
-    from hcms.data.packs import pack
+    from hcms.data.store import pack
     from hcms.experiments.policies import measured
     from hcms.data.rendered import render_demo
     from hcms.experiments.runs import get_runs, train_runs, variants
-    from hcms.training.streaming import StreamConfig, finetune_streaming, read_ahead
+    from hcms.training.finetune import StreamConfig, finetune_streaming, read_ahead
     store = FeatureStore(tmp_path/'s')
     data = Troubled(tmp_path, 'known')
     view = store.extractor('motion', dict(model='x'))
@@ -731,8 +731,8 @@ def test_what_cannot_be_read_is_named(tmp_path, tally):
     """A video without permission, a folder or a pipe in place of a feature file, a quarantine of brackets,
     a Keras file and a folder that point outside."""
     import h5py
-    from hcms.data.annotations import find_files
-    from hcms.networks.formats import read_keras
+    from hcms.data.manifests import find_files
+    from hcms.networks.backbones import read_keras
     (tmp_path/'v.mp4').write_bytes(b'x'*99)
     (tmp_path/'v.mp4').chmod(0)
     r = subprocess.run(
@@ -801,9 +801,9 @@ def equal(a, b):
 
 def test_flipped_bits_are_noticed(trained_home, tmp_path, tally, full):
     from hcms.data.manifests import read_manifest
-    from hcms.data.packs import PackedView, pack
+    from hcms.data.store import PackedView, pack
     from hcms.inference.recognizer import Recognizer
-    from hcms.resume import load_state, save_state
+    from hcms.training.train import load_state, save_state
     from hcms.experiments.runs import load_run
     rng = random.Random(0)
     shutil.copytree(trained_home/'checkpoints'/'demo', tmp_path/'recognizer')
@@ -888,15 +888,15 @@ def hostile_safetensors() -> dict:
 
 def test_hostile_files_are_refused(trained_home, tmp_path, tally):
     "A pickle under every name, hostile headers, bombs: every reader refuses; nothing ran or was written."
-    from hcms.data.annotations import activitynet_manifest, fcvid_manifest
+    from hcms.data.manifests import activitynet_manifest, fcvid_manifest
     from hcms.networks.backbones import load_backbones, weights_path
-    from hcms.networks.formats import read_keras, read_tflite
+    from hcms.networks.backbones import read_keras, read_tflite
     from hcms.method.hlstm import HCMS
     from hcms.data.manifests import read_manifest
     from hcms.media.files import read_steps, MediaSpec
-    from hcms.data.packs import PackedView
+    from hcms.data.store import PackedView
     from hcms.inference.recognizer import Recognizer
-    from hcms.resume import load_state
+    from hcms.training.train import load_state
     from hcms.experiments.runs import load_run
     from hcms.networks.weights import install, read_state
     import hashlib
@@ -1037,7 +1037,7 @@ def test_hostile_configurations_are_refused(trained_home, tmp_path, tally):
 def test_paths_that_lead_out_are_refused(tmp_path, tally):
     from hcms.core import check_seal
     from hcms.data.manifests import Manifest
-    from hcms.data.annotations import activitynet_manifest
+    from hcms.data.manifests import activitynet_manifest
     ids = [
         '../../etc/cron.d/x', '/abs', 'a/b', 'a\x00b', 'a\nb', '..', '.', '', 'x'*65, 'a b', 'ä', '%2e%2e',
         'a;rm', '$(x)', 'C:\\x', '\\\\host\\x', '~root', '-'*65]
@@ -1174,7 +1174,7 @@ def test_training_and_tables_of_very_little(tally, videos, steps):
     "Two training videos, one to choose by, few to test on: numbers as defined, or a reason."
     from hcms.experiments.datasets import SimulatedDataset
     from hcms.experiments.runs import config_for
-    from hcms.evaluation.predictions import Predictions, headline
+    from hcms.evaluation.costs import Predictions, headline
     from hcms.training.train import predict_split, train
     data = SimulatedDataset('activitynet', training=2, selection=1, evaluated=videos, steps=steps)
     c = config_for(data, epochs=1)

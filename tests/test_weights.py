@@ -6,7 +6,7 @@ import os
 import numpy as np, pytest, torch
 from torch.nn import functional as F
 from hcms.networks.backbones import YAMNet
-from hcms.networks.formats import NAMES, ConvWeights, YamnetWeights, read_keras, read_tflite
+from hcms.networks.backbones import NAMES, ConvWeights, YamnetWeights, read_keras, read_tflite
 
 STRIDES = [2, *(s if k==0 else 1 for s in (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1) for k in range(2))]
 

@@ -19,20 +19,18 @@ import numpy as np
 import pandas as pd
 import torch
 from torch.nn import functional as F
+from .speed import at_steps, bare_decode, in_turns, products_alone, turns
 from ..core import MODALITIES, read_json, repo_root, worker_pool
-from ..evaluation.costs import PAPER_PRICES
-from ..reports.driver import run_notebook
-from ..evaluation.predictions import Predictions, budget_row
+from ..data.store import FeatureStore, PackedView, pack
+from ..evaluation.costs import PAPER_PRICES, Predictions, budget_row
 from ..extraction.extract import extract, extract_video, open_views
+from ..inference.infer import predict_many
 from ..method.gating import gumbel_noise
 from ..method.hlstm import HCMS
-from ..inference.infer import predict_many
-from ..data.packs import PackedView, pack
 from ..paper import PAPER, PAPER_DATASETS, paper_table
-from ..reports.plots import panels, plot_bars, plot_growth, plot_memory, plot_phases
 from ..reports.artifacts import write_figure, write_table
-from .speed import at_steps, bare_decode, in_turns, products_alone, turns
-from ..data.store import FeatureStore
+from ..reports.driver import run_notebook
+from ..reports.plots import panels, plot_bars, plot_growth, plot_memory, plot_phases
 from ..training.train import ROWS, predict_split
 
 # %% ../../nbs/bench/02_limits.ipynb #4e4c47e7

@@ -4,12 +4,19 @@
 
 # %% auto #0
 __all__ = ['scores_and_targets', 'per_class_ap', 'average_precision', 'mean_average_precision', 'softmax', 'interpolated_ap',
-           'mean_interpolated_ap', 'accuracy', 'summary', 'skip_ratios', 'PrecisionRecall', 'gate_precision_recall']
+           'mean_interpolated_ap', 'accuracy', 'summary', 'skip_ratios', 'PrecisionRecall', 'gate_precision_recall',
+           'leave_one_out', 'strata_of', 'Variance', 'variance_over_videos', 'Interval', 'interval', 'Estimate',
+           'estimate_map', 'estimate_mean', 'experiment', 'coverage', 'rank_interval', 'rank_coverage',
+           'coverage_table']
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #269a0e18
+from dataclasses import dataclass
 from typing import NamedTuple
 import numpy as np
-from ..core import InputError
+import pandas as pd
+from scipy.special import ndtri, stdtrit
+from scipy.stats import spearmanr
+from ..core import InputError, rng_for
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #edb60898
 def _array(x, what:str) -> np.ndarray:
@@ -195,3 +202,245 @@ def gate_precision_recall(
         raise InputError('evidence', f'{shapes}: need (N, T) both')
     hit = (used & evidence).sum()
     return PrecisionRecall(*(float(hit/o.sum()) if o.any() else float('nan') for o in (used, evidence)))
+
+# %% ../../nbs/evaluation/01_metrics.ipynb #2ca5b37e
+def leave_one_out(
+    scores,           # (N, C)
+    targets,          # (N,) class indices or (N, C) of 0 and 1
+) -> np.ndarray:      # (N,) mAP less the mAP without each video
+    "What each video contributes to mAP. A class keeps its AP where its only positive video is left out."
+    s,t = scores_and_targets(scores, targets)
+    classes = np.flatnonzero(t.any(0))
+    if not len(classes):
+        raise InputError('targets', 'name no class at all: mAP is undefined')
+    return np.mean([_ap_changes(s[:,c], t[:,c]) for c in classes], 0)
+
+# %% ../../nbs/evaluation/01_metrics.ipynb #7aedd384
+def _ap_changes(s, positive):
+    "(N,) AP of one class less its AP without each video."
+    s_pos = -np.sort(-s[positive])                               # (P,) scores of the positives, best first
+    P = len(s_pos)
+    rank = len(s)-np.searchsorted(np.sort(s), s_pos, 'left')     # videos at or above each positive
+    hits = P-np.searchsorted(s_pos[::-1], s_pos, 'left')         # positives at or above it
+    from_here = lambda x: np.append(x[::-1].cumsum()[::-1], 0.)  # sums over this positive and those below
+    as_it_is = from_here(hits/rank)
+    one_less = from_here(hits/np.maximum(rank-1, 1))             # without a negative above
+    own = (hits-1)/np.maximum(rank-1, 1)                         # without a positive above, at each positive
+    both_less = from_here(own)
+    first = np.searchsorted(-s_pos, -s, 'left')                  # the first positive at or below each video
+    above = as_it_is[0]-as_it_is[first]
+    without = (above+one_less[first])/P
+    at = np.flatnonzero(positive)
+    without[at] = (above[at]+both_less[first[at]]-own[first[at]])/max(P-1, 1)
+    ap = as_it_is[0]/P
+    if P==1:
+        without[at] = ap
+    return ap-without
+
+# %% ../../nbs/evaluation/01_metrics.ipynb #707dcdba
+def strata_of(
+    targets,          # (N,) class indices or (N, C) of 0 and 1
+) -> np.ndarray:      # (N,) int
+    "The class within which a video counts as drawn: its first one."
+    t = np.asarray(targets)
+    if t.ndim==1:
+        return t
+    return np.where(t.any(1), t.argmax(1), -1)
+
+# %% ../../nbs/evaluation/01_metrics.ipynb #51771eb3
+class Variance(NamedTuple):
+    "A variance and how well it is known."
+    value:float
+    freedom:int       # Degrees of freedom
+
+def variance_over_videos(
+    changes:np.ndarray,   # (N,) a statistic less itself without each video
+    strata:np.ndarray,    # (N,) class of each video
+) -> Variance:
+    "The jackknife variance of a statistic of videos that were drawn within classes."
+    _,member = np.unique(strata, return_inverse=True)
+    n = np.bincount(member)
+    mean = np.bincount(member, changes)/n
+    squares = np.bincount(member, (changes-mean[member])**2)
+    return Variance(float(((n-1)/n*squares).sum()), int((n-1).sum()))
+
+# %% ../../nbs/evaluation/01_metrics.ipynb #61b98a16
+class Interval(NamedTuple):
+    "An estimate in the middle of its interval."
+    mean:float
+    low:float
+    high:float
+    def undecided(self, limit=0.) -> bool:
+        return bool(self.low<=limit<=self.high)
+    def times_more(self, limit=0.) -> float:
+        "How many times the videos and seeds would decide, if the estimate stays."
+        away = abs(self.mean-limit)
+        return ((self.high-self.low)/2/away)**2 if away else np.inf
+
+# %% ../../nbs/evaluation/01_metrics.ipynb #08684c41
+def interval(
+    each,             # (S,) the statistic of each seed, on all videos
+    changes,          # (S, N) the statistic of each seed less itself without each video
+    strata,           # (N,) class of each video
+    comparisons=1,    # Made in the same row
+    level=.95,
+) -> Interval:
+    "The mean over seeds, and where it may lie with other videos and seeds. One seed: other videos only."
+    each = np.asarray(each, dtype=np.float64)
+    changes = np.asarray(changes, dtype=np.float64)
+    seeds = len(each)
+    tail = 1-(1-level)/2/comparisons
+    common = changes.mean(0)
+    videos = variance_over_videos(common, strata)
+    mean = float(each.mean())
+    if not videos.freedom:
+        return Interval(mean, -np.inf, np.inf)
+    square = stdtrit(videos.freedom, tail)**2*videos.value
+    if seeds>1:
+        own = [variance_over_videos(o-common, strata).value for o in changes]
+        of_videos = np.mean(own)/(seeds-1)
+        of_seeds = max(each.var(ddof=1)/seeds-of_videos, 0.)
+        square += stdtrit(seeds-1, tail)**2*of_seeds
+    half = square**.5
+    return Interval(mean, float(mean-half), float(mean+half))
+
+# %% ../../nbs/evaluation/01_metrics.ipynb #ffc08be4
+@dataclass(frozen=True)
+class Estimate:
+    "A statistic of S seeds on the same N videos, and its changes where a video is left out."
+    each:np.ndarray      # (S,)
+    changes:np.ndarray   # (S, N)
+    strata:np.ndarray    # (N,)
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.each))
+    def __add__(self, other):
+        return Estimate(self.each+other.each, self.changes+other.changes, self.strata)
+    def __sub__(self, other):
+        return self+other*-1.
+    def __mul__(self, factor:float):
+        return Estimate(self.each*factor, self.changes*factor, self.strata)
+    def __truediv__(self, other):
+        "A ratio, to first order in the changes."
+        ratio = self.each/other.each
+        changes = (self.changes-ratio[:,None]*other.changes)/other.each[:,None]
+        return Estimate(ratio, changes, self.strata)
+    def interval(self, comparisons=1) -> Interval:
+        return interval(self.each, self.changes, self.strata, comparisons)
+
+# %% ../../nbs/evaluation/01_metrics.ipynb #cda453e9
+def estimate_map(
+    scores,       # S of (N, C)
+    targets,      # (N,) class indices or (N, C) of 0 and 1
+) -> Estimate:
+    "mAP of the runs of one configuration."
+    each = np.array([mean_average_precision(o, targets) for o in scores])
+    changes = np.array([leave_one_out(o, targets) for o in scores])
+    return Estimate(each, changes, strata_of(targets))
+
+# %% ../../nbs/evaluation/01_metrics.ipynb #64276bf3
+def estimate_mean(
+    values,       # (S, N)
+    strata,       # (N,)
+) -> Estimate:
+    "Mean over all videos."
+    x = np.asarray(values, dtype=np.float64)
+    each = x.mean(1)
+    changes = (x-each[:,None])/(x.shape[1]-1)
+    return Estimate(each, changes, np.asarray(strata))
+
+# %% ../../nbs/evaluation/01_metrics.ipynb #1b89733d
+def experiment(
+    rng,
+    classes:int,
+    videos:int,    # a class
+    seeds:int,
+) -> tuple:        # labels (N,), and two methods: for each, scores (S, N, C)
+    "A made-up comparison of two methods on the same videos."
+    y = np.repeat(np.arange(classes), videos)
+    N = len(y)
+    ease = rng.normal(size=N)
+    looks_like = rng.normal(size=(N, classes))
+    methods = []
+    for signal in (1.6, 1.9):
+        method = looks_like+rng.normal(0, .6, (N, classes))
+        runs = []
+        for _ in range(seeds):
+            z = method+rng.normal(0, .5, (N, classes))+rng.normal(0, .35, classes)
+            z[np.arange(N),y] += signal+ease+rng.normal(0, .15)
+            runs.append(z)
+        methods.append(np.array(runs))
+    return y,methods
+
+# %% ../../nbs/evaluation/01_metrics.ipynb #dc4bf79f
+def coverage(
+    classes:int,
+    videos:int,
+    seeds:int,
+    repeats:int,   # Experiments
+) -> dict:         # 'mAP' and 'difference': the share of intervals that contain the truth
+    "How often the 95% interval of an mAP, and of a difference, contains the truth."
+    rng = rng_for('coverage', classes, videos, seeds)
+    found = dict(mAP=[], difference=[])
+    for _ in range(repeats):
+        y,methods = experiment(rng, classes, videos, seeds)
+        each = np.array([[mean_average_precision(z, y) for z in runs] for runs in methods])
+        changes = np.array([[leave_one_out(z, y) for z in runs] for runs in methods])
+        found['mAP'].append(interval(each[0], changes[0], y))
+        found['difference'].append(interval(each[1]-each[0], changes[1]-changes[0], y))
+    return {k: _share_that_contains_the_mean(v) for k,v in found.items()}
+
+def _share_that_contains_the_mean(intervals):
+    low,truth,high = np.array([(o.low, o.mean, o.high) for o in intervals]).T
+    truth = truth.mean()
+    return float(((low<=truth) & (truth<=high)).mean())
+
+# %% ../../nbs/evaluation/01_metrics.ipynb #eaa765ef
+def rank_interval(
+    a,             # (C,) one value a class
+    b,             # (C,) another
+    comparisons=1,
+    level=.95,
+) -> Interval:
+    "Spearman's correlation over classes and its interval; classes where either is NaN are left out."
+    a = np.asarray(a, dtype=np.float64)
+    b = np.asarray(b, dtype=np.float64)
+    known = np.isfinite(a) & np.isfinite(b)
+    a = a[known]
+    b = b[known]
+    n = len(a)
+    if n<4 or np.ptp(a)==0 or np.ptp(b)==0:
+        return Interval(float('nan'), -1., 1.)
+    r = float(spearmanr(a, b).statistic)
+    z = np.arctanh(np.clip(r, -1+1e-12, 1-1e-12))
+    half = -ndtri((1-level)/2/comparisons)*((1+r*r/2)/(n-3))**.5
+    return Interval(r, float(np.tanh(z-half)), float(np.tanh(z+half)))
+
+# %% ../../nbs/evaluation/01_metrics.ipynb #ecad0d94
+def rank_coverage(classes:int, videos:int, seeds:int, repeats:int) -> float:
+    "How often Spearman's interval contains the truth, for values with the noise of videos and seeds."
+    rng = rng_for('rank coverage', classes, videos, seeds)
+    def draw(n):
+        a = rng.normal(size=n)
+        b = .6*a+.8*rng.normal(size=n)
+        noise = lambda: rng.normal(0, 1/videos**.5, n)+rng.normal(0, .3/seeds**.5, n)
+        return a+noise(),b+noise()
+    truth = spearmanr(*draw(200_000)).statistic
+    found = [rank_interval(*draw(classes)) for _ in range(repeats)]
+    hits = [o.low<=truth<=o.high for o in found]
+    return float(np.mean(hits))
+
+# %% ../../nbs/evaluation/01_metrics.ipynb #97b680ab
+def coverage_table(
+    repeats=1000,      # Experiments in each row
+    classes=8,
+    seeds=(3, 5, 10),
+    videos=(2, 14, 25, 100),   # a class
+) -> pd.DataFrame:     # videos, seeds, mAP, difference, spearman: shares from 0 to 1
+    "How often the intervals contain the truth, for a few sizes of an experiment."
+    rows = []
+    for v in videos:
+        for s in seeds:
+            row = dict(videos=v, seeds=s) | coverage(classes, v, s, repeats)
+            rows.append(row | dict(spearman=rank_coverage(2*classes, v, s, repeats)))
+    return pd.DataFrame(rows)

@@ -9,7 +9,11 @@ __all__ = ['SHIPPED', 'OF_ALWAYS_ON', 'FINETUNING', 'PRETRAINING', 'Brought', 'D
            'SimulatedDataset', 'open_dataset']
 
 # %% ../../nbs/experiments/01_datasets.ipynb #ecb338f1
-import json, os, re, shutil, tomllib
+import json
+import os
+import re
+import shutil
+import tomllib
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from html import escape
@@ -21,22 +25,20 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from hcms.networks.backbones import (PRECISIONS, PRESETS, load_backbones, network, networks_of, spec_for,
-    weights_path)
 from ..core import (
     MODALITIES, InputError, check_choice, check_count, check_seconds, fingerprint, first_line, folder_from,
     home, read_json, read_text, register_modality, sha256, worker_pool, write_whole)
-from ..evaluation.costs import PAPER_PRICES, backbone_prices
-from ..extraction.extract import Extraction, extract, open_views
-from ..training.finetune import FinetuneConfig, decode_split, finetune
 from ..data.manifests import hold_out, read_manifest
-from ..media.files import MediaSpec
-from ..data.packs import PackedView
-from ..paper import PAPER_DATASETS, paper_table
 from ..data.rendered import Recipe, evidence, read_recipe, render_demo
 from ..data.simulated import World, simulate_split, simulate_video, simulation
-from ..data.store import FeatureStore
-from ..training.streaming import finetune_streaming, stream_config
+from ..data.store import FeatureStore, PackedView
+from ..evaluation.costs import PAPER_PRICES, backbone_prices
+from ..extraction.extract import Extraction, extract, open_views
+from ..media.files import MediaSpec
+from ..networks.backbones import (
+    PRECISIONS, PRESETS, load_backbones, network, networks_of, spec_for, weights_path)
+from ..paper import PAPER_DATASETS, paper_table
+from ..training.finetune import FinetuneConfig, decode_split, finetune, finetune_streaming, stream_config
 from ..training.train import Split
 
 # %% ../../nbs/experiments/01_datasets.ipynb #7da73c9f

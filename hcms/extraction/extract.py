@@ -5,10 +5,18 @@
 # %% auto #0
 __all__ = ['MEDIA', 'DISK', 'CRASHES', 'open_views', 'features_meta', 'extract_video', 'Verdict', 'circumstances', 'still_holds',
            'file_stamp', 'file_mark', 'disk_error', 'verdict_of', 'Extraction', 'jobs_of', 'watchdog', 'memory_for',
-           'death', 'in_shard', 'check_shard', 'parse_shard', 'feature_bytes', 'check_disk', 'extract']
+           'death', 'in_shard', 'check_shard', 'parse_shard', 'feature_bytes', 'check_disk', 'extract', 'decode_video',
+           'decoder_ready', 'NetworkWorker', 'told', 'lost', 'extract_on_ray']
 
 # %% ../../nbs/extraction/01_extract.ipynb #97b88603
-import errno, faulthandler, hashlib, os, re, shutil, signal, sys
+import errno
+import faulthandler
+import hashlib
+import os
+import re
+import shutil
+import signal
+import sys
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -20,11 +28,12 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 from .. import __version__
-from ..networks.backbones import Backbones, check_device, load_backbones
-from ..core import (MODALITIES, NO_ROOM, InputError, check_count, check_seconds, first_line, how_ended,
-    out_of_memory, worker_pool)
-from ..media.files import PARTIAL, StepReader
+from ..core import (
+    MODALITIES, NO_ROOM, InputError, check_count, check_seconds, first_line, how_ended, out_of_memory,
+    worker_pool)
 from ..data.store import FeatureStore
+from ..media.files import PARTIAL, StepReader
+from ..networks.backbones import Backbones, check_device, load_backbones
 
 # %% ../../nbs/extraction/01_extract.ipynb #e6db89e7
 def open_views(
@@ -389,4 +398,218 @@ def extract(
             result.note(store, id, paths[id], verdict)
             bar.set_postfix(aside=len(result.aside), refresh=False)
             bar.update()
+    return result
+
+# %% ../../nbs/extraction/01_extract.ipynb #7dd688f9
+def _ray():
+    try:
+        import ray
+    except ImportError:
+        rule = "needs Ray, which is not installed; run: pip install 'hcms[cluster]'"
+        raise InputError('engine ray', rule) from None
+    return ray
+
+def decode_video(
+    path,
+    spec,                   # What a time step is made of
+    missing,                # Modalities to decode
+    chunk:int,              # Time steps
+    patience:float=600.,    # Seconds it may take
+) -> dict:                  # 'path'; 'chunks': modality -> arrays, 'heard', 'meta'; or 'error'
+    "All that the networks need of a video, in chunks of time steps; or a `Verdict`."
+    torch.set_num_threads(1)
+    before = file_stamp(path)
+    with watchdog(patience):
+        try:
+            with memory_for(path):
+                return _decode(path, spec, missing, chunk)
+        except InputError as e:
+            return dict(path=path, error=verdict_of(e, path, before))
+
+def _decode(path, spec, missing, chunk) -> dict:
+    parts = {m: [] for m in missing}
+    heard = []
+    reader = StepReader(path, spec, missing)
+    for steps in reader.stacks(chunk):
+        if steps.audio_mask is not None:
+            heard += steps.audio_mask.tolist()
+        for m in missing:
+            parts[m].append(getattr(steps, MEDIA[m]))
+    return dict(path=path, chunks=parts, heard=np.array(heard), meta=features_meta(reader.info, path))
+
+def decoder_ready() -> int:
+    "Runs in a decoder's process, to show that its imports succeed."
+    return os.getpid()
+
+# %% ../../nbs/extraction/01_extract.ipynb #b8f08b08
+class NetworkWorker:
+    "The backbones of one worker, and the store they write to."
+    def __init__(self, root, options):
+        torch.set_num_threads(1)
+        torch.backends.cudnn.deterministic = True
+        self.trouble = None   # Ray would report an error raised here only as an actor's death
+        try:
+            self.backbones = load_backbones(**options)
+            self.views = open_views(FeatureStore(root), self.backbones)
+        except Exception as e:
+            self.trouble = e
+    def ready(self) -> int:
+        if self.trouble:
+            raise self.trouble
+        return os.getpid()
+    def commit(self, id, video) -> tuple:   # (id, verdict)
+        "Compute and commit the features of a decoded video; existing ones are kept."
+        self.ready()
+        if 'error' in video:
+            return id,video['error']
+        before = file_stamp(video['path'])
+        try:
+            with memory_for(video['path']):
+                for m,parts in video['chunks'].items():
+                    x = torch.cat([self.backbones.features(m, o) for o in parts])
+                    mask = video['heard'] if m=='audio' else None
+                    self.views[m].put(id, x, mask, video['meta'], dtype=torch.float16)
+        except InputError as e:
+            return id,verdict_of(e, video['path'], before)
+        return id,None
+
+# %% ../../nbs/extraction/01_extract.ipynb #c1a05f16
+def told(e) -> Exception:
+    "A worker's own error. An unexpected one keeps Ray's account of where it happened."
+    cause = getattr(e, 'cause', None)
+    what = 'engine ray'
+    if not isinstance(cause, Exception):
+        return InputError(what, f'{type(e).__name__}: {first_line(e)}')
+    short = f'a worker takes more memory than there is: {first_line(cause)}'
+    if out_of_memory(cause):
+        return InputError(what, short)
+    cause.__cause__ = None if isinstance(cause, (InputError, OSError)) else e
+    return cause
+
+def lost(path, e, patience:float) -> Verdict:
+    "The verdict on a video whose workers died repeatedly. Ray does not tell a crash from a hang."
+    again = f'{path}: the workers that had it died again and again: {type(e).__name__}'
+    crashed = type(e).__name__=='WorkerCrashedError'   # not a machine that was lost, or its memory
+    if not crashed:
+        return Verdict(f'{again}; the next run tries it again', 'moment')
+    slow = f'or sat over it for more than {patience:g} s; a larger --patience tries it again'
+    return Verdict(f'{again}, {slow}', 'patience')
+
+# %% ../../nbs/extraction/01_extract.ipynb #34f48901
+@contextmanager
+def _cluster(ray, address, workers:int):
+    "Joined to the cluster at `address`; without one, to a local cluster with room for all workers."
+    own = not ray.is_initialized()
+    local = {} if address else dict(num_cpus=workers)
+    if not address:
+        # Ray's own 15 starves workers on a machine that does anything else
+        os.environ.setdefault('RAY_worker_niceness', '0')
+    try:
+        if own:
+            quiet = dict(include_dashboard=False, log_to_driver=False, logging_level='ERROR')
+            ray.init(address=address, **quiet, **local)
+    except ConnectionError as e:
+        raise InputError('address', f'{address!r} answers as no Ray cluster: {first_line(e)}') from None
+    try:
+        yield
+    finally:
+        if own:
+            ray.shutdown()
+
+def _network_actors(ray, networks:int, device:str, root, options) -> list:
+    "The networks' actors; an `InputError` where the cluster has no room for them."
+    need = 'GPU' if device!='cpu' else 'CPU'
+    have = ray.cluster_resources().get(need, 0)
+    if have<networks+(need=='CPU'):
+        also = ' and a decoder' if need=='CPU' else ''
+        raise InputError('networks',
+            f'{networks} of them{also} need as many {need}s, and the cluster has {have:g}')
+    resources = dict(num_gpus=1) if need=='GPU' else dict(num_cpus=1)
+    worker = ray.remote(NetworkWorker).options(max_restarts=-1, max_task_retries=5, **resources)
+    return [worker.remote(str(root), options) for _ in range(networks)]
+
+def _begun(ray, actors) -> list:   # of process ids
+    "Waits until all networks and a decoder can work; raises their own errors."
+    try:
+        pids = ray.get([a.ready.remote() for a in actors])
+        ray.get(ray.remote(decoder_ready).options(num_cpus=1, max_retries=0).remote())
+    except ray.exceptions.RayError as e:
+        raise told(e) from None
+    return pids
+
+# %% ../../nbs/extraction/01_extract.ipynb #cff4af37
+def _verdict(ray, ref, path, patience:float) -> Verdict|None:
+    "How a video ended; None where its features are committed."
+    try:
+        return ray.get(ref)[1]
+    except ray.exceptions.RayError as e:
+        cause = getattr(e, 'cause', None) or e   # a decoder's death arrives as the network's error
+        if not isinstance(cause, ray.exceptions.RayError):
+            raise told(e)   # a full disk, a bug
+        return lost(path, cause, patience)
+
+def _on_workers(ray, jobs, actors, decoders:int, backbones, views, patience:float):
+    "Yields (id, path, verdict) of each job when it is done; at most two a decoder are in flight."
+    decode = ray.remote(decode_video).options(num_cpus=1, max_retries=2)
+    waiting = list(reversed(jobs))
+    flying = {}
+    n = 0
+    while waiting or flying:
+        while waiting and len(flying)<2*decoders:
+            id,path = waiting.pop()
+            missing = [m for m in views if not views[m].has(id)]
+            video = decode.remote(str(path), backbones.spec, missing, backbones.chunk, patience)
+            flying[actors[n%len(actors)].commit.remote(id, video)] = (id, path)
+            n += 1
+        done,_ = ray.wait(list(flying), num_returns=1)
+        for ref in done:
+            id,path = flying.pop(ref)
+            yield id,path,_verdict(ray, ref, path, patience)
+
+# %% ../../nbs/extraction/01_extract.ipynb #1794b984
+def extract_on_ray(
+    manifest,                  # Videos, at paths that every machine sees
+    store:FeatureStore,        # On a file system that every machine sees
+    preset:str='paper',
+    weights='random',
+    actors:int=1,              # Of networks
+    decoders:int=0,            # Tasks at a time; by default the cores that this machine has left
+    seed:int=0,
+    shard:tuple=(0, 1),
+    device:str='cpu',
+    precision:str='float32',
+    address:str=None,          # Of a running cluster, or 'auto'; by default a local one is started
+    on_start=None,             # Called with the networks' process ids
+    steps:int=0,               # Time steps of a video; 0: the preset's
+    networks=(),               # Names of networks in place of the preset's
+    modalities=MODALITIES,     # Which are extracted
+    patience:float=600.,       # Seconds a decoder may take for a video before it is ended
+) -> Extraction:
+    "As `extract`, on a Ray cluster."
+    check_count(actors, 'actors')
+    check_count(decoders, 'decoders', least=0)
+    check_count(steps, 'steps', least=0)
+    patience = check_seconds(patience, 'patience')
+    shard = check_shard(shard)
+    ray = _ray()
+    weights = weights if weights=='random' else str(weights)
+    options = dict(preset=preset, weights=weights, seed=seed, device=device, precision=precision, steps=steps,
+        networks=tuple(networks), modalities=tuple(modalities))
+    backbones = load_backbones(**options | dict(device='cpu'))   # the driver may have no accelerator
+    views = open_views(store, backbones)
+    result = Extraction(under=circumstances(patience))
+    jobs = jobs_of(manifest, store, views, shard, result)
+    if not jobs:
+        return result
+    check_disk(store.root, feature_bytes(backbones, len(jobs)))
+    decoders = decoders or max(1, (os.cpu_count() or 2)-actors)
+    with _cluster(ray, address, decoders+actors):
+        made = _network_actors(ray, actors, device, store.root, options)
+        pids = _begun(ray, made)
+        if on_start:
+            on_start(pids)
+        with result.on_machine(store), tqdm(total=len(jobs), desc='extract', unit='video') as bar:
+            for id,path,verdict in _on_workers(ray, jobs, made, decoders, backbones, views, patience):
+                result.note(store, id, path, verdict)
+                bar.update()
     return result
