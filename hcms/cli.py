@@ -103,7 +103,7 @@ def render(workers:int=WORKERS):
     "Render the demo corpus into data/demo."
     with _saying(LOADING):
         from hcms.data.rendered import render_demo
-        from hcms.experiments.datasets import data_folder
+        from hcms.data.descriptions import data_folder
     print(f"{len(render_demo(data_folder('demo'), workers=workers))} videos in {data_folder('demo')}")
 
 @app.command('weights')
@@ -119,7 +119,8 @@ def weights_command(
     "Pretrained weights into the data set's backbones/pretrained."
     with _saying(LOADING):
         from hcms.core import check_choice
-        from hcms.experiments.datasets import choose, data_folder, described
+        from hcms.data.descriptions import data_folder, described
+        from hcms.experiments.datasets import choose
         from hcms.networks.backbones import networks_of
         from hcms.networks.weights import fetch, install, install_random
     folder = data_folder(dataset)/'backbones'/'pretrained'
@@ -283,7 +284,7 @@ def doctor(datasets:list[str]=typer.Argument(None, help='by default all three'))
     """What this machine has, and what each data set still lacks.
     Exit code 1 where something that was asked for is missing."""
     with _saying(LOADING):
-        from hcms.experiments.datasets import dataset_names, described
+        from hcms.data.descriptions import dataset_names, described
         from hcms.doctor import examine, show
     for o in datasets or ():
         described(o)
@@ -324,7 +325,7 @@ def _write_manifest(name, out, make):
     with _saying(LOADING):
         from hcms.data.manifests import completeness
         from hcms.core import full_path
-        from hcms.experiments.datasets import data_folder
+        from hcms.data.descriptions import data_folder
         from hcms.data.manifests import write_manifest
     out = full_path(out) if out else data_folder(name)/'manifest.csv'
     if out.exists():

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from .networks.backbones import weights_path
 from .core import InputError, folder_from, home_and_why, versions
-from .experiments.datasets import Dataset, data_folder, dataset_names, described
+from .data.descriptions import data_folder, dataset_names, described
+from .experiments.datasets import Dataset
 
 # %% ../nbs/80_doctor.ipynb #5522ef42
 class Finding(NamedTuple):

@@ -2,14 +2,12 @@
 import os
 import pytest
 import attacks
-from helpers import ROOT, copy_home, hcms, once, run_code
+from helpers import ROOT, SHORT, copy_home, hcms, once, run_code
 
-TINY = """
-from hcms.experiments import datasets
+TINY = SHORT + """
 from hcms.data.rendered import Recipe
-datasets.PRETRAINING['recipe'] |= dict(per_class=4, training=2, seconds=2)
-datasets.PRETRAINING['config'] = datasets.FINETUNING['demo'] = dict(epochs=1)
-if __name__ == '__main__': datasets.prepare_demo(Recipe(per_class=4, training=2, selection=1))
+tiny = Recipe(per_class=4, training=2, selection=1)
+if __name__ == '__main__': datasets.prepare_rendered('demo', tiny)
 """
 
 @pytest.fixture(scope='session')

@@ -11,6 +11,19 @@ from filelock import FileLock
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
+SHORT = """
+from hcms.experiments import datasets
+whole = datasets.described
+def short(name):
+    "As described, but the demo's networks are trained for an epoch on a few short clips."
+    said = whole(name)
+    if not said.rendered:
+        return said
+    recipe = said.pretraining['recipe'] | dict(per_class=4, training=2, seconds=2)
+    once = dict(epochs=1)
+    return said.model_copy(update=dict(pretraining=dict(recipe=recipe, config=once), finetuning=once))
+datasets.described = short
+"""
 
 def hcms(*args, home, check=True, cwd=ROOT, **kw):
     "Run the `hcms` command with HCMS_HOME set."

@@ -8,15 +8,12 @@ import time
 import pandas as pd
 import psutil
 import pytest
-from helpers import BIN, ROOT, copy_home
+from helpers import BIN, ROOT, SHORT, copy_home
 from test_notebooks import OTHER
 
-TINY = """
+TINY = SHORT + """
 import sys
-from hcms.experiments import datasets
 from hcms.cli import main
-datasets.PRETRAINING['recipe'] |= dict(per_class=4, training=2, seconds=2)
-datasets.PRETRAINING['config'] = datasets.FINETUNING['demo'] = dict(epochs=1)
 if __name__=='__main__': main()
 """
 

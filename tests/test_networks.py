@@ -64,13 +64,15 @@ def test_a_network_is_billed_at_its_own_counted_price(prepared):
 
 def test_tables_and_figures_charge_it(prepared):
     from hcms.baselines.rivals import EarlyFusion
+    from hcms.data.descriptions import Plan
     from hcms.evaluation.costs import linear_macs, lstm_macs
-    from hcms.experiments.runs import TRAINING, get_runs, variants
+    from hcms.experiments.runs import get_runs, variants
     from hcms.reports.figures import fig3, fig3_changes
     from hcms.reports.tables import table1, table1_configs
     small = dict(audio=8, appearance=12, motion=16)
     training = dict(proj_sizes=small, hidden_sizes=small, lr=8e-3, batch=4)
-    with mock.patch.dict(TRAINING, paper=training):
+    plan = Plan(training=training)
+    with mock.patch('hcms.experiments.datasets.plan_of', lambda preset: plan):
         configs = table1_configs(prepared, seeds=1, epochs=1, views=1)
         runs = get_runs(prepared, configs, workers=1)
         rows = table1(prepared, runs)

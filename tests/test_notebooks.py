@@ -19,7 +19,7 @@ import json, os
 import torch
 torch.set_num_threads(1)
 from hcms.experiments import datasets, policies, runs
-from hcms.reports import comparisons
+from hcms.reports import tables
 asked = []
 def noted(dataset, configs, check=runs.check_configs, folder=runs.run_folder, asked=asked):
     asked.extend((dataset.fingerprint, folder(dataset, c).name) for c in configs)
@@ -37,7 +37,7 @@ runs.worker_pool = policies.worker_pool = Here
 STANDIN = SETUP + """
 def tiny(name, workers=2, make=datasets.SimulatedDataset):
     return make(name, training=40, selection=20, evaluated=30, steps=12)
-datasets.open_dataset = comparisons.open_dataset = tiny
+datasets.open_dataset = tables.open_dataset = tiny
 """
 
 def cells_of(name, **parameters) -> list:   # of (code, is it the parameters' cell?)
@@ -257,7 +257,7 @@ def write_features(root, steps, random_weights=False, classes=('a', 'b'), n=24):
 def test_random_weights_say_so_in_every_cell(tmp_path):
     write_features(tmp_path, 4, random_weights=True)
     # the paper's sizes would take minutes
-    small = "\nruns.TRAINING['paper'] = runs.TRAINING['demo']"
+    small = "\ndatasets.plan_of = lambda preset, of=datasets.plan_of: of('demo')"
     cells = []
     for n in ('table2', 'fig4', 'fig2'):
         cells += cells_of(n, dataset='activitynet', seeds=1, epochs=1)

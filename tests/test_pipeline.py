@@ -435,11 +435,11 @@ def test_data_manifest_of_the_demo_is_its_recipe():
 
 def test_committed_costs_follow_from_committed_skip_ratios():
     from hcms.evaluation.costs import video_gflops
+    from hcms.data.descriptions import plan_of
     from hcms.method.hlstm import HCMS
-    from hcms.experiments.runs import TRAINING
     table = pd.read_csv(ROOT/'reports'/'demo'/'table1.csv').set_index(['method', 'modalities', 'views'])
     h = table.loc[('HCMS', 'A + I + M', 32)]
-    sizes = {k: TRAINING['demo'][k] for k in ('proj_sizes', 'hidden_sizes')}
+    sizes = {k: plan_of('demo').training[k] for k in ('proj_sizes', 'hidden_sizes')}
     levels = pd.read_csv(ROOT/'reports'/'demo'/'fig2.csv').set_index('modality')
     model = HCMS(16, in_sizes=levels.in_size.to_dict(), **sizes)
     skips = dict(appearance=h.skip_appearance_mean, motion=h.skip_motion_mean)

@@ -9,6 +9,7 @@ from safetensors.torch import save
 from helpers import BIN, ROOT, copy_home, count_videos, hcms
 from test_pipeline import extract_harmed, snapshot
 from hcms.core import InputError
+from hcms.data.descriptions import Plan
 from hcms.data.store import FeatureStore
 
 SENTINEL = 'it ran'
@@ -438,7 +439,7 @@ def test_workers_that_die_before_their_first_job_are_laid_to_no_video(tmp_path, 
 
 class Troubled:
     "A data set whose features cannot be loaded by a worker."
-    preset = 'fcvid_simulated'
+    plan = Plan()
     evaluated = 'testing'
     fingerprint = '0'
     steps = 4
@@ -633,7 +634,7 @@ def takers(tmp_path) -> dict:
     from hcms.networks.backbones import spec_for
     from hcms.extraction.extract import extract_on_ray
     from hcms.core import worker_pool
-    from hcms.experiments.datasets import finetune_backbones, open_dataset, prepare_demo, train_backbones
+    from hcms.experiments.datasets import finetune_backbones, open_dataset, prepare_rendered, train_backbones
     from hcms.extraction.extract import extract
     from hcms.training.finetune import FinetuneConfig, decode_split, finetune
     from hcms.data.store import pack
@@ -660,7 +661,7 @@ def takers(tmp_path) -> dict:
             lambda o: render_demo(tmp_path/'r', workers=o),
             lambda o: decode_split(few, spec_for('demo', 2), out, o),
             lambda o: finetune_backbones('demo', o),
-            lambda o: prepare_demo(workers=o),
+            lambda o: prepare_rendered('demo', workers=o),
             lambda o: open_dataset('activitynet', o),
             lambda o: streamed(workers=o),
             lambda o: train_runs(data, [], o),

@@ -483,11 +483,11 @@ def admissions(
     rows:pd.DataFrame,    # A row a policy and seed, from `tested`
     changes:np.ndarray,   # (rows, N) of the difference, without each video; NaN where there is none
     strata:np.ndarray,    # (N,)
-    preset:str='demo',    # Of the data set, for the number of tuning trials
+    of:str='demo',        # Whose trials its models were chosen by; their number is a column
 ) -> pd.DataFrame:        # A row a policy
     "Which policies work here: verdict, admitted, selects, converged, learned, and the numbers for it."
     fused = rows[rows.policy=='UNIFORM'].best.mean()   # at all steps
-    tried = trials(preset).groupby('model').size()
+    tried = trials(of).groupby('model').size()
     models = {p.name: {c.get('model', 'hcms') for c in p.changes} for p in policies()}
     out = []
     for name,d in rows.groupby('policy', sort=False):
@@ -576,15 +576,15 @@ def _all_measured(data, seeds, epochs, workers):   # folder of what is kept
     return kept
 
 # %% ../../nbs/experiments/03_policies.ipynb #57343b19
-def _admitted(kept, preset):
+def _admitted(kept, of):
     tensors = load((kept/'changes.safetensors').read_bytes())
-    return admissions(pd.read_csv(kept/'tests.csv'), tensors['tests'], tensors['strata'], preset)
+    return admissions(pd.read_csv(kept/'tests.csv'), tensors['tests'], tensors['strata'], of)
 
 def admitted(data, seeds:int=3, epochs:int=0, workers:int=2) -> pd.DataFrame:
     "Which policies work on a data set, as of `admissions`; what is missing is trained and measured."
     kept = _all_measured(data, seeds, epochs, workers)
     check_seal(kept/SEAL)
-    return stamped(data, _admitted(kept, data.preset))
+    return stamped(data, _admitted(kept, data.plan.trials.of))
 
 # %% ../../nbs/experiments/03_policies.ipynb #69f2ca25
 def measured(
@@ -597,7 +597,8 @@ def measured(
     kept = _all_measured(data, seeds, epochs, workers)
     check_seal(kept/SEAL)
     curves = pd.read_csv(kept/'curves.csv')
-    curves['admitted'] = curves.policy.map(_admitted(kept, data.preset).set_index('policy').admitted)
+    works = _admitted(kept, data.plan.trials.of).set_index('policy').admitted
+    curves['admitted'] = curves.policy.map(works)
     tensors = load((kept/'changes.safetensors').read_bytes())
     return stamped(data, curves),tensors['changes'],tensors['strata']
 

@@ -19,7 +19,7 @@ import pandas as pd
 from ..core import (InputError, check_choice, commit, fingerprint, home, read_json, read_text, repo_root,
                        versions, write_whole)
 from ..evaluation.costs import PAPER_PRICES
-from ..experiments.datasets import SHIPPED, described
+from ..data.descriptions import SHIPPED, described
 from ..paper import PAPER
 from .plots import save_figure
 from ..experiments.runs import CLOSE, REACHED, config_for

@@ -14,7 +14,8 @@ from pathlib import Path
 from tqdm.auto import tqdm
 from ..core import (
     InputError, check_choice, home, read_json, repo_root, stoppable, worker_pool, write_whole)
-from ..experiments.datasets import described, open_dataset
+from ..data.descriptions import described
+from ..experiments.datasets import open_dataset
 from ..experiments.policies import measured, policy_configs
 from ..experiments.runs import check_configs, config_for, load_run, run_folder, train_runs
 from ..inference.recognizer import Recognizer

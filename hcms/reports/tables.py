@@ -20,9 +20,10 @@ from ..core import LETTERS, MODALITIES, InputError, letters
 from ..data.rendered import family
 from ..evaluation.costs import budget_row, by_group, gflops_per_video, oracle_rows
 from ..evaluation.metrics import mean_average_precision, per_class_ap, softmax
-from ..experiments.datasets import described, open_dataset, stamped
+from ..data.descriptions import described
+from ..experiments.datasets import open_dataset, stamped
 from ..experiments.policies import policies, policy_configs
-from ..experiments.runs import CLOSE, ORDER_TARGETS, REACHED_BY, config_for, variants, with_steps
+from ..experiments.runs import CLOSE, REACHED_BY, config_for, variants, with_steps
 from ..paper import PAPER, later_methods, paper_table
 from .artifacts import describe, mean_pm, noted, write_figure, write_table
 from .plots import figure, panels, plot_costs, plot_policies, save_figure
@@ -735,7 +736,7 @@ def show_table6(numbers, data, parameters, runs, out) -> pd.DataFrame:
         'SkipRatio1 and SkipRatio2: the share of steps that skip the middle and the last modality. The '
         'penalty is soft, so targets and reached ratios differ, in the paper too. '
         "The last four columns are the paper's, quoted.")
-    if data.preset in ORDER_TARGETS:
+    if data.plan.orders:
         notes.append(
             'Each order has the targets with which its ratios, on the selection split, come within '
             f"{CLOSE} of those of the paper's row.")
