@@ -55,6 +55,7 @@ class Brought(_Record):
     price:float = Field(ge=0)         # GFLOPs of the features of a time step
     what:str = ''                     # What they are
 
+# %% ../../nbs/data/04_descriptions.ipynb #66510443
 class Description(Plan):
     "What a `dataset.toml` says."
     evaluated:Literal['validation', 'testing']   # The split that tables report

@@ -141,6 +141,38 @@ class _Provenance:
             return 'backbones '+next(iter(learned.values()))
         return 'backbones '+'; '.join(f'{m} {o}' for m,o in learned.items())
 
+# %% ../../nbs/experiments/01_datasets.ipynb #7bee8f38
+OF_ALWAYS_ON = (.01, .02, .05, .1, .15, .2, .3, .5, .75, np.inf)   # Budgets where nothing else is said
+
+def paper_budgets(name:str) -> list:   # GFLOPs a video
+    "The budgets of the paper's Table 2 for one of its data sets; none for another."
+    return paper_table(2).query('dataset==@name').budget_gflops.tolist()
+
+class _Priced:
+    "What the modalities of a data set cost."
+    @cached_property
+    def prices(self) -> dict:   # modality -> GFLOPs of one feature
+        "What this data set's backbones cost, counted; cached in a file, since counting needs the networks."
+        path = self.folder/'backbones'/'prices.json'
+        of = fingerprint(sorted((m, v.fp) for m,v in self.views.items()))
+        note = _read_note(path)
+        if note.get('of')!=of:
+            note = dict(of=of, gflops=backbone_prices(self.backbones))
+            write_whole(path, json.dumps(note))
+        return self._with_brought(note['gflops'])
+    def _with_brought(self, prices):
+        return {m: self.brought[m].price if m in self.brought else prices[m] for m in self.modalities}
+    @property
+    def charged(self) -> dict:   # modality -> GFLOPs of one feature
+        "What tables charge: the paper's prices for a preset's networks; for others, what they cost, counted."
+        return self.prices if self.chosen.get('networks') else self._with_brought(PAPER_PRICES)
+    @property
+    def budgets(self) -> list:   # GFLOPs a video
+        "Those of the description, else the paper's, else shares of what using everything costs."
+        given = self.description.budgets or paper_budgets(self.paper)
+        everything = self.steps*sum(self.charged.values())
+        return [*(given or (float(f'{o*everything:.3g}') for o in OF_ALWAYS_ON))]
+
 # %% ../../nbs/experiments/01_datasets.ipynb #fdfcd9b1
 def _how(name, description) -> str:
     "What is to be done for a data set whose manifest is missing."
@@ -150,12 +182,6 @@ def _how(name, description) -> str:
     return f'{first}; then: hcms weights {name}; then: hcms finetune {name}; then: hcms extract {name}'
 
 # %% ../../nbs/experiments/01_datasets.ipynb #2fefbe75
-OF_ALWAYS_ON = (.01, .02, .05, .1, .15, .2, .3, .5, .75, np.inf)   # Budgets where nothing else is said
-
-def paper_budgets(name:str) -> list:   # GFLOPs a video
-    "The budgets of the paper's Table 2 for one of its data sets; none for another."
-    return paper_table(2).query('dataset==@name').budget_gflops.tolist()
-
 def _check_network(note, name:str):
     "An `InputError` where the weights beside a note are another network's."
     was = _read_note(note).get('network', name)
@@ -163,7 +189,8 @@ def _check_network(note, name:str):
         weights = note.with_suffix('.safetensors')
         raise InputError(weights, f'was trained as {was}, and {name} is chosen; remove it and finetune again')
 
-class Dataset(_Shown, _Provenance):
+# %% ../../nbs/experiments/01_datasets.ipynb #a3c7bdd8
+class Dataset(_Shown, _Provenance, _Priced):
     "A prepared data set: its manifest, its features, and where its runs are kept."
     simulated = False
     def __init__(self, name:str):
@@ -191,12 +218,6 @@ class Dataset(_Shown, _Provenance):
     def __reduce__(self): return Dataset,(self.name,)   # a worker opens its own
     @property
     def label(self): return self.folder.name            # names the folder of its reports
-    @property
-    def budgets(self) -> list:   # GFLOPs a video
-        "Those of the description, else the paper's, else shares of what using everything costs."
-        given = self.description.budgets or paper_budgets(self.paper)
-        everything = self.steps*sum(self.charged.values())
-        return [*(given or (float(f'{o*everything:.3g}') for o in OF_ALWAYS_ON))]
     @property
     def classes(self): return self.manifest.classes
     @property
@@ -233,22 +254,6 @@ class Dataset(_Shown, _Provenance):
         aside = self.store.set_aside_ids()
         why = lambda id: aside.get(id, {}).get('reason', 'not extracted')
         return {id: why(id) for id in self.manifest.ids if id not in have}
-    @cached_property
-    def prices(self) -> dict:   # modality -> GFLOPs of one feature
-        "What this data set's backbones cost, counted; cached in a file, since counting needs the networks."
-        path = self.folder/'backbones'/'prices.json'
-        of = fingerprint(sorted((m, v.fp) for m,v in self.views.items()))
-        note = _read_note(path)
-        if note.get('of')!=of:
-            note = dict(of=of, gflops=backbone_prices(self.backbones))
-            write_whole(path, json.dumps(note))
-        return self._with_brought(note['gflops'])
-    def _with_brought(self, prices):
-        return {m: self.brought[m].price if m in self.brought else prices[m] for m in self.modalities}
-    @property
-    def charged(self) -> dict:   # modality -> GFLOPs of one feature
-        "What tables charge: the paper's prices for a preset's networks; for others, what they cost, counted."
-        return self.prices if self.chosen.get('networks') else self._with_brought(PAPER_PRICES)
 
 # %% ../../nbs/experiments/01_datasets.ipynb #8cfbd5ba
 def choose(
@@ -405,6 +410,7 @@ def read_brought(
         raise InputError(path, 'holds numbers that are not finite, or too large for half precision')
     return x
 
+# %% ../../nbs/experiments/01_datasets.ipynb #44b59074
 def bring_features(
     name:str,        # Data set
     modality:str,    # One that its description calls brought
@@ -534,6 +540,7 @@ def finetune_backbones(
             of[m].name, spec, part, out/m, config, weights_path(start, m), device, workers, patience,
             origin=origin)
 
+# %% ../../nbs/experiments/01_datasets.ipynb #d7464218
 def _finetune_rendered(description, folder, out, start, workers):
     first = description.pretraining
     recipe = Recipe(**first['recipe'])
@@ -602,6 +609,7 @@ class SimulatedDataset(_Shown):
 
 def _simulated(name, paper_size, changes): return SimulatedDataset(name, paper_size, **changes)
 
+# %% ../../nbs/experiments/01_datasets.ipynb #8c1567a4
 @patch
 def check(self:SimulatedDataset):
     "An `InputError` where nothing can be trained or evaluated."

@@ -135,6 +135,7 @@ def _for_modalities(values:dict, modalities) -> dict:
         targets = np.linspace(targets[0], targets[-1], len(used)-1).round(3).tolist()
     return out | dict(skip_targets=tuple(targets))
 
+# %% ../../nbs/experiments/02_runs.ipynb #dbbd56ae
 def config_for(
     dataset,
     epochs:int=0,   # 0: the data set's own schedule
@@ -161,6 +162,7 @@ def config_for(
         changes['epochs'] = epochs
     return lengthened(train_config(**own | changes))
 
+# %% ../../nbs/experiments/02_runs.ipynb #146cdf40
 def variants(
     dataset,
     changes,        # Dicts of what is to differ from the data set's own configuration

@@ -211,6 +211,7 @@ def improve(data, free:dict, gap, trials:list, turn:int, steps:int=5, pull:float
         v,r,damping = new,there,damping/4
     return _from_line(v)
 
+# %% ../../nbs/reports/06_calibration.ipynb #99c5b9ef
 def search(
     name:str,
     rounds:int=4,
@@ -310,6 +311,7 @@ def show_calibration(numbers, tried, data, parameters, runs, out) -> pd.DataFram
     write_table(numbers, shown, 'calibration', out, title, notes, meta)
     return stamped(data, shown)
 
+# %% ../../nbs/reports/06_calibration.ipynb #41d7d885
 _PAIRS = '#DE8F05','#0173B2','#CA9161'
 _SHADES = *(COLORS[m] for m in MODALITIES),*_PAIRS,'#222222'   # As `combinations`
 

@@ -205,7 +205,7 @@ def _paper_hcms(dataset):
 
 def _each_paper(f) -> str:
     "What `f` says of both data sets of the paper."
-    return '; '.join(f'{PAPER_DATASETS[o].title}: {f(o)}' for o in ('activitynet', 'fcvid'))
+    return '; '.join(f'{PAPER_DATASETS[o].title}: {f(o)}' for o in PAPER_DATASETS)
 
 def _made(e, why_demo:str, why_standin:str) -> str:
     "Why the data at hand cannot answer; empty for real data."

@@ -20,11 +20,11 @@ from ..core import LETTERS, MODALITIES, InputError, letters
 from ..data.rendered import family
 from ..evaluation.costs import budget_row, by_group, gflops_per_video, oracle_rows
 from ..evaluation.metrics import mean_average_precision, per_class_ap, softmax
-from ..data.descriptions import described
+from ..data.descriptions import described, standins
 from ..experiments.datasets import open_dataset, stamped
 from ..experiments.policies import policies, policy_configs
 from ..experiments.runs import CLOSE, REACHED_BY, config_for, variants, with_steps
-from ..paper import PAPER, later_methods, paper_table
+from ..paper import PAPER, PAPER_DATASETS, later_methods, paper_table
 from .artifacts import describe, mean_pm, noted, write_figure, write_table
 from .plots import figure, panels, plot_costs, plot_policies, save_figure
 from ..training.train import predict_split
@@ -90,7 +90,7 @@ def table1(
     df = over_seeds(rows, ['method', 'modalities', 'views'])
     paper = paper_table(1).assign(modalities=lambda d: d.modalities.str.replace('+', ' + '))
     few,every = PAPER.views
-    for o in ('fcvid', 'activitynet'):
+    for o in reversed(PAPER_DATASETS):
         quoted = paper[paper.dataset==o].set_index(['method', 'modalities', 'views'])
         most = df.views.max()
         at = [(m, c, every if v==most else few) for m,c,v in zip(df.method, df.modalities, df.views)]
@@ -109,9 +109,9 @@ def _shown_table1(numbers) -> pd.DataFrame:
         'GFLOPs': mean_pm(numbers, 'gflops'),
         'GFLOPs, own backbones': mean_pm(numbers, 'gflops_measured', digits=3),
     })
-    for o,title in (('activitynet', 'ActivityNet'), ('fcvid', 'FCVID')):
-        shown[f'paper, {title}: mAP %'] = (numbers[f'paper_{o}_map']*100).map('{:.1f}'.format)
-        shown[f'paper, {title}: GFLOPs'] = numbers[f'paper_{o}_gflops'].map('{:.1f}'.format)
+    for o,d in PAPER_DATASETS.items():
+        shown[f'paper, {d.title}: mAP %'] = (numbers[f'paper_{o}_map']*100).map('{:.1f}'.format)
+        shown[f'paper, {d.title}: GFLOPs'] = numbers[f'paper_{o}_gflops'].map('{:.1f}'.format)
     return shown
 
 # %% ../../nbs/reports/03_tables.ipynb #b8782932
@@ -129,7 +129,7 @@ def _table1_notes(numbers) -> list:
     full = everything[everything.method=='LSTM'].iloc[-1]
     few = everything[everything.method=='LSTM'].iloc[0]
     paper = []
-    for o in ('fcvid', 'activitynet'):
+    for o in reversed(PAPER_DATASETS):
         points,of_full,of_few = _gain(h, full, few, f'paper_{o}_')
         if np.isnan(points):
             continue   # the paper has not these modalities
@@ -300,8 +300,6 @@ def show_table2(numbers, data, parameters, runs, out) -> pd.DataFrame:
     return stamped(data, shown)
 
 # %% ../../nbs/reports/03_tables.ipynb #f99bfcb9
-_FULL = dict(activitynet='ActivityNet', fcvid='FCVID')
-
 def table3_configs(data, seeds:int=3, epochs:int=0) -> list:   # of TrainConfig
     "HCMS, and every policy that is measured beside it."
     return hcms_configs(data, seeds, epochs) + policy_configs(data, seeds, epochs)
@@ -315,9 +313,9 @@ def table3(
     quoted = paper_table(3)
     quoted['source'] = 'quoted: the paper, its reference ['+quoted.reference+']'
     quoted.loc[quoted.method=='HCMS', 'source'] = 'quoted: the paper'
-    for k in _FULL:
+    for k in PAPER_DATASETS:
         quoted[k] = quoted[f'{k}_map_pct']/100
-    quoted = quoted[['method', 'source', *_FULL]]
+    quoted = quoted[['method', 'source', *PAPER_DATASETS]]
     each = [dict(method='HCMS', map=r.headline()['map']) for r in runs]
     own = over_seeds(each, ['method'])
     own['source'] = f'measured here, on {data.label}'
@@ -334,8 +332,8 @@ def _percent(v):
 def show_table3(numbers, data, parameters, runs, out) -> pd.DataFrame:
     "Write table3.* and return it as it is shown."
     columns = {'Method': numbers.method, 'Where from': numbers.source}
-    for k,t in _FULL.items():
-        columns[f'{t}, quoted: mAP %'] = _percent(numbers[k])
+    for k,d in PAPER_DATASETS.items():
+        columns[f'{d.title}, quoted: mAP %'] = _percent(numbers[k])
     columns[f'{data.label}, measured: mAP %'] = mean_pm(numbers, 'map', 100)
     shown = pd.DataFrame(columns)
     notes,meta = describe(data, runs, parameters)
@@ -355,9 +353,9 @@ def show_later(data, parameters, runs, out) -> pd.DataFrame:
         'Year': df.year.astype(str),
         'Backbones': df.backbone,
         'Quoted from': df.source})
-    for k,t in _FULL.items():
-        shown[f'{t}: mAP %'] = df[f'{k}_map_pct'].map(_number)
-        shown[f'{t}: GFLOPs'] = df[f'{k}_gflops'].map(_number)
+    for k,d in PAPER_DATASETS.items():
+        shown[f'{d.title}: mAP %'] = df[f'{k}_map_pct'].map(_number)
+        shown[f'{d.title}: GFLOPs'] = df[f'{k}_gflops'].map(_number)
     ours = df[df.method=='HCMS'].iloc[0]
     near = df[(df.activitynet_map_pct>=ours.activitynet_map_pct-.2) & (df.method!='HCMS')]
     light = near.nsmallest(1, 'activitynet_gflops').iloc[0]
@@ -823,7 +821,7 @@ def open_standin(name:str, workers:int=2):
     return data
 
 def _nothing_to_calibrate(name):
-    where = 'calibration is of activitynet and fcvid where HCMS_DATA is not set'
+    where = f"calibration is of {' and '.join(standins())} where HCMS_DATA is not set"
     return InputError(f'data set {name!r}', f'is not simulated: there is nothing to calibrate; {where}')
 
 def calibration_configs(data, seeds:int=3, epochs:int=0) -> list:   # of TrainConfig
