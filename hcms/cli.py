@@ -217,10 +217,11 @@ def import_command(
     with _saying(LOADING):
         from hcms.experiments.datasets import bring_features
     done,without = bring_features(dataset, modality, folder)
-    print(f'{done} videos have features of {modality}, {len(without)} have no file')
+    print(f'{done} videos have features of {modality}, {len(without)} have none')
     for id in without:
-        print(f'{id}: no file in {folder}')
+        print(f'{id}: no file in {folder}, and none was imported before')
 
+# %% ../nbs/90_cli.ipynb #435fcea9
 @app.command('train')
 def train_command(
     dataset:str=DATASET,

@@ -106,12 +106,17 @@ def examine(names) -> list:   # of Finding
     "What the machine has, and what each data set lacks."
     out = machine()
     for name in names:
-        if described(name).paper and not folder_from('HCMS_DATA'):
-            text = 'HCMS_DATA is not set: reports would be of simulated features, and marked so'
-            out.append(Finding(f'{name}: manifest', None, text))
-        else:
-            out += _steps(name, data_folder(name))
+        try:
+            out += _found(name)
+        except InputError as e:   # a description that cannot be read: the other data sets are looked at
+            out.append(Finding(f'{name}: description', False, str(e)))
     return out
+
+def _found(name) -> list:
+    if described(name).standin and not folder_from('HCMS_DATA'):
+        text = 'HCMS_DATA is not set: reports would be of simulated features, and marked so'
+        return [Finding(f'{name}: manifest', None, text)]
+    return _steps(name, data_folder(name))
 
 def show(findings) -> str:
     "Findings as lines of text."

@@ -172,6 +172,56 @@ def test_a_fourth_modality_from_its_files_to_table_1_and_prediction(four):
     with pytest.raises(InputError, match='features of speech must be brought'):
         predict(path, run.model, data.backbones, prices=data.charged, brought=dict(speech=x[:3]))
 
+def test_every_policy_trains_with_four_modalities_at_prices_of_their_own():
+    import numpy as np
+    import torch
+    from hcms.baselines.rivals import RIVALS
+    from hcms.training.train import Split, train, train_config
+    names = 'audio', 'speech', 'appearance', 'motion'
+    rng = torch.Generator().manual_seed(0)
+    x = {m: torch.randn(16, 16, 6+k, generator=rng) for k,m in enumerate(names)}
+    y = torch.arange(16)%4
+    labels = np.eye(4, dtype=int)[y]
+    sizes = {k: dict.fromkeys(names, 8) for k in ('proj_sizes', 'hidden_sizes')}
+    losses = {}
+    for motion in (65.7, .1):
+        prices = dict(audio=.1, speech=.3, appearance=1., motion=motion)
+        split = Split([str(i) for i in range(16)], x, y, labels, prices)
+        for kind in RIVALS:
+            config = train_config(model=kind, modalities=names, epochs=3, batch=8, **sizes)
+            _,history = train(config, split, split)
+            losses.setdefault(kind, []).append(history[-2]['usage'])
+    differ = {k for k,(a,b) in losses.items() if a!=b}
+    assert differ=={'adamml'}   # the one whose training pays for modalities
+
+def test_a_second_folder_of_brought_features_is_added_to_the_first(four, tmp_path):
+    import numpy as np
+    from hcms.experiments.datasets import Dataset, bring_features
+    data,speech,_ = four
+    ids = list(speech)
+    before = Dataset(data.name).views['speech']
+    (tmp_path/'more').mkdir()
+    np.save(tmp_path/'more'/f'{ids[0]}.npy', speech[ids[1]])
+    assert bring_features(data.name, 'speech', tmp_path/'more')==(len(ids), [])
+    after = Dataset(data.name).views['speech']
+    old,_ = before.load(ids[1:])
+    new,_ = after.load(ids[1:])
+    assert old.equal(new) and after.fp!=before.fp
+    assert after.load(ids[:1])[0][0].equal(old[0])
+    np.save(tmp_path/'more'/f'{ids[0]}.npy', speech[ids[1]][:,1:])
+    with pytest.raises(InputError, match='those imported before are'):
+        bring_features(data.name, 'speech', tmp_path/'more')
+    assert Dataset(data.name).views['speech'].fp==after.fp
+
+def test_doctor_goes_on_after_a_description_that_cannot_be_read(tmp_path, monkeypatch):
+    from hcms.doctor import examine
+    monkeypatch.setenv('HCMS_DATA', str(tmp_path))
+    (tmp_path/'broken').mkdir()
+    (tmp_path/'broken'/'dataset.toml').write_text('evaluated = "nowhere"')
+    found = examine(['broken', 'fcvid'])
+    assert [f.well for f in found if f.what=='broken: description']==[False]
+    assert any(f.what=='fcvid: manifest' for f in found)
+
 @pytest.mark.full
 def test_rivals_with_a_fourth_modality(four):
     data,_,home = four

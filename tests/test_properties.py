@@ -47,12 +47,13 @@ def test_fusion(holds):
     """An open gate gives the new state, a closed one the lower head and the old tail, whatever the sizes.
 
     Blending and selecting agree on decisions."""
-    from hcms.method.hlstm import fuse
+    from hcms.method.hlstm import mix, skipped
     def f(seed, B, H, L, copy_cell):
         g = torch.Generator().manual_seed(seed)
         new,old,lower = ([torch.randn(B, k, generator=g) for _ in 'hc'] for k in (H, H, L))
         G = torch.randint(2, (B, 1), generator=g).float()
-        a,b = (fuse(G, new, old, lower, copy_cell, blend) for blend in (True, False))
+        kept = skipped(old, lower, copy_cell)
+        a,b = ([mix(G, n, k, blend) for n,k in zip(new, kept)] for blend in (True, False))
         for k in range(2):
             assert torch.equal(a[k], b[k])
             for r in range(B):

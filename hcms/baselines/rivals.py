@@ -791,7 +791,7 @@ class AdaMML(Previewing):
     "Independent decisions for each modality at each step; late fusion with learned weights."
     longer = 3
     always = ('hear', 'policy')
-    prices = (.99, 65.7)
+    prices = dict(appearance=.99, motion=65.7)   # GFLOPs of a feature; training takes those of its data
     warm = .15             # Share of training at which the warm-up ends
     tuned = .85            # Share of training at which the finetuning starts
     tunes = ('warm', (.15, .3))
@@ -830,8 +830,8 @@ class AdaMML(Previewing):
             return self.fuse(self.votes(x), gates.detach()),0.
         out = self.fuse([o.detach() for o in self.votes(x)], gates)
         right = (out.logits.argmax(-1)==target).float()
-        price = s.new_tensor(self.prices[-s.shape[2]:])
-        cost = (right[:,None]*(price/price.max())*gates.mean(1)**2).sum(-1).mean()
+        price = s.new_tensor([self.prices[m] for m in self.modalities[1:]])
+        cost = (right[:,None]*(price/price.max().clamp_min(1e-9))*gates.mean(1)**2).sum(-1).mean()
         return out,(1. if self.setting is None else self.setting)*cost
     def own_macs(self, use):
         cost = use.new_tensor([float(macs(p)+macs(f)) for p,f in zip(self.project, self.each)])

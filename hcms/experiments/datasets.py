@@ -246,6 +246,7 @@ class Dataset(_Shown, _Provenance, _Priced):
     def fingerprint(self):
         views = sorted((m, v.fp) for m,v in self.views.items())
         own = [] if self.name in SHIPPED else [self.evaluated]   # a run's results are of this split
+        own += sorted((m, o.price) for m,o in self.brought.items())   # and AdaMML is trained to save these
         return fingerprint([self.manifest.fingerprint, views, sorted(self.missing), *own])
     @cached_property
     def missing(self) -> dict:   # id -> reason
@@ -348,7 +349,7 @@ def split(self:Dataset,
     Videos set aside are left out and counted by `missing`; any other gap is an error."""
     part = self.extracted(name)
     x = {m: v.load(part.ids, dtype=torch.float16)[0] for m,v in self.views.items()}
-    return Split(list(part.ids), x, torch.from_numpy(part.targets()), part.multi_hot())
+    return Split(list(part.ids), x, torch.from_numpy(part.targets()), part.multi_hot(), self.charged)
 
 @patch
 def counts(self:Dataset) -> dict:   # n_evaluated, n_official
@@ -372,7 +373,10 @@ def sources(self:Dataset) -> dict:
         name = self.backbones.networks[m].name
         backbones[m] = dict(
             network=name, weights=w, price_gflops=self.prices[m], pretrained=self.origin.get(m))
-    brought = {m: o.model_dump() | _read_note(_note_of_brought(self, m)) for m,o in self.brought.items()}
+    brought = {}
+    for m,o in self.brought.items():
+        note = _read_note(_note_of_brought(self, m))
+        brought[m] = o.model_dump() | {k: v for k,v in note.items() if k!='sources'}
     more = dict(chosen=self.chosen, brought=brought)
     return dict(backbones=backbones) | {k: v for k,v in more.items() if v}
 
@@ -415,8 +419,8 @@ def bring_features(
     name:str,        # Data set
     modality:str,    # One that its description calls brought
     folder,          # With a file for each video: ID.npy, ID.npz or ID.pt
-) -> tuple:          # How many videos have features now, and ids without a file
-    "Import features that somebody else extracted; nothing is kept where one of the files does not fit."
+) -> tuple:          # How many videos have features now, and ids of those that have none
+    "Import features that somebody else extracted, beside or in place of earlier ones; all files, or none."
     data = Dataset(name)
     check_choice(modality, data.brought, f'modality that {data.label} is brought')
     folder = Path(folder)
@@ -435,14 +439,21 @@ def bring_features(
     if other:
         rule = f'features are {sizes[other[0]]} long, and those of {next(iter(sizes))} are {usual}'
         raise InputError(paths[other[0]], rule)
-    files = fingerprint([(id, sha256(o)) for id,o in paths.items()])
     note = _note_of_brought(data, modality)
+    was = _read_note(note)
+    if was.get('size', usual)!=usual:
+        rule = f"features are {usual} long, and those imported before are {was['size']}: {note}"
+        raise InputError(paths[next(iter(paths))], rule)
+    before = data.store.extractor(modality, _config_of_brought(data, modality))
+    kept = {id: before.load([id], dtype=torch.float16)[0][0].numpy() for id in before.ids() if id not in x}
+    sources = was.get('sources', {}) | {id: sha256(o) for id,o in paths.items()}
     note.parent.mkdir(exist_ok=True)
-    write_whole(note, json.dumps(dict(files=files, size=usual, videos=len(x))))
+    said = dict(files=fingerprint(sorted(sources.items())), size=usual, videos=len(sources), sources=sources)
+    write_whole(note, json.dumps(said))
     view = data.store.extractor(modality, _config_of_brought(data, modality))
-    for id,v in x.items():
+    for id,v in (kept | x).items():
         view.put(id, v)
-    return len(x),[id for id in ids if id not in paths]
+    return len(view.ids()),[id for id in ids if not view.has(id)]
 
 # %% ../../nbs/experiments/01_datasets.ipynb #ad491fc5
 FINETUNING = dict(   # of `StreamConfig`; the paper gives no schedule, so all of it is our choice
@@ -593,7 +604,7 @@ class SimulatedDataset(_Shown):
         self.paper = name
         self.budgets = paper_budgets(name)
         self.steps = self.sim.steps
-        self.stamp = f'SIMULATED FEATURES: not {PAPER_DATASETS[name].title}, but a stand-in of its shape'
+        self.stamp = f'SIMULATED FEATURES: not {described(name).title}, but a stand-in of its shape'
         self.media = 'simulated features, no videos'
     def _text(self): return f'SimulatedDataset({self.label}, {len(self.classes)} classes)'
     def __reduce__(self): return _simulated,(self.name, *self.args)

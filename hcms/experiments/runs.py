@@ -399,12 +399,12 @@ def part(
     at = np.asarray(at)
     ids = [split.ids[i] for i in at]
     x = {m: v[at] for m,v in split.x.items()}
-    return Split(ids, x, split.y[at], split.labels[at])
+    return Split(ids, x, split.y[at], split.labels[at], split.prices)
 
 def together(a:Split, b:Split) -> Split:
     "The videos of two splits."
     x = {m: torch.cat([a.x[m], b.x[m]]) for m in a.x}
-    return Split(a.ids+b.ids, x, torch.cat([a.y, b.y]), np.concatenate([a.labels, b.labels]))
+    return Split(a.ids+b.ids, x, torch.cat([a.y, b.y]), np.concatenate([a.labels, b.labels]), a.prices)
 
 def tuning_splits(
     training:Split,

@@ -358,6 +358,17 @@ def check_disk(folder, need:int):
     if free<need:
         raise InputError(folder, f'has {free/2**30:.1f} GB free, and the features need {need/2**30:.1f} GB')
 
+# %% ../../nbs/extraction/01_extract.ipynb #f6278d41
+def _planned(manifest, store, shard, patience, options, lazy=False) -> tuple:
+    "What is to be made: backbones, views of the store, the outcome so far, (id, path) of videos that wait."
+    backbones = load_backbones(**options | dict(device='cpu'), lazy=lazy)   # a driver may have no accelerator
+    views = open_views(store, backbones)
+    result = Extraction(under=circumstances(patience))
+    jobs = jobs_of(manifest, store, views, shard, result)
+    if jobs:
+        check_disk(store.root, feature_bytes(backbones, len(jobs)))
+    return backbones,views,result,jobs
+
 # %% ../../nbs/extraction/01_extract.ipynb #e94f9aa8
 def extract(
     manifest,                  # Videos
@@ -379,17 +390,13 @@ def extract(
     patience = check_seconds(patience, 'patience')
     shard = check_shard(shard)
     check_count(steps, 'steps', least=0)
+    check_device(device)
     options = dict(preset=preset, weights=weights, seed=seed, device=device, precision=precision, steps=steps,
         networks=tuple(networks), modalities=tuple(modalities))
-    # for what is to be made; the workers have their own
-    backbones = load_backbones(**options | dict(device='cpu'), lazy=True)
-    check_device(device)
-    views = open_views(store, backbones)
-    result = Extraction(under=circumstances(patience))
-    jobs = jobs_of(manifest, store, views, shard, result)
+    # lazy: the workers have networks of their own
+    _,_,result,jobs = _planned(manifest, store, shard, patience, options, lazy=True)
     if not jobs:
         return result
-    check_disk(store.root, feature_bytes(backbones, len(jobs)))
     paths = dict(jobs)
     done = result.kept+len(result.aside)
     shown = dict(total=done+len(jobs), initial=done, desc='extract', unit='video')
@@ -595,13 +602,9 @@ def extract_on_ray(
     weights = weights if weights=='random' else str(weights)
     options = dict(preset=preset, weights=weights, seed=seed, device=device, precision=precision, steps=steps,
         networks=tuple(networks), modalities=tuple(modalities))
-    backbones = load_backbones(**options | dict(device='cpu'))   # the driver may have no accelerator
-    views = open_views(store, backbones)
-    result = Extraction(under=circumstances(patience))
-    jobs = jobs_of(manifest, store, views, shard, result)
+    backbones,views,result,jobs = _planned(manifest, store, shard, patience, options)
     if not jobs:
         return result
-    check_disk(store.root, feature_bytes(backbones, len(jobs)))
     decoders = decoders or max(1, (os.cpu_count() or 2)-actors)
     with _cluster(ray, address, decoders+actors):
         made = _network_actors(ray, actors, device, store.root, options)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IN_SIZES', 'PROJ_SIZES', 'HIDDEN_SIZES', 'SEAL', 'SEALED', 'sizes_along', 'lstm_update', 'keep', 'skipped', 'mix',
-           'fuse', 'Level', 'products', 'total', 'hcms_naive', 'check_feature', 'features_of', 'Saved', 'Hierarchy',
+           'Level', 'products', 'total', 'hcms_naive', 'check_feature', 'features_of', 'Saved', 'Hierarchy',
            'check_gates', 'Online', 'HCMSOutput', 'HCMS']
 
 # %% ../../nbs/method/03_hlstm.ipynb #b557dd1a
@@ -87,19 +87,6 @@ def mix(
 ) -> Tensor:       # (B, H)
     "The two cases of Eqs. 4 and 6."
     return torch.lerp(kept, new, G.to(new.dtype)) if blend else torch.where(G>.5, new, kept)
-
-# %% ../../nbs/method/03_hlstm.ipynb #5d5ab8ef
-def fuse(
-    G:Tensor,           # (B, 1) the gate
-    new,                # (h, c) at t, if open
-    old,                # (h, c) at t-1
-    lower,              # (h, c) of the lower LSTM at t
-    copy_cell=True,     # Copy c as well as h?
-    blend:bool=False,   # As in `mix`
-):                      # (h, c) at t
-    "Eqs. 4 and 6 with the recursive fusion of hidden states."
-    kept = skipped(old, lower, copy_cell)
-    return tuple(mix(G, n, k, blend) for n,k in zip(new, kept))
 
 # %% ../../nbs/method/03_hlstm.ipynb #16756072
 class Level(nn.Module):

@@ -20,10 +20,8 @@ from ..core import (InputError, check_choice, commit, fingerprint, home, read_js
                        versions, write_whole)
 from ..evaluation.costs import PAPER_PRICES
 from ..data.descriptions import SHIPPED, described
-from ..paper import PAPER
 from .plots import save_figure
 from ..experiments.runs import CLOSE, REACHED, config_for
-from ..training.train import train_config
 
 # %% ../../nbs/reports/02_artifacts.ipynb #991f20ce
 def _assigned(cell:str) -> set:
@@ -184,13 +182,15 @@ def mean_pm(
     return pd.Series([one(m, s) for m,s in zip(df[f'{name}_mean'], df[f'{name}_std'])], index=df.index)
 
 # %% ../../nbs/reports/02_artifacts.ipynb #220f8916
-def _aims(config) -> str:
+def _aims(data) -> str:
     "Skip targets and lambda in words, and why these."
+    config = config_for(data)
     text = f"skip targets {', '.join(map(str, config.skip_targets))}, lambda {config.weight:g}"
     if config.warmup:
         text += f', which rises over the first {config.warmup:.0%} of training'
-    if config.weight==PAPER.usage_weight and config.skip_targets==train_config().skip_targets:
-        return text
+    searched = tuple(data.plan.training.get('skip_targets', ()))
+    if config.skip_targets!=searched or (data.name!=data.label and not data.simulated):
+        return text   # the paper's, or somebody's own: no search led to them
     reached = ', '.join(f'{o:g}' for o in REACHED)
     return (f"{text}, so that the ratios reached on the selection split are the paper's "
             f"({reached} within {CLOSE:g})")
@@ -227,7 +227,7 @@ def _notes(data, counts, config, seeds) -> list:
         f"{data.label}: {data.media}; {_videos(data, counts)}; {data.training}; "
         f"{data.steps} time steps. {spread}",
         f"Training: Adam {config['lr']:g} x {config['decay']:g} an epoch, {_epochs(config)}, "
-        f"batch {config['batch']}; {_aims(config_for(data))} where nothing else is said. "
+        f"batch {config['batch']}; {_aims(data)} where nothing else is said. "
         "The epoch is chosen on the selection split.",
         *own,
     ]

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ..baselines.rivals import RIVALS
 from ..core import LETTERS, MODALITIES, InputError, letters
 from ..data.rendered import family
-from ..evaluation.costs import budget_row, by_group, gflops_per_video, oracle_rows
+from ..evaluation.costs import PAPER_PRICES, budget_row, by_group, gflops_per_video, oracle_rows
 from ..evaluation.metrics import mean_average_precision, per_class_ap, softmax
 from ..data.descriptions import described, standins
 from ..experiments.datasets import open_dataset, stamped
@@ -660,7 +660,8 @@ def show_table45(name, numbers, data, parameters, runs, out) -> pd.DataFrame:
         f'The {len(numbers)-1} classes with the highest AP by audio alone, '
         'on the evaluated split as in the paper.')
     if name=='table5':
-        chosen += " GFLOPs at the paper's prices."
+        whose = "the paper's prices" if data.charged==PAPER_PRICES else 'the prices of what was used'
+        chosen += f' GFLOPs at {whose}.'
     notes,meta = describe(data, runs, parameters)
     notes.append(chosen)
     if data.simulated:

@@ -152,6 +152,7 @@ class Split:
     x:dict               # modality -> (N, T, D) float32, or float16 as stored; each batch is made float32
     y:Tensor             # (N,) primary class
     labels:np.ndarray    # (N, C) 0/1, all classes of each video
+    prices:dict|None = None   # modality -> GFLOPs of one feature, for a policy that is trained to save them
     def __len__(self): return len(self.ids)
     @property
     def steps(self): return next(iter(self.x.values())).shape[1]   # T
@@ -400,6 +401,8 @@ def train(
     if team is not None and config.model in RIVALS:
         raise InputError('model', f'{config.model} is trained by one process only')
     model = build_model(config, {m: x.shape[-1] for m,x in training.x.items()}, training.labels.shape[1])
+    if isinstance(model, Rival) and training.prices:
+        model.prices = dict(training.prices)
     if team is not None:
         model.to(team.device)
         position = position if team.is_main_process else None
