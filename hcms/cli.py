@@ -6,8 +6,9 @@
 __all__ = ['app', 'store_app', 'manifest_app', 'OUT', 'VIDEOS', 'LINKS', 'DATASET', 'WORKERS', 'SEEDS', 'EPOCHS', 'NETWORK',
            'MODALITY', 'DEVICE', 'PRECISION', 'PATIENCE', 'LOADING', 'features_app', 'PICTURES', 'CHECKPOINT', 'main',
            'render', 'weights_command', 'finetune_command', 'extract_command', 'import_command', 'train_command',
-           'report', 'doctor', 'manifest_activitynet', 'manifest_fcvid', 'verify', 'pack_command', 'repair',
-           'predict_command', 'export_command']
+           'report', 'doctor', 'manifest_activitynet', 'manifest_fcvid', 'manifest_kinetics', 'manifest_ucf101',
+           'manifest_hmdb51', 'manifest_vggsound', 'manifest_ave', 'manifest_charades', 'manifest_audioset',
+           'manifest_folder', 'manifest_csv', 'verify', 'pack_command', 'repair', 'predict_command', 'export_command']
 
 # %% ../nbs/90_cli.ipynb #f54a2f91
 import importlib.util, json, os, sys, threading, warnings
@@ -303,7 +304,7 @@ def manifest_activitynet(
     links_out:bool=LINKS,
 ):
     "From ActivityNet's annotation file; videos that are not there keep their row, as absent."
-    from hcms.data.manifests import activitynet_manifest
+    from hcms.data.owners import activitynet_manifest
     make = lambda root: activitynet_manifest(annotations, root, videos, links_out)
     _write_manifest('activitynet', out, make)
 
@@ -317,18 +318,144 @@ def manifest_fcvid(
     links_out:bool=LINKS,
 ):
     "From FCVID's two lists; videos that are not there keep their row, as absent."
-    from hcms.data.manifests import fcvid_manifest
+    from hcms.data.owners import fcvid_manifest
     make = lambda root: fcvid_manifest(split, labels, root, classes, videos, links_out)
     _write_manifest('fcvid', out, make)
 
+# %% ../nbs/90_cli.ipynb #a523a62f
+_LISTS = "folder of the owners' lists"
+_NUMBER = typer.Option(1, min=1, max=3, help='which of the three splits')
+
+@manifest_app.command('kinetics')
+def manifest_kinetics(
+    lists:list[Path]=typer.Option(..., '--list', help='train.csv, val.csv, test.csv: give each'),
+    out:Path=OUT,
+    videos:str=VIDEOS,
+    links_out:bool=LINKS,
+):
+    "From the lists of Kinetics-400, 600 or 700."
+    from hcms.data.owners import kinetics_manifest
+    _write_manifest('kinetics', out, lambda root: kinetics_manifest(lists, root, videos, links_out))
+
+@manifest_app.command('ucf101')
+def manifest_ucf101(
+    lists:Path=typer.Option(..., help=_LISTS), number:int=_NUMBER, out:Path=OUT, videos:str=VIDEOS,
+    links_out:bool=LINKS,
+):
+    "From UCF-101's trainlist01.txt and testlist01.txt."
+    from hcms.data.owners import ucf101_manifest
+    _write_manifest('ucf101', out, lambda root: ucf101_manifest(lists, root, number, videos, links_out))
+
+@manifest_app.command('hmdb51')
+def manifest_hmdb51(
+    lists:Path=typer.Option(..., help=_LISTS), number:int=_NUMBER, out:Path=OUT, videos:str=VIDEOS,
+    links_out:bool=LINKS,
+):
+    "From HMDB-51's CLASS_test_split1.txt, a file a class."
+    from hcms.data.owners import hmdb51_manifest
+    _write_manifest('hmdb51', out, lambda root: hmdb51_manifest(lists, root, number, videos, links_out))
+
+@manifest_app.command('vggsound')
+def manifest_vggsound(
+    annotations:Path=typer.Option(..., help='vggsound.csv'), out:Path=OUT, videos:str=VIDEOS,
+    links_out:bool=LINKS,
+):
+    "From VGGSound's table."
+    from hcms.data.owners import vggsound_manifest
+    _write_manifest('vggsound', out, lambda root: vggsound_manifest(annotations, root, videos, links_out))
+
+@manifest_app.command('ave')
+def manifest_ave(
+    lists:Path=typer.Option(..., help=_LISTS), out:Path=OUT, videos:str=VIDEOS, links_out:bool=LINKS,
+):
+    "From AVE's trainSet.txt, valSet.txt and testSet.txt."
+    from hcms.data.owners import ave_manifest
+    _write_manifest('ave', out, lambda root: ave_manifest(lists, root, videos, links_out))
+
+# %% ../nbs/90_cli.ipynb #07b3ae59
+@manifest_app.command('charades')
+def manifest_charades(
+    training:Path=typer.Option(..., help='Charades_v1_train.csv'),
+    testing:Path=typer.Option(..., help='Charades_v1_test.csv'),
+    classes:Path=typer.Option(None, help='Charades_v1_classes.txt'),
+    out:Path=OUT,
+    videos:str=VIDEOS,
+    links_out:bool=LINKS,
+):
+    "From Charades' tables; a video has several labels."
+    from hcms.data.owners import charades_manifest
+    make = lambda root: charades_manifest(training, testing, root, classes, videos, links_out)
+    _write_manifest('charades', out, make)
+
+@manifest_app.command('audioset')
+def manifest_audioset(
+    training:Path=typer.Option(..., help='balanced_train_segments.csv'),
+    testing:Path=typer.Option(..., help='eval_segments.csv'),
+    classes:Path=typer.Option(..., help='class_labels_indices.csv'),
+    out:Path=OUT,
+    videos:str=VIDEOS,
+    links_out:bool=LINKS,
+):
+    "From AudioSet's lists of segments; a video has several labels."
+    from hcms.data.owners import audioset_manifest
+    make = lambda root: audioset_manifest(training, testing, root, classes, videos, links_out)
+    _write_manifest('audioset', out, make)
+
+# %% ../nbs/90_cli.ipynb #e2761d84
+_TESTING = typer.Option(.2, help='share of each class to test on')
+_SELECTION = typer.Option(.1, help='share of each class that chooses the epoch')
+_SEED = typer.Option(0, help='another seed, another split')
+
+@manifest_app.command('folder')
+def manifest_folder(
+    folder:Path=typer.Argument(help='with a folder for each class; the manifest goes there'),
+    group:str=typer.Option(
+        '', help="regular expression on a file's name: what its bracket finds stays together"),
+    testing:float=_TESTING,
+    selection:float=_SELECTION,
+    seed:int=_SEED,
+    links_out:bool=LINKS,
+):
+    "From a folder of class folders; the split is drawn, each class has its share, a group stays together."
+    from hcms.data.manifests import folder_manifest
+    make = lambda root: folder_manifest(root, group, testing, selection, seed, links_out)
+    _write_manifest(folder.name, folder/'manifest.csv', make)
+
+@manifest_app.command('csv')
+def manifest_csv(
+    table:Path=typer.Argument(help='with a heading: path, label, and where they are known id, group, split'),
+    out:Path=typer.Option(None, help="the manifest; by default manifest.csv in the table's folder"),
+    testing:float=_TESTING,
+    selection:float=_SELECTION,
+    seed:int=_SEED,
+    links_out:bool=LINKS,
+):
+    "From a table of paths and labels; paths are relative to the manifest's folder."
+    from hcms.data.manifests import csv_manifest
+    make = lambda root: csv_manifest(table, root, testing, selection, seed, links_out)
+    _write_manifest(table.parent.name, out or table.parent/'manifest.csv', make)
+
 # %% ../nbs/90_cli.ipynb #eba219a1
+def _manifest_path(name, out) -> Path:
+    "Where the manifest of a data set goes: as was said, or below $HCMS_DATA."
+    with _saying(LOADING):
+        from hcms.core import folder_from, full_path
+        from hcms.data.descriptions import SHIPPED, data_folder
+    if out:
+        return full_path(out)
+    if name in SHIPPED:
+        return data_folder(name)/'manifest.csv'
+    if not folder_from('HCMS_DATA'):
+        raise InputError('--out', f'say where the manifest of {name} goes, or set HCMS_DATA')
+    return folder_from('HCMS_DATA')/name/'manifest.csv'
+
 def _write_manifest(name, out, make):
     with _saying(LOADING):
-        from hcms.data.manifests import completeness
-        from hcms.core import full_path
-        from hcms.data.descriptions import data_folder
+        from hcms.data.descriptions import SHIPPED, describe_folder
         from hcms.data.manifests import write_manifest
-    out = full_path(out) if out else data_folder(name)/'manifest.csv'
+        from hcms.data.owners import completeness
+        from hcms.paper import PAPER_DATASETS
+    out = _manifest_path(name, out)
     if out.exists():
         raise InputError(out, 'is there already; move it away first')
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -340,7 +467,10 @@ def _write_manifest(name, out, make):
         noted = f'they are followed, and {out.stem}.links.json notes it'
         print(f'hcms: some videos lie behind links that lead out of {out.parent}; {noted}', file=sys.stderr)
     print(f'{write_manifest(m, out)}: {len(m)} videos, {len(m.classes)} classes')
-    print(completeness(m, name).to_string(index=False))
+    print(completeness(m, PAPER_DATASETS.get(name)).to_string(index=False))
+    if name not in SHIPPED:
+        said = describe_folder(out.parent, m)
+        print(f'{said}: edit it to choose networks, time steps or how it is trained')
 
 # %% ../nbs/90_cli.ipynb #2c8b42d1
 def _store(root):

@@ -31,7 +31,8 @@ def mine(tiny_home, tmp_path):
     return folder,tmp_path/'home'
 
 def test_it_is_found_by_path_and_by_name(mine, monkeypatch):
-    from hcms.experiments.datasets import Dataset, dataset_names, open_dataset
+    from hcms.data.descriptions import dataset_names
+    from hcms.experiments.datasets import Dataset, open_dataset
     from hcms.experiments.runs import config_for
     folder,home = mine
     monkeypatch.setenv('HCMS_HOME', str(home))
@@ -49,7 +50,7 @@ def test_it_is_found_by_path_and_by_name(mine, monkeypatch):
     assert Dataset('shapes').fingerprint==data.fingerprint
 
 def test_what_is_wrong_with_a_description_is_named(mine):
-    from hcms.experiments.datasets import described
+    from hcms.data.descriptions import described
     folder,_ = mine
     path = folder/'dataset.toml'
     wrong = {
@@ -306,3 +307,48 @@ def test_choices_that_contradict_each_other_are_refused(mine, monkeypatch):
         (folder/'dataset.toml').write_text(text)
         with pytest.raises(InputError, match='dataset.toml'):
             choose(str(folder))
+
+def clips(root) -> list:
+    "Files in class folders, each with its own bytes."
+    out = []
+    for c in ('bell', 'drum'):
+        (root/c).mkdir(parents=True)
+        for i in range(9):
+            path = root/c/f'{c}{i//3}_{i}.mp4'
+            path.write_bytes(f'{c} {i}'.encode())
+            out.append(path)
+    return out
+
+def test_a_folder_and_a_table_become_the_same_data_set(tmp_path):
+    "By the commands; the split is the same, and no group is on two sides."
+    from hcms.data.descriptions import described
+    from hcms.data.manifests import read_manifest
+    root = tmp_path/'mine'
+    paths = clips(root)
+    said = hcms('manifest', 'folder', root, '--group', '([0-9])_', home=tmp_path).stdout
+    assert '18 videos, 2 classes' in said and 'dataset.toml' in said
+    m = read_manifest(root/'manifest.csv')
+    assert described(str(root)).evaluated=='testing'
+    table = m.df[['path', 'labels', 'group']].rename(columns=dict(labels='label'))
+    assert len(table)==len(paths)
+    table.sample(frac=1, random_state=0).to_csv(root/'clips.csv', index=False)
+    hcms('manifest', 'csv', root/'clips.csv', '--out', root/'again.csv', home=tmp_path)
+    again = read_manifest(root/'again.csv')
+    assert again.fingerprint==m.fingerprint
+    assert again.df.groupby('group').split.nunique().max()==1
+    refused = hcms('manifest', 'folder', root, home=tmp_path, check=False)
+    assert refused.returncode and 'is there already' in refused.stderr
+
+def test_a_reader_of_lists_by_its_command(tmp_path):
+    from hcms.data.manifests import read_manifest
+    heading = 'label,youtube_id,time_start,time_end,split\n'
+    (tmp_path/'val.csv').write_text(heading+'yoga,-a_bcdefghij,1,11,val\nyoga,gone,0,10,val\n')
+    (tmp_path/'k'/'videos').mkdir(parents=True)
+    (tmp_path/'k'/'videos'/'-a_bcdefghij_000001_000011.mp4').touch()
+    words = ('manifest', 'kinetics', '--list', tmp_path/'val.csv')
+    said = hcms(*words, '--out', tmp_path/'k'/'manifest.csv', home=tmp_path).stdout
+    assert 'validation' in said and 'official' not in said
+    assert read_manifest(tmp_path/'k'/'manifest.csv').df.status.tolist()==['', 'absent']
+    assert 'evaluated = "validation"' in (tmp_path/'k'/'dataset.toml').read_text()
+    refused = hcms(*words, home=tmp_path, check=False)
+    assert 'say where the manifest of kinetics goes' in refused.stderr

@@ -113,7 +113,7 @@ def test_left_out_links(linked, monkeypatch):
 ASK = """
 import os
 from hcms.core import home
-from hcms.experiments.datasets import data_folder
+from hcms.data.descriptions import data_folder
 said = [home(), data_folder('activitynet'), data_folder('demo')]
 with open(os.environ['SAID'], 'a', encoding='utf-8') as f: print(*said, sep='|', file=f)
 """
@@ -177,7 +177,7 @@ for words in {list(asked)!r}:
 READERS = r"""
 import json, os, sys
 from pathlib import Path
-from hcms.data.manifests import activitynet_manifest, fcvid_manifest
+from hcms.data.owners import activitynet_manifest, fcvid_manifest
 from hcms.experiments.datasets import Dataset
 from hcms.data.manifests import read_manifest, write_manifest
 from hcms.data.rendered import read_recipe

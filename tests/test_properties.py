@@ -206,7 +206,7 @@ def fuzz(path, data, read, n, seed):
 def annotations(tmp_path):
     "Cases of `cases`: ActivityNet's file and FCVID's two."
     import json
-    from hcms.data.manifests import activitynet_manifest, fcvid_manifest
+    from hcms.data.owners import activitynet_manifest, fcvid_manifest
     video = dict(subset='training', duration=3.5, annotations=[dict(label='a', segment=[0, 1])])
     tree = dict(taxonomy=[dict(nodeId=1, nodeName='a', parentId=0)], database=dict(v0=video, v1=video))
     path = tmp_path/'a.json'

@@ -889,7 +889,7 @@ def hostile_safetensors() -> dict:
 
 def test_hostile_files_are_refused(trained_home, tmp_path, tally):
     "A pickle under every name, hostile headers, bombs: every reader refuses; nothing ran or was written."
-    from hcms.data.manifests import activitynet_manifest, fcvid_manifest
+    from hcms.data.owners import activitynet_manifest, fcvid_manifest
     from hcms.networks.backbones import load_backbones, weights_path
     from hcms.networks.backbones import read_keras, read_tflite
     from hcms.method.hlstm import HCMS
@@ -1038,7 +1038,7 @@ def test_hostile_configurations_are_refused(trained_home, tmp_path, tally):
 def test_paths_that_lead_out_are_refused(tmp_path, tally):
     from hcms.core import check_seal
     from hcms.data.manifests import Manifest
-    from hcms.data.manifests import activitynet_manifest
+    from hcms.data.owners import activitynet_manifest
     ids = [
         '../../etc/cron.d/x', '/abs', 'a/b', 'a\x00b', 'a\nb', '..', '.', '', 'x'*65, 'a b', 'ä', '%2e%2e',
         'a;rm', '$(x)', 'C:\\x', '\\\\host\\x', '~root', '-'*65]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'COLUMNS', 'BAR', 'MEDIA', 'UNFINISHED', 'Manifest', 'is_outside', 'write_manifest', 'read_manifest',
-           'hold_out', 'is_video', 'video_name', 'videos_in', 'find_files', 'activitynet_manifest', 'fcvid_manifest',
-           'completeness']
+           'hold_out', 'is_video', 'video_name', 'videos_in', 'find_files', 'manifest_of', 'safe_id', 'drawn_splits',
+           'folder_manifest', 'csv_manifest']
 
 # %% ../../nbs/data/01_manifests.ipynb #1230561e
 import csv
@@ -18,15 +18,12 @@ import re
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
-from pydantic import BaseModel, ValidationError
 from ..core import (
-    ID_RULE, InputError, check_choice, check_seal, fingerprint, full_path, read_json, read_lines, read_text,
-    sealing, write_whole)
-from ..paper import PAPER_DATASETS
+    ID_RULE, InputError, check_choice, check_seal, fingerprint, full_path, read_json, read_text, sealing,
+    sha256, write_whole)
 
 # %% ../../nbs/data/01_manifests.ipynb #ac57e6d2
 SPLITS = ('training', 'validation', 'testing', 'selection')
@@ -428,10 +425,11 @@ def find_files(
         out.setdefault(video_name(p), []).append(p.relative_to(root).as_posix())
     return out
 
-def _files_of(id, ids, found) -> list:
-    "The files of a video, named `ID` or `v_ID`."
-    names = [id] if f'v_{id}' in ids else [id, f'v_{id}']   # some ids begin with v_
-    return [p for n in names for p in found.get(n, ())]
+def _names_of(row, ids) -> list:
+    "What the file of a video may be called, without its ending: as its row says, or `ID` or `v_ID`."
+    id = row['id']
+    usual = [id] if f'v_{id}' in ids else [id, f'v_{id}']   # some ids begin with v_
+    return row.pop('names', usual)
 
 def _with_files(rows, root, found, default) -> list:
     "Rows with the path of each id's (largest) file; or with the usual path and the status `absent`."
@@ -439,7 +437,7 @@ def _with_files(rows, root, found, default) -> list:
     ids = {r['id'] for r in rows}
     several = []
     for r in rows:
-        files = _files_of(r['id'], ids, found)
+        files = [p for n in _names_of(r, ids) for p in found.get(n, ())]
         path = ''.join(files)
         if len(files)>1:
             path = max(files, key=lambda o: (root/o).stat().st_size)
@@ -462,8 +460,8 @@ def _outside(root, paths) -> set:
     folders = {f: is_outside(f, root) for f in {o.parent for o in full.values()}}   # each checked once
     return {p for p,o in full.items() if folders[o.parent] or (o.is_symlink() and is_outside(o, root))}
 
-def _manifest(rows, classes, root, name, videos, default, links_out, **lines) -> Manifest:
-    "A manifest of rows that have no path yet."
+def manifest_of(rows, classes, root, name, videos, default, links_out, **lines) -> Manifest:
+    "A manifest of rows that have no path yet: id, split, labels and, where files have other names, `names`."
     found = find_files(root, videos)
     outside = _outside(root, [p for paths in found.values() for p in paths])
     if not links_out:
@@ -472,118 +470,145 @@ def _manifest(rows, classes, root, name, videos, default, links_out, **lines) ->
     used = any(r['path'] in outside for r in rows if not r['status'])
     return Manifest(pd.DataFrame(rows, **lines), classes, root, name, links_out=used)
 
-# %% ../../nbs/data/01_manifests.ipynb #c8b5be2e
-class _Segment(BaseModel):
-    label:str
+# %% ../../nbs/data/01_manifests.ipynb #0a170810
+def safe_id(name:str) -> str:
+    "A name as an id: itself where it can be one, else its plain characters and a digest of all of it."
+    if ID_RULE.fullmatch(name):
+        return name
+    plain = re.sub('[^A-Za-z0-9_-]+', '_', name).strip('_')
+    return f"{plain[:50]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
-class _Video(BaseModel):
-    subset:Literal['training', 'validation', 'testing']
-    annotations:list[_Segment] = []
-    duration:float|None = None
+# %% ../../nbs/data/01_manifests.ipynb #ca3f692e
+def drawn_splits(
+    labels,           # (N,) class of each video
+    groups,           # (N,) what stays together
+    testing=.2,       # Share of each class
+    selection=.1,     # The same; these choose the epoch
+    seed=0,
+    name='manifest',  # For messages
+) -> list:            # (N,) 'training', 'selection' or 'testing'
+    "A split in which each class has its share and no group is on two sides."
+    for k,v in dict(testing=testing, selection=selection).items():
+        if not 0<v<1 or testing+selection>=1:
+            raise InputError(k, f'must lie between 0 and 1, and testing and selection below 1, not {v!r}')
+    df = pd.DataFrame(dict(label=list(labels), group=list(groups)))
+    main = df.groupby('group').label.agg(lambda o: o.mode().iloc[0])   # a group's most frequent class
+    size = df.groupby('group').size()
+    where = {}
+    for label,mine in main.groupby(main):
+        todo = sorted(mine.index, key=lambda o: _draw(o, seed))
+        if len(todo)<3:
+            what = 'video' if (size[todo]==1).all() else 'group'
+            found = f'has {len(todo)} {what}{"s" if len(todo)>1 else ""}'
+            rule = f'{found}; three are needed: to train, to choose the epoch, and to test'
+            raise InputError(f'{name}, class {label!r}', rule)
+        total = size[todo].sum()
+        for split,share in (('testing', testing), ('selection', selection)):
+            left = 2 if split=='testing' else 1   # groups that the other splits need
+            taken = 0
+            while len(todo)>left and (not taken or taken+size[todo[0]]/2<=share*total):
+                taken += size[todo[0]]
+                where[todo.pop(0)] = split
+    return [where.get(g, 'training') for g in df.group]
 
-class _Node(BaseModel):
-    nodeId:int
-    nodeName:str
-    parentId:int|None = None
+# %% ../../nbs/data/01_manifests.ipynb #0f89ff2c
+def _one_spelling(labels, name):
+    "An `InputError` where two classes differ in case or blanks only."
+    seen = {}
+    for o in labels:
+        other = seen.setdefault(' '.join(o.casefold().split()), o)
+        if other!=o:
+            rule = f'has the classes {other!r} and {o!r}, which differ in case or blanks only'
+            raise InputError(name, rule)
 
-class _Tree(BaseModel):
-    "The parts of ActivityNet's file that are used."
-    database:dict[str, _Video]
-    taxonomy:list[_Node] = []
-    def leaves(self) -> list:
-        "Names of the nodes that are nobody's parent, sorted."
-        parents = {o.parentId for o in self.taxonomy}
-        return sorted(o.nodeName for o in self.taxonomy if o.nodeId not in parents)
+def _same_clip(paths, labels, name):
+    "An `InputError` where files of two classes have the same content."
+    by_size = {}
+    for p,label in zip(paths, labels):
+        by_size.setdefault(p.stat().st_size, []).append((p, label))
+    for files in by_size.values():
+        if len({label for _,label in files})<2:
+            continue
+        seen = {}
+        for p,label in files:
+            was = seen.setdefault(sha256(p), (p, label))
+            if was[1]!=label:
+                both = f'{was[0]} ({was[1]}) and {p} ({label})'
+                raise InputError(name, f'{both} are the same video in two classes')
 
-def _read_tree(path) -> _Tree:
-    try:
-        return _Tree.model_validate(read_json(path, 1<<28))
-    except ValidationError as e:
-        o = e.errors()[0]
-        at = '.'.join(map(str, o['loc'])) or 'as a whole'
-        raise InputError(f'{path}, {at}', f"{o['msg']}, not {str(o['input'])[:80]!r}") from None
+def _own_manifest(rows, root, name, testing, selection, seed, links_out) -> Manifest:
+    "The manifest of rows with path, label and group, and with a split or without one."
+    for r in rows:
+        r['id'] = safe_id(r.get('id') or Path(r['path']).with_suffix('').name)
+    names = [r['id'] for r in rows]
+    for r in rows:   # of equal names, each with its folder
+        if names.count(r['id'])>1:
+            r['id'] = safe_id(Path(r['path']).with_suffix('').as_posix().replace('/', '_'))
+    _one_spelling({r['labels'].split(BAR)[0] for r in rows}, name)
+    there = [r for r in rows if (root/r['path']).is_file()]
+    _same_clip([root/r['path'] for r in there], [r['labels'] for r in there], name)
+    if 'split' not in rows[0]:
+        first = [r['labels'].split(BAR)[0] for r in rows]
+        drawn = drawn_splits(first, [r['group'] or r['id'] for r in rows], testing, selection, seed, name)
+        rows = [r | dict(split=s) for r,s in zip(rows, drawn)]
+    rows = [r | dict(status='' if (root/r['path']).is_file() else 'absent') for r in rows]
+    outside = _outside(root, [r['path'] for r in rows])
+    if not links_out:
+        rows = [r for r in rows if r['path'] not in outside]
+    return Manifest(pd.DataFrame(rows), None, root, name, links_out=bool(outside) and links_out)
 
-# %% ../../nbs/data/01_manifests.ipynb #5f518780
-def activitynet_manifest(
-    annotations,      # activity_net.v1-3.min.json
-    root,             # Folder of the data set
-    videos='videos',  # Folder below it that holds the files
+# %% ../../nbs/data/01_manifests.ipynb #1d7d526d
+def folder_manifest(
+    root,             # With a folder for each class
+    group='',         # Regular expression; what its bracket finds in a file's name is the group
+    testing=.2,       # Share of each class
+    selection=.1,
+    seed=0,
     links_out=True,   # Take files behind links that lead out of the root?
-) -> Manifest:        # Columns id, path, split, labels, status, seconds
-    "One row for every video of ActivityNet's annotation file."
-    tree = _read_tree(annotations)
+) -> Manifest:        # Columns id, path, labels, group, split, status
+    "One row for every video of a folder of class folders."
+    root = full_path(root)
+    if not root.is_dir():
+        raise InputError(root, 'is not a folder')
+    found = [p.relative_to(root) for p in videos_in(root)]
+    if not found:
+        raise InputError(root, 'has no video below it')
+    loose = [p for p in found if len(p.parts)==1]
+    if loose:
+        rule = f'has videos outside the class folders, such as {loose[0]}; put each into the folder of its'
+        raise InputError(root, f'{rule} class, or give a table of paths and labels')
     rows = []
-    for id,v in tree.database.items():
-        labels = list(dict.fromkeys(o.label for o in v.annotations))
-        if not labels and v.subset!='testing':
-            raise InputError(f'{annotations}, video {id!r}', f'is in {v.subset} and has no annotation')
-        rows.append(dict(id=id, split=v.subset, labels=BAR.join(labels), seconds=f'{v.duration or 0:g}'))
-    if not rows:
-        raise InputError(annotations, 'lists no video')
-    usual = lambda id: f'{videos}/v_{id}.mp4'
-    return _manifest(rows, tree.leaves() or None, root, str(annotations), videos, usual, links_out)
+    for p in found:
+        at = re.search(group, p.stem) if group else None
+        if group and not at:
+            raise InputError(root/p, f'{group!r} finds no group in its name')
+        own = (at[1] if at.groups() else at[0]) if at else ''
+        label = p.parts[0].replace(BAR, '/')
+        rows.append(dict(path=p.as_posix(), labels=label, group=own and f'{label}/{own}'))
+    return _own_manifest(rows, root, str(root), testing, selection, seed, links_out)
 
-# %% ../../nbs/data/01_manifests.ipynb #47a7889b
-def _split_line(where, text) -> dict:
-    "The row of one line: PATH train|test."
-    *path,split = text.rsplit(None, 1) or ['']
-    name = Path(''.join(path).replace('\\', '/'))
-    id = video_name(name) if is_video(name.name) else name.stem
-    if not path or split not in ('train', 'test'):
-        raise InputError(where, f'must be a path and train or test, not {text!r}')
-    return dict(id=id, split=dict(train='training', test='testing')[split])
-
-def _hot_labels(split, labels, n:int) -> np.ndarray:
-    "(n, classes) of 0 and 1 from FCVID_Label.txt, which has as many lines as the list of videos."
-    try:
-        hot = np.loadtxt(read_lines(labels), dtype=np.int64, ndmin=2, comments=None)
-    except ValueError as e:
-        raise InputError(labels, f'must hold as many columns of 0 and 1 on every line: {e}') from None
-    if len(hot)!=n:
-        raise InputError(labels, f'has {len(hot)} lines where {split} has {n}')
-    if not np.isin(hot, (0, 1)).all():
-        line = np.flatnonzero((hot*(hot-1)).any(1))[0]+1
-        raise InputError(f'{labels}, line {line}', 'holds something other than 0 and 1')
-    return hot
-
-# %% ../../nbs/data/01_manifests.ipynb #190e49dd
-def fcvid_manifest(
-    split,            # FCVID_VideoName_TrainTestSplit.txt
-    labels,           # FCVID_Label.txt
-    root,             # Folder of the data set
-    classes=None,     # File with a class name a line, in the order of the columns
-    videos='videos',  # Folder below root that holds the files
+def csv_manifest(
+    path,             # With a heading: path and label; also id, group, split where they are known
+    root=None,        # Folder that its paths are relative to; by default the table's own
+    testing=.2,       # Share of each class, where there is no column `split`
+    selection=.1,
+    seed=0,
     links_out=True,   # Take files behind links that lead out of the root?
-) -> Manifest:        # Columns id, path, split, labels, status
-    "One row for every video of FCVID's lists."
-    for o in (split, labels, *([classes] if classes else [])):
-        if not read_text(o).strip():
-            raise InputError(o, 'is empty')
-    lines = read_lines(split)
-    hot = _hot_labels(split, labels, len(lines))
-    names = [f'fcvid_{k:03d}' for k in range(hot.shape[1])]
-    if classes:
-        names = [o.strip() for o in read_lines(classes) if o.strip()]
-    if len(names)!=hot.shape[1]:
-        raise InputError(classes, f'names {len(names)} classes where {labels} has {hot.shape[1]} columns')
-    rows = [_split_line(f'{split}, line {n}', o) for n,o in enumerate(lines, 1)]
-    for r,h in zip(rows, hot):
-        r['labels'] = BAR.join(names[k] for k in np.flatnonzero(h))
-    usual = lambda id: f'{videos}/{id}.mp4'
-    return _manifest(rows, names, root, str(split), videos, usual, links_out, index=range(1, len(rows)+1))
-
-# %% ../../nbs/data/01_manifests.ipynb #d2f04ccd
-def completeness(
-    m:Manifest,
-    name:str,          # activitynet or fcvid
-) -> pd.DataFrame:     # A row a split: official, listed, with a file
-    "How a manifest compares with the official numbers."
-    d = PAPER_DATASETS[name]
-    there = m.df.status=='' if 'status' in m.df else pd.Series(True, m.df.index)
-    rows = []
-    for split in ('training', 'validation', 'testing'):
-        if d.n(split):
-            here = m.df.split==split
-            counts = dict(listed=int(here.sum()), present=int((there & here).sum()))
-            rows.append(dict(split=split, official=d.n(split), **counts))
-    return pd.DataFrame(rows)
+) -> Manifest:        # Columns id, path, labels, group, split, status, and any others of the table
+    "One row for every line of a table of videos; a video with several labels has `|` between them."
+    table = _read_csv(path)
+    for need in ('path', 'label'):
+        other = dict(label='labels').get(need, need)
+        if need not in table and other not in table:
+            raise InputError(path, f'has no column {need!r}; it has {", ".join(table.columns)}')
+    table = table.rename(columns=dict(label='labels'))
+    rows = table.to_dict('records')
+    for line,r in zip(table.index, rows):
+        if not r['path'].strip() or not r['labels'].strip():
+            raise InputError(f'{path}, line {line}', 'needs a path and a label')
+        if _leads_out(r['path']):
+            rule = f"path {r['path']!r} must be relative and stay inside the root"
+            raise InputError(f'{path}, line {line}', rule)
+        r['group'] = r.get('group', '')
+    root = full_path(root or Path(path).parent)
+    return _own_manifest(rows, root, str(path), testing, selection, seed, links_out)

@@ -216,7 +216,7 @@ def make_reports(
             measured(data, seeds, epochs, workers)
         first = run_folder(data, config_for(data, epochs))
         if (first/SEAL).exists():
-            _keep(data, load_run(first), other_than_default(dict(epochs=epochs)))
+            _keep(data, load_run(first, data.charged), other_than_default(dict(epochs=epochs)))
         phase.begin('notebooks', f'the notebooks that run, at most {workers},')
         failed = _run_notebooks(names, executed, given | dict(workers=1, out_dir=str(out)), workers)
         phase.end()
