@@ -8,6 +8,7 @@ __all__ = ['read_state', 'fit_state', 'read_pretrained', 'install', 'install_ran
 # %% ../../nbs/networks/02_weights.ipynb #07911a29
 import json
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 import torch
 from safetensors import SafetensorError
@@ -67,6 +68,14 @@ def fit_state(
         raise InputError(path, f'does not fit, and nothing was loaded; {len(diff)} differences: {listed}')
     return {k: have.get(k, v) for k,v in want.items()}
 
+def _in_order(state:dict, net:nn.Module, path) -> dict:
+    "EfficientNet-Lite's weights by timm's names: the two list the same layers in the same order."
+    state = {k: v for k,v in state.items() if not k.startswith('_fc.')}
+    names = list(net.state_dict())
+    if len(names)!=len(state):
+        raise InputError(path, f'has {len(state)} tensors where the network has {len(names)}')
+    return dict(zip(names, state.values()))
+
 def read_pretrained(
     name:str,       # Of a network
     path,           # yamnet.h5, a TFLite model, or a state dict with the library's own key names
@@ -80,6 +89,8 @@ def read_pretrained(
     state = read_state(path)
     own = set(state) & set(net.state_dict())   # written by `save_weights`
     target = net if own else getattr(net, 'net', net)
+    if '_conv_stem.weight' in state:   # as EfficientNet-Lite-PyTorch names them
+        state = _in_order(state, target, path)
     leave_out = getattr(net, 'classifier', ())
     if isinstance(leave_out, nn.Module):   # a layer of somebody's network, not our list of keys
         leave_out = ()
@@ -140,6 +151,17 @@ def install_random(
     return out
 
 # %% ../../nbs/networks/02_weights.ipynb #3d9f2c05
+def _of_package(address:str) -> Path:   # package:MODULE
+    "The one file of weights of an installed package."
+    module = address.removeprefix('package:')
+    found = find_spec(module)
+    if not found:
+        raise ImportError(f"{module} is not installed; run: pip install 'hcms[lite]'")
+    files = sorted(Path(found.origin).parent.rglob('*.pth'))
+    if len(files)!=1:
+        raise OSError(f'{module} holds {len(files)} files of weights, not one')
+    return files[0]
+
 def fetch(name:str, folder) -> Path:
     "Download the published weights of a network; offline, the error names another way."
     n = network(name)
@@ -150,6 +172,8 @@ def fetch(name:str, folder) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
+        if s.address.startswith('package:'):
+            return _of_package(s.address)
         if '://' not in s.address:
             from huggingface_hub import hf_hub_download
             return Path(hf_hub_download(s.address, 'model.safetensors', local_dir=folder/'timm'))
