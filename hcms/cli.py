@@ -6,9 +6,10 @@
 __all__ = ['app', 'store_app', 'manifest_app', 'OUT', 'VIDEOS', 'LINKS', 'DATASET', 'WORKERS', 'SEEDS', 'EPOCHS', 'NETWORK',
            'MODALITY', 'DEVICE', 'PRECISION', 'PATIENCE', 'LOADING', 'features_app', 'PICTURES', 'CHECKPOINT', 'main',
            'render', 'weights_command', 'finetune_command', 'extract_command', 'import_command', 'train_command',
-           'report', 'doctor', 'manifest_activitynet', 'manifest_fcvid', 'manifest_kinetics', 'manifest_ucf101',
-           'manifest_hmdb51', 'manifest_vggsound', 'manifest_ave', 'manifest_charades', 'manifest_audioset',
-           'manifest_folder', 'manifest_csv', 'verify', 'pack_command', 'repair', 'predict_command', 'export_command']
+           'learn_command', 'report', 'doctor', 'manifest_activitynet', 'manifest_fcvid', 'manifest_kinetics',
+           'manifest_ucf101', 'manifest_hmdb51', 'manifest_vggsound', 'manifest_ave', 'manifest_charades',
+           'manifest_audioset', 'manifest_folder', 'manifest_csv', 'verify', 'pack_command', 'repair',
+           'predict_command', 'export_command']
 
 # %% ../nbs/90_cli.ipynb #f54a2f91
 import importlib.util, json, os, sys, threading, warnings
@@ -259,6 +260,35 @@ def train_command(
     for r in runs:
         folder = data.folder/'runs'/r.key
         print(f"seed {r.config.seed}: selection mAP {r.history['map'].max():.3f}, in {folder}")
+
+# %% ../nbs/90_cli.ipynb #4509ede2
+@app.command('learn')
+def learn_command(
+    source:Path=typer.Argument(help='a folder with a folder for each class, or a table of path and label'),
+    group:str=typer.Option(
+        '', help="regular expression on a file's name: what its bracket finds stays together"),
+    preset:str=typer.Option('light', help='networks and training: light, paper or demo'),
+    network:list[str]=NETWORK,
+    steps:int=typer.Option(0, min=0, help="time steps of a video; 0 is the preset's"),
+    weights:list[str]=typer.Option(
+        [], help="MODALITY=FILE, or MODALITY=random; others are fetched from where they are published"),
+    seeds:int=SEEDS,
+    epochs:int=EPOCHS,
+    workers:int=WORKERS,
+):
+    "From a folder of videos to a recognizer and a page of results. Goes on where it was stopped."
+    with _saying(LOADING):
+        from hcms.reports.learn import learn
+    given = {}
+    for o in weights:
+        modality,_,file = o.partition('=')
+        if not file:
+            raise InputError('--weights', f'takes MODALITY=FILE or MODALITY=random, not {o!r}')
+        given[modality] = file
+    kept,out = learn(source, group, preset, network, steps, given, seeds, epochs, workers)
+    print(f'recognizer: {kept}')
+    print(f"page: {out/'README.md'}")
+    print(f'try it: hcms predict VIDEO --checkpoint {kept}')
 
 # %% ../nbs/90_cli.ipynb #b91daeab
 @app.command()

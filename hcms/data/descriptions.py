@@ -7,6 +7,7 @@ __all__ = ['SHIPPED', 'Order', 'Trials', 'Plan', 'StandIn', 'Brought', 'Descript
            'plan_of', 'standins', 'data_folder', 'describe_folder']
 
 # %% ../../nbs/data/05_descriptions.ipynb #62df538d
+import json
 import tomllib
 from importlib.resources import files
 from pathlib import Path
@@ -102,6 +103,7 @@ class Description(Plan):
 
 # %% ../../nbs/data/05_descriptions.ipynb #3e1b2dc7
 _DESCRIPTIONS = files('hcms')/'resources'/'datasets'
+_PRESETS = files('hcms')/'resources'/'presets'
 SHIPPED = tuple(sorted(o.name.removesuffix('.toml') for o in _DESCRIPTIONS.iterdir()))
 
 def dataset_names() -> list:
@@ -137,8 +139,11 @@ def described(name:str) -> Description:
     return found
 
 def plan_of(preset:str) -> Plan:
-    "How models are trained on data of a preset: as on the data set of that name, else by the paper's values."
-    return described(preset) if preset in SHIPPED else Plan()
+    "How models are trained on data of a preset: as on the data set of that name, else as the preset says."
+    if preset in SHIPPED:
+        return described(preset)
+    path = _PRESETS/f'{preset}.toml'
+    return Plan(**tomllib.loads(path.read_text(encoding='utf-8'))) if path.is_file() else Plan()
 
 def standins() -> list:
     "Names of the data sets that simulated features can stand in for."
@@ -159,7 +164,7 @@ def data_folder(name:str) -> Path:
     return root/name
 
 # %% ../../nbs/data/05_descriptions.ipynb #2dc4fea1
-def describe_folder(folder, manifest) -> Path:
+def describe_folder(folder, manifest, **more) -> Path:   # `more`: other texts and numbers of a description
     "Write the description that a folder with a manifest needs, where there is none; its path."
     path = Path(folder)/'dataset.toml'
     if not path.is_file():
@@ -168,5 +173,7 @@ def describe_folder(folder, manifest) -> Path:
         kept_back = (manifest.df[manifest.df.split=='testing'].labels=='').any()   # by the owners
         if 'validation' in splits and kept_back:
             evaluated = 'validation'
-        write_whole(path, f'evaluated = "{evaluated}"   # the split that tables report\n')
+        lines = [f'evaluated = "{evaluated}"   # the split that tables report']
+        lines += [f'{k} = {json.dumps(v)}' for k,v in more.items()]   # JSON's texts and numbers are TOML's
+        write_whole(path, '\n'.join(lines)+'\n')
     return path

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OF_ALWAYS_ON', 'FINETUNING', 'banner', 'StampedFrame', 'Stamped', 'stamped', 'paper_budgets', 'Dataset', 'choose',
-           'read_brought', 'bring_features', 'train_backbones', 'finetune_backbones', 'prepare_rendered',
-           'SimulatedDataset', 'open_dataset']
+           'read_brought', 'bring_features', 'train_backbones', 'finetune_backbones', 'freeze_backbones',
+           'prepare_rendered', 'SimulatedDataset', 'open_dataset']
 
 # %% ../../nbs/experiments/01_datasets.ipynb #ecb338f1
 import json
@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
+from safetensors.torch import load_file
 from ..core import (
     MODALITIES, InputError, check_choice, check_count, check_seconds, fingerprint, first_line, folder_from,
     home, read_json, register_modality, sha256, worker_pool, write_whole)
@@ -31,7 +32,8 @@ from ..data.store import FeatureStore, PackedView
 from ..evaluation.costs import PAPER_PRICES, backbone_prices
 from ..extraction.extract import Extraction, extract, open_views
 from ..media.files import MediaSpec
-from ..networks.backbones import PRECISIONS, load_backbones, network, networks_of, spec_for, weights_path
+from ..networks.backbones import (
+    PRECISIONS, build_backbone, load_backbones, network, networks_of, save_weights, spec_for, weights_path)
 from ..paper import PAPER_DATASETS, paper_table
 from ..training.finetune import FinetuneConfig, decode_split, finetune, finetune_streaming, stream_config
 from ..training.train import Split
@@ -562,6 +564,33 @@ def _finetune_rendered(description, folder, out, start, workers):
     trimmed_spec = replace(spec, steps=2*recipe.seconds)
     train_backbones(trimmed, start, trimmed_spec, preset, first['config'], None, workers)
     train_backbones(folder/'manifest.csv', out, spec, preset, description.finetuning, start, workers)
+
+# %% ../../nbs/experiments/01_datasets.ipynb #27e58c14
+def freeze_backbones(
+    name:str,        # Data set
+    modalities=(),   # Some of those that networks make; by default all
+) -> list:           # Files
+    "Takes the weights in backbones/pretrained as they are, where none were finetuned."
+    folder = data_folder(name)/'backbones'
+    notes = _read_note(folder/'pretrained'/'weights.json')
+    chosen = _chosen(data_folder(name), described(name)).get('networks', ())
+    of = networks_of(described(name).preset, chosen)
+    out = []
+    for m in modalities or described(name).fed:
+        path = weights_path(folder/'finetuned', m)
+        if path.is_file():
+            continue
+        start = weights_path(folder/'pretrained', m)
+        if not start.is_file():
+            raise InputError(start, f'no such file; run: hcms weights {name} --modality {m}')
+        net = build_backbone(of[m].name)
+        net.load_state_dict(load_file(start))
+        record = dict(network=of[m].name, config=dict(train='head'), start=start.name,
+            pretrained=notes.get(m, {}), videos=0, history=[])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path.with_suffix('.json'), json.dumps(record, indent=1))
+        out.append(save_weights(net, path))
+    return out
 
 # %% ../../nbs/experiments/01_datasets.ipynb #1c7666e7
 def prepare_rendered(
