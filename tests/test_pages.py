@@ -64,6 +64,9 @@ INSTEAD = [
     # it names what is missing, and ends with 1 for that
     (r'hcms doctor activitynet', '', '{line}', (0, 1), 'activitynet: manifest'),
     (r'export HCMS_DATA=.*', '', 'export HCMS_DATA="$STAND_IN"', (0,), ''),
+    # a folder of the reader's; tests/test_own_dataset.py and nbs/reports/08_learn.ipynb have one
+    (r'(hcms (?:learn|extract|manifest folder|manifest csv)) /where/.*', '', '{1} --help', (0,), 'Usage'),
+    (r'papermill .* -p dataset /where/.*', '', TABLE, (0,), 'dataset'),
     # the internet
     (r'hcms weights activitynet', '', '{line} --weights random', (0,), 'pretrained/motion'),
     # a day without a GPU
