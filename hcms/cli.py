@@ -213,7 +213,8 @@ app.add_typer(features_app, name='features')
 def import_command(
     dataset:str=DATASET,
     modality:str=typer.Option(..., help="one that the data set's description calls brought"),
-    folder:Path=typer.Option(..., '--from', help='with a file for each video: ID.npy, ID.npz or ID.pt'),
+    folder:Path=typer.Option(..., '--from', help='folder with a file for each video (ID.npy, ID.npz, ID.pt), '
+        'or an HDF5 file with a dataset for each'),
 ):
     "Take features from files of shape (steps, size) or (size,), resampled to the data set's time steps."
     with _saying(LOADING):

@@ -395,14 +395,43 @@ _READERS = {   # Ending of a file -> how it is read
     '.npz': lambda path: next(iter(np.load(path, allow_pickle=False).values())),
     '.pt': lambda path: torch.load(path, map_location='cpu', weights_only=True).float().numpy()}
 
+_TOGETHER = '.h5', '.hdf5'   # One file for many videos
+
+def _of_hdf5(path, id):
+    import h5py
+    with h5py.File(path) as f:
+        return np.asarray(f[id])
+
+def _brought_of(folder, ids) -> dict:   # id -> path
+    "Where the features of each video are: in files of a folder, or all in one HDF5 file."
+    if folder.is_file() and folder.suffix in _TOGETHER:
+        import h5py
+        try:
+            with h5py.File(folder) as f:
+                paths = {id: folder for id in ids if id in f}
+        except OSError as e:
+            raise InputError(folder, f'cannot be read as HDF5: {first_line(e)}') from None
+        if not paths:
+            raise InputError(folder, f'has no dataset of any of the {len(ids)} videos, such as {ids[0]}')
+        return paths
+    if not folder.is_dir():
+        raise InputError(folder, 'is neither a folder nor an HDF5 file')
+    paths = {}
+    for id in ids:
+        paths |= {id: o for k in _READERS if (o := folder/f'{id}{k}').is_file()}
+    if not paths:
+        raise InputError(folder, f'has no file of any of the {len(ids)} videos, such as {ids[0]}.npy')
+    return paths
+
 def read_brought(
     path,
     steps:int,      # T
+    id:str='',      # Of the video, where a file holds several
 ) -> np.ndarray:    # (T, D) float16
     "The features in a file, at the centres of T segments of the video; an `InputError` where they are none."
     path = Path(path)
     try:
-        x = np.asarray(_READERS[path.suffix](path))
+        x = np.asarray(_of_hdf5(path, id) if path.suffix in _TOGETHER else _READERS[path.suffix](path))
     except Exception as e:
         raise InputError(path, f'cannot be read as features: {first_line(e)}') from None
     if x.ndim not in (1, 2) or not x.size or x.dtype.kind not in 'iuf':
@@ -422,19 +451,14 @@ def bring_features(
     modality:str,    # One that its description calls brought
     folder,          # With a file for each video: ID.npy, ID.npz or ID.pt
 ) -> tuple:          # How many videos have features now, and ids of those that have none
-    "Import features that somebody else extracted, beside or in place of earlier ones; all files, or none."
+    """Import features that somebody else extracted, beside or in place of earlier ones; all files, or none.
+
+    Instead of a folder, one HDF5 file with a dataset for each video, by its id."""
     data = Dataset(name)
     check_choice(modality, data.brought, f'modality that {data.label} is brought')
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(folder, 'is no folder')
     ids = data.manifest.ids
-    paths = {}
-    for id in ids:
-        paths |= {id: o for k in _READERS if (o := folder/f'{id}{k}').is_file()}
-    if not paths:
-        raise InputError(folder, f'has no file of any of the {len(ids)} videos, such as {ids[0]}.npy')
-    x = {id: read_brought(o, data.steps) for id,o in paths.items()}
+    paths = _brought_of(Path(folder), ids)
+    x = {id: read_brought(o, data.steps, id) for id,o in paths.items()}
     sizes = {id: v.shape[1] for id,v in x.items()}
     usual = next(iter(sizes.values()))
     other = [id for id,n in sizes.items() if n!=usual]
@@ -448,7 +472,8 @@ def bring_features(
         raise InputError(paths[next(iter(paths))], rule)
     before = data.store.extractor(modality, _config_of_brought(data, modality))
     kept = {id: before.load([id], dtype=torch.float16)[0][0].numpy() for id in before.ids() if id not in x}
-    sources = was.get('sources', {}) | {id: sha256(o) for id,o in paths.items()}
+    sums = {o: sha256(o) for o in set(paths.values())}   # one HDF5 file may hold many videos
+    sources = was.get('sources', {}) | {id: sums[o] for id,o in paths.items()}
     note.parent.mkdir(exist_ok=True)
     said = dict(files=fingerprint(sorted(sources.items())), size=usual, videos=len(sources), sources=sources)
     write_whole(note, json.dumps(said))

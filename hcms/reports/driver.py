@@ -19,7 +19,8 @@ from ..data.descriptions import described
 from ..experiments.datasets import open_dataset
 from ..experiments.policies import measured, policy_configs
 from ..experiments.runs import check_configs, config_for, load_run, run_folder, train_runs
-from ..inference.recognizer import Recognizer
+from ..evaluation.metrics import softmax
+from ..inference.recognizer import Recognizer, entropy_limit
 from ..method.hlstm import SEAL
 from .artifacts import (
     check_parameters, describe, other_than_default, report_folder, write_index, write_top_index)
@@ -28,6 +29,7 @@ from .figures import fig3_configs, fig7_configs, first_configs, video_configs
 from .tables import (
     ablation_configs, calibration_configs, hcms_configs, open_standin, table1_configs, table3_configs,
     table45_configs, table6_configs)
+from ..training.train import predict_split
 
 # %% ../../nbs/reports/07_driver.ipynb #c7ddb67f
 def this_python():
@@ -129,7 +131,10 @@ def keep_recognizer(data, run, other='') -> Path:
         'seed': run.config.seed,
     }
     about = [data.stamp, *notes] if data.stamp else notes
-    Recognizer(run.model, data.backbones, list(data.classes), data.stamp).save_pretrained(out, about, results)
+    logits,_ = predict_split(run.model, run.config, data.split('selection'))
+    limit = entropy_limit(softmax(logits[:,-1].numpy()))
+    kept = Recognizer(run.model, data.backbones, list(data.classes), data.stamp, limit)
+    kept.save_pretrained(out, about, results)
     return out
 
 # %% ../../nbs/reports/07_driver.ipynb #1af869ca
