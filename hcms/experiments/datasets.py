@@ -32,8 +32,9 @@ from ..data.store import FeatureStore, PackedView
 from ..evaluation.costs import PAPER_PRICES, backbone_prices
 from ..extraction.extract import Extraction, extract, open_views
 from ..media.files import MediaSpec
-from ..networks.backbones import (
-    PRECISIONS, build_backbone, load_backbones, network, networks_of, save_weights, spec_for, weights_path)
+from hcms.networks.backbones import (
+    PRECISIONS, PRESETS, build_backbone, load_backbones, network, networks_of, save_weights, spec_for,
+    weights_path)
 from ..paper import PAPER_DATASETS, paper_table
 from ..training.finetune import FinetuneConfig, decode_split, finetune, finetune_streaming, stream_config
 from ..training.train import Split
@@ -166,8 +167,9 @@ class _Priced:
         return {m: self.brought[m].price if m in self.brought else prices[m] for m in self.modalities}
     @property
     def charged(self) -> dict:   # modality -> GFLOPs of one feature
-        "What tables charge: the paper's prices for a preset's networks; for others, what they cost, counted."
-        return self.prices if self.chosen.get('networks') else self._with_brought(PAPER_PRICES)
+        "What tables charge: the paper's prices for its networks and the demo's, else what was counted."
+        own = self.chosen.get('networks') or PRESETS[self.preset].own_prices
+        return self.prices if own else self._with_brought(PAPER_PRICES)
     @property
     def budgets(self) -> list:   # GFLOPs a video
         "Those of the description, else the paper's, else shares of what using everything costs."

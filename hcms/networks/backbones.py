@@ -466,11 +466,12 @@ class Preset:
     networks:tuple   # Names
     steps:int        # T
     chunk:int        # Time steps a batch; features depend on it
+    own_prices:bool=True   # Do tables charge what its networks cost, or what the paper's do?
 
 PRESETS = dict(
-    paper=Preset(('yamnet', 'timm/efficientnet_b3', 'pytorchvideo/slowfast_r50'), steps=128, chunk=8),
+    paper=Preset(('yamnet', 'timm/efficientnet_b3', 'pytorchvideo/slowfast_r50'), 128, 8, own_prices=False),
     light=Preset(('yamnet', 'timm/tf_efficientnet_lite0', 'pytorchvideo/x3d_xs'), steps=32, chunk=8),
-    demo=Preset(('demo/mobilenet', 'demo/efficientnet', 'demo/slowfast'), steps=32, chunk=32))
+    demo=Preset(('demo/mobilenet', 'demo/efficientnet', 'demo/slowfast'), 32, 32, own_prices=False))
 PRECISIONS = ('float32', 'bfloat16', 'float16')   # the latter two: autocast
 
 def networks_of(

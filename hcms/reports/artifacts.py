@@ -220,7 +220,7 @@ def _notes(data, counts, config, seeds) -> list:
     own = []
     if data.charged!=PAPER_PRICES:
         prices = ', '.join(f'{m} {o:.3g}' for m,o in data.charged.items())
-        counted = data.chosen.get('networks')
+        counted = not data.simulated and data.charged==data.prices
         whose = 'networks that were used, counted' if counted else 'modalities that were used'
         own = [f'GFLOPs of the {whose}: {prices} a feature.']
     return [
@@ -309,7 +309,7 @@ def write_figure(
 
 # %% ../../nbs/reports/02_artifacts.ipynb #7bf56f74
 ORDER = (
-    'claims', 'claims_coverage', 'fig1', 'fig2',
+    'outcome', 'mistakes', 'claims', 'claims_coverage', 'fig1', 'fig2',
     'table1', 'table1_families', 'table1_gates', 'fig3', 'table2', 'table3', 'table3_measured',
     'rivals', 'rivals_admission', 'learning_curves', 'table3_quoted',
     'fig4', 'fig5', 'fig6', 'table4', 'table5', 'table6', 'fig7', 'ablations', 'calibration',
@@ -345,7 +345,8 @@ def _head(side, other) -> list:
     "The title of the page and what its data are."
     lines = [f"# Results on {side['dataset']}{f' with {other}' if other else ''}", '']
     if side.get('stamp'):
-        lines += [f"**{side['stamp']}.** No number on this page was measured on real videos.", '']
+        real = '' if not side.get('simulated') else ' No number on this page was measured on real videos.'
+        lines += [f"**{side['stamp']}.**{real}", '']
     videos = 'simulated videos' if side.get('simulated') else f"of {side['n_official']} videos"
     lines.append(
         f"{side['n_evaluated']} {videos} evaluated. What is named *paper* or *quoted* is quoted; "
