@@ -6,10 +6,10 @@
 __all__ = ['app', 'store_app', 'manifest_app', 'OUT', 'VIDEOS', 'LINKS', 'DATASET', 'WORKERS', 'SEEDS', 'EPOCHS', 'NETWORK',
            'MODALITY', 'DEVICE', 'PRECISION', 'PATIENCE', 'LOADING', 'features_app', 'PICTURES', 'CHECKPOINT', 'main',
            'render', 'weights_command', 'finetune_command', 'extract_command', 'import_command', 'train_command',
-           'learn_command', 'report', 'doctor', 'manifest_activitynet', 'manifest_fcvid', 'manifest_kinetics',
-           'manifest_ucf101', 'manifest_hmdb51', 'manifest_vggsound', 'manifest_ave', 'manifest_charades',
-           'manifest_audioset', 'manifest_folder', 'manifest_csv', 'verify', 'pack_command', 'repair',
-           'predict_command', 'export_command']
+           'learn_command', 'evaluate_command', 'report', 'doctor', 'manifest_activitynet', 'manifest_fcvid',
+           'manifest_kinetics', 'manifest_ucf101', 'manifest_hmdb51', 'manifest_vggsound', 'manifest_ave',
+           'manifest_charades', 'manifest_audioset', 'manifest_folder', 'manifest_csv', 'verify', 'pack_command',
+           'repair', 'predict_command', 'export_command']
 
 # %% ../nbs/90_cli.ipynb #f54a2f91
 import importlib.util, json, os, sys, threading, warnings
@@ -290,6 +290,19 @@ def learn_command(
     print(f'recognizer: {kept}')
     print(f"page: {out/'README.md'}")
     print(f'try it: hcms predict VIDEO --checkpoint {kept}')
+
+# %% ../nbs/90_cli.ipynb #81bc879e
+@app.command('evaluate')
+def evaluate_command(
+    dataset:str=DATASET,
+    checkpoint:Path=typer.Option(..., help='folder of a recognizer'),
+    split:str=typer.Option('', help='by default the one that tables report'),
+):
+    "What a recognizer scores on a data set, from its stored features."
+    with _saying(LOADING):
+        from hcms.reports.learn import evaluate
+    for k,v in evaluate(dataset, checkpoint, split).items():
+        print(f'{k}: {v:,}' if isinstance(v, int) else f'{k}: {v:.4g}')
 
 # %% ../nbs/90_cli.ipynb #b91daeab
 @app.command()

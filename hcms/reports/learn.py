@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['listed', 'few', 'weighted', 'forecast', 'learn_configs', 'outcome', 'mistakes', 'show_outcome', 'show_mistakes',
-           'learn']
+           'learn', 'evaluate']
 
 # %% ../../nbs/reports/08_learn.ipynb #81d2cf49
 import time
@@ -14,9 +14,11 @@ import pandas as pd
 from ..core import InputError, check_choice, full_path, home
 from ..data.descriptions import describe_folder, described
 from ..data.manifests import csv_manifest, folder_manifest, read_manifest, write_manifest
+from ..evaluation.costs import Predictions, headline
 from ..evaluation.metrics import softmax
 from ..experiments.datasets import Dataset, choose, freeze_backbones, stamped
 from ..experiments.runs import get_runs, variants
+from ..inference.recognizer import Recognizer
 from ..media.files import read_steps
 from ..networks.backbones import PRESETS, networks_of, weights_path
 from ..networks.weights import fetch, install, install_random
@@ -24,7 +26,7 @@ from .artifacts import describe, mean_pm, write_index, write_table
 from .driver import keep_recognizer
 from .figures import show_fig4, usage_frame
 from .tables import over_seeds
-from ..training.train import threads
+from ..training.train import predict_split, threads, train_config
 
 # %% ../../nbs/reports/08_learn.ipynb #848bbf75
 def listed(
@@ -202,3 +204,26 @@ def learn(
     show_fig4(usage_frame(data, ours), data, given, ours, out)
     write_index(out)
     return kept,out
+
+# %% ../../nbs/reports/08_learn.ipynb #1501e22d
+def evaluate(
+    name,         # Data set
+    checkpoint,   # Folder of a recognizer
+    split='',     # By default the one that tables report
+) -> dict:        # accuracy, mAP and skip ratios from 0 to 1, GFLOPs a video, videos
+    "What a recognizer scores on the videos of a split, from their stored features."
+    data = Dataset(str(name))
+    r = Recognizer.from_pretrained(checkpoint)
+    if list(r.classes)!=list(data.classes):
+        other = sorted(set(r.classes)^set(data.classes))
+        rule = f'knows other classes than {data.label}, such as {other[0]}' if other else 'has another order'
+        raise InputError(checkpoint, rule)
+    for m in r.model.modalities:
+        if data.backbones.weights[m]!=r.backbones.weights[m]:
+            raise InputError(checkpoint, f'has another {m} network than the features of {data.label}')
+    part = data.split(split or data.evaluated)
+    config = train_config(modalities=r.model.modalities)
+    logits,gates = predict_split(r.model, config, part)
+    numpy = lambda o: o.numpy()
+    said = Predictions(numpy(logits[:,-1]), numpy(gates), numpy(part.y), part.labels)
+    return dict(videos=len(part)) | headline(said, r.model, data.charged)
