@@ -273,6 +273,8 @@ def learn_command(
     steps:int=typer.Option(0, min=0, help="time steps of a video; 0 is the preset's"),
     weights:list[str]=typer.Option(
         [], help="MODALITY=FILE, or MODALITY=random; others are fetched from where they are published"),
+    finetune:bool=typer.Option(
+        False, '--finetune', help='train the networks on these videos too; takes hours without a GPU'),
     seeds:int=SEEDS,
     epochs:int=EPOCHS,
     workers:int=WORKERS,
@@ -286,7 +288,7 @@ def learn_command(
         if not file:
             raise InputError('--weights', f'takes MODALITY=FILE or MODALITY=random, not {o!r}')
         given[modality] = file
-    kept,out = learn(source, group, preset, network, steps, given, seeds, epochs, workers)
+    kept,out = learn(source, group, preset, network, steps, given, finetune, seeds, epochs, workers)
     print(f'recognizer: {kept}')
     print(f"page: {out/'README.md'}")
     print(f'try it: hcms predict VIDEO --checkpoint {kept}')

@@ -11,12 +11,13 @@ import time
 from pathlib import Path
 import numpy as np
 import pandas as pd
+import torch
 from ..core import InputError, check_choice, full_path, home
 from ..data.descriptions import describe_folder, described
 from ..data.manifests import csv_manifest, folder_manifest, read_manifest, write_manifest
 from ..evaluation.costs import Predictions, headline
 from ..evaluation.metrics import softmax
-from ..experiments.datasets import Dataset, choose, freeze_backbones, stamped
+from ..experiments.datasets import Dataset, choose, finetune_backbones, freeze_backbones, stamped
 from ..experiments.runs import get_runs, variants
 from ..inference.recognizer import Recognizer
 from ..media.files import read_steps
@@ -66,7 +67,7 @@ def weighted(
     name:str,      # Data set
     given:dict,    # modality -> a file, or 'random'; others are fetched
 ):
-    "Pretrained weights for each network that has none, taken as they are."
+    "Pretrained weights for each network that has none."
     folder = Path(name)/'backbones'/'pretrained'
     said = described(name)
     for m in given:
@@ -81,7 +82,6 @@ def weighted(
             install(of[m].name, folder, given[m])
         else:
             install(of[m].name, folder, fetch(of[m].name, folder/'downloads'), of[m].source)
-    freeze_backbones(name)
 
 # %% ../../nbs/reports/08_learn.ipynb #84cdc1c5
 def forecast(data, workers:int) -> float:   # Seconds
@@ -167,6 +167,7 @@ def learn(
     networks=(),          # Names, each in place of the preset's of its modality
     steps:int=0,          # Time steps of a video; 0: the preset's
     weights=None,         # modality -> a file, or 'random'; others are fetched from where they are published
+    finetune=False,       # Train the networks on these videos too? Takes hours without a GPU
     seeds:int=3,
     epochs:int=0,         # 0: the preset's schedule
     workers:int=2,        # Processes
@@ -178,6 +179,11 @@ def learn(
     name = str(root)
     choose(name, steps, '', networks)
     weighted(name, weights or {})
+    if finetune:
+        say('finetuning the networks')
+        finetune_backbones(name, workers, device='cuda' if torch.cuda.is_available() else 'cpu')
+    else:
+        freeze_backbones(name)
     data = Dataset(name)
     say(f'1 of 5: {len(data.manifest)} videos in {len(data.classes)} classes, {data.steps} time steps each, '
         f"networks: {', '.join(n.name for n in data.backbones.networks.values())}")
