@@ -44,13 +44,13 @@ import numpy as np, torch
 from hcms.core import home
 from hcms.experiments.datasets import Dataset
 from hcms.experiments.runs import config_for, get_runs
-from hcms.reports.driver import _keep
+from hcms.reports.driver import keep_recognizer
 from hcms.training.train import predict_split
 if __name__=='__main__':
     torch.set_num_threads(1)
     data = Dataset('demo')
     run = get_runs(data, [config_for(data, epochs=12, seed=5)], 1)[0]
-    _keep(data, run)
+    keep_recognizer(data, run)
     test = data.split(data.evaluated)
     logits,gates = predict_split(run.model, run.config, test)
     paths = [str(data.manifest.path_of(i)) for i in test.ids]

@@ -2,6 +2,7 @@
 import json
 import shutil
 import subprocess
+from types import SimpleNamespace
 import pandas as pd
 import pytest
 from helpers import BIN, ROOT, copy_home, hcms
@@ -31,7 +32,7 @@ def mine(tiny_home, tmp_path):
     return folder,tmp_path/'home'
 
 def test_it_is_found_by_path_and_by_name(mine, monkeypatch):
-    from hcms.data.descriptions import dataset_names
+    from hcms.data.descriptions import dataset_names, plan_of
     from hcms.experiments.datasets import Dataset, open_dataset
     from hcms.experiments.runs import config_for
     folder,home = mine
@@ -42,7 +43,7 @@ def test_it_is_found_by_path_and_by_name(mine, monkeypatch):
     assert not data.missing and data.training.startswith('backbones')
     config = config_for(data)
     assert (config.epochs, config.skip_targets)==(2, (.55, .9))
-    assert config.batch==config_for(type('Demo', (), dict(preset='demo', modalities=data.modalities))()).batch
+    assert config.batch==config_for(SimpleNamespace(plan=plan_of('demo'), modalities=data.modalities)).batch
     everything = data.steps*sum(data.charged.values())
     assert data.budgets[-1]==float('inf') and data.budgets[0]==pytest.approx(.01*everything, rel=.01)
     monkeypatch.setenv('HCMS_DATA', str(folder.parent))

@@ -64,7 +64,8 @@ class Recognizer:
     def _marked(self, said):
         if not isinstance(said, Prediction):
             return said
-        if self.entropy_limit is not None and entropy(said.probabilities)>self.entropy_limit:
+        whole = len(said.gates)==said.steps   # one that a budget ended is unsure for another reason
+        if whole and self.entropy_limit is not None and entropy(said.probabilities)>self.entropy_limit:
             said.notes.insert(0, UNLIKE)
         if self.stamp:
             said.notes.insert(0, self.stamp)
