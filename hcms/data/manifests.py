@@ -16,6 +16,7 @@ import json
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 import numpy as np
@@ -540,18 +541,18 @@ def _own_manifest(rows, root, name, testing, selection, seed, links_out) -> Mani
     "The manifest of rows with path, label and group, and with a split or without one."
     for r in rows:
         r['id'] = safe_id(r.get('id') or Path(r['path']).with_suffix('').name)
-    names = [r['id'] for r in rows]
+        r['status'] = '' if (root/r['path']).is_file() else 'absent'
+    times = Counter(r['id'] for r in rows)
     for r in rows:   # of equal names, each with its folder
-        if names.count(r['id'])>1:
+        if times[r['id']]>1:
             r['id'] = safe_id(Path(r['path']).with_suffix('').as_posix().replace('/', '_'))
-    _one_spelling({r['labels'].split(BAR)[0] for r in rows}, name)
-    there = [r for r in rows if (root/r['path']).is_file()]
+    first = [r['labels'].split(BAR)[0] for r in rows]
+    _one_spelling(set(first), name)
+    there = [r for r in rows if not r['status']]
     _same_clip([root/r['path'] for r in there], [r['labels'] for r in there], name)
     if 'split' not in rows[0]:
-        first = [r['labels'].split(BAR)[0] for r in rows]
         drawn = drawn_splits(first, [r['group'] or r['id'] for r in rows], testing, selection, seed, name)
         rows = [r | dict(split=s) for r,s in zip(rows, drawn)]
-    rows = [r | dict(status='' if (root/r['path']).is_file() else 'absent') for r in rows]
     outside = _outside(root, [r['path'] for r in rows])
     if not links_out:
         rows = [r for r in rows if r['path'] not in outside]
@@ -597,8 +598,7 @@ def csv_manifest(
 ) -> Manifest:        # Columns id, path, labels, group, split, status, and any others of the table
     "One row for every line of a table of videos; a video with several labels has `|` between them."
     table = _read_csv(path)
-    for need in ('path', 'label'):
-        other = dict(label='labels').get(need, need)
+    for need,other in (('path', 'path'), ('label', 'labels')):
         if need not in table and other not in table:
             raise InputError(path, f'has no column {need!r}; it has {", ".join(table.columns)}')
     table = table.rename(columns=dict(label='labels'))

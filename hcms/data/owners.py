@@ -143,10 +143,11 @@ def _records(
     heading=True,     # Does the first line name the fields?
     delimiter=',',
     comment='',       # Lines that begin so are left out
-) -> pd.DataFrame:    # Text; the index is the line number
+) -> pd.DataFrame:    # Text; the index is the place, for messages
     "The lines of an owner's list."
     reader = csv.reader(io.StringIO(read_text(path), newline=''), delimiter=delimiter, skipinitialspace=True)
     rows = []
+    places = []
     names = None if heading else list(columns)
     try:
         for row in reader:
@@ -162,15 +163,22 @@ def _records(
             if len(row)!=len(names):
                 rule = f'has {len(row)} fields where the format has {len(names)}'
                 raise InputError(f'{path}, line {reader.line_num}', rule)
-            rows.append(dict(zip(names, row), line=reader.line_num))
+            rows.append(row)
+            places.append(f'{path}, line {reader.line_num}')
     except csv.Error as e:
         raise InputError(f'{path}, line {reader.line_num}', f'cannot be read: {e}') from None
     if not rows:
         raise InputError(path, 'lists no video')
-    return pd.DataFrame(rows).set_index('line')
+    return pd.DataFrame(rows, columns=names, index=places)
 
 _SPLITS = dict(
     train='training', val='validation', validate='validation', validation='validation', test='testing')
+
+def _lines(path):
+    "Yields where and what of each line of a text file that is not blank."
+    for n,text in enumerate(read_lines(path), 1):
+        if text.strip():
+            yield f'{path}, line {n}',text.strip()
 
 def _split_of(where, name) -> str:
     if name.lower() not in _SPLITS:
@@ -227,8 +235,7 @@ def kinetics_manifest(
     "One row for every clip of Kinetics-400, 600 or 700."
     rows = []
     for path in lists:
-        for line,r in _records(path, ('label', 'youtube_id', 'time_start', 'time_end', 'split')).iterrows():
-            where = f'{path}, line {line}'
+        for where,r in _records(path, ('label', 'youtube_id', 'time_start', 'time_end', 'split')).iterrows():
             start,end = (_seconds(where, r[k]) for k in ('time_start', 'time_end'))
             id = f'{r.youtube_id}_{start:06.0f}_{end:06.0f}'
             split = _split_of(where, r.split)
@@ -249,11 +256,8 @@ def ucf101_manifest(
     rows = []
     for part in ('train', 'test'):
         path = Path(lists)/f'{part}list{number:02d}.txt'
-        for line,text in enumerate(read_lines(path), 1):
-            if not text.strip():
-                continue
-            where = f'{path}, line {line}'
-            found = re.fullmatch(r'([^/\\]+)[/\\](\S+)(?:\s+\d+)?', text.strip())
+        for where,text in _lines(path):
+            found = re.fullmatch(r'([^/\\]+)[/\\](\S+)(?:\s+\d+)?', text)
             if not found:
                 raise InputError(where, f'must be CLASS/NAME.avi and a number, not {text!r}')
             name = video_name(found[2])
@@ -276,11 +280,8 @@ def hmdb51_manifest(
         raise InputError(lists, f'has no file CLASS{ending}')
     rows = []
     for path in paths:
-        for line,text in enumerate(read_lines(path), 1):
-            if not text.strip():
-                continue
-            where = f'{path}, line {line}'
-            name,_,mark = text.strip().rpartition(' ')
+        for where,text in _lines(path):
+            name,_,mark = text.rpartition(' ')
             if not name or mark not in ('0', '1', '2'):
                 raise InputError(where, f'must be a file and 0, 1 or 2, not {text!r}')
             if mark=='0':
@@ -299,8 +300,7 @@ def vggsound_manifest(
 ) -> Manifest:        # Columns id, path, split, labels, status
     "One row for every clip of VGGSound."
     rows = []
-    for line,r in _records(annotations, ('youtube', 'start', 'label', 'part'), heading=False).iterrows():
-        where = f'{annotations}, line {line}'
+    for where,r in _records(annotations, ('youtube', 'start', 'label', 'part'), heading=False).iterrows():
         id = f'{r.youtube}_{_seconds(where, r.start):06.0f}'
         rows.append(dict(id=safe_id(id), names=[id], split=_split_of(where, r.part),
             labels=_without_bar(where, r.label), where=where))
@@ -319,8 +319,7 @@ def ave_manifest(
     columns = 'category', 'video', 'quality', 'start', 'end'
     for name,split in _AVE.items():
         path = Path(lists)/f'{name}.txt'
-        for line,r in _records(path, columns, heading=False, delimiter='&', comment='Category').iterrows():
-            where = f'{path}, line {line}'
+        for where,r in _records(path, columns, heading=False, delimiter='&', comment='Category').iterrows():
             event = [_seconds(where, r[k]) for k in ('start', 'end')]
             rows.append(dict(id=safe_id(r.video), names=[r.video], split=split, where=where,
                 labels=_without_bar(where, r.category), event=' '.join(f'{o:g}' for o in event)))
@@ -339,8 +338,7 @@ def charades_manifest(
     named = dict(o.split(None, 1) for o in read_lines(classes) if o.strip()) if classes else {}
     rows = []
     for path,split in ((training, 'training'), (testing, 'testing')):
-        for line,r in _records(path, ('id', 'actions', 'length')).iterrows():
-            where = f'{path}, line {line}'
+        for where,r in _records(path, ('id', 'actions', 'length')).iterrows():
             found = list(dict.fromkeys(o.split()[0] for o in r.actions.split(';') if o.strip()))
             if not found:
                 continue   # nothing of the 157 happens in it
@@ -366,8 +364,7 @@ def audioset_manifest(
     rows = []
     for path,split in ((training, 'training'), (testing, 'testing')):
         columns = 'youtube', 'start', 'end', 'labels'
-        for line,r in _records(path, columns, heading=False, comment='#').iterrows():
-            where = f'{path}, line {line}'
+        for where,r in _records(path, columns, heading=False, comment='#').iterrows():
             start,end = (_seconds(where, r[k]) for k in ('start', 'end'))
             found = r.labels.split(',')
             unknown = [o for o in found if o not in named]

@@ -600,8 +600,7 @@ def freeze_backbones(
     "Takes the weights in backbones/pretrained as they are, where none were finetuned."
     folder = data_folder(name)/'backbones'
     notes = _read_note(folder/'pretrained'/'weights.json')
-    chosen = _chosen(data_folder(name), described(name)).get('networks', ())
-    of = networks_of(described(name).preset, chosen)
+    of = networks_of(described(name).preset, choose(name).get('networks', ()))
     out = []
     for m in modalities or described(name).fed:
         path = weights_path(folder/'finetuned', m)

@@ -189,7 +189,7 @@ def _aims(data) -> str:
     if config.warmup:
         text += f', which rises over the first {config.warmup:.0%} of training'
     searched = tuple(data.plan.training.get('skip_targets', ()))
-    if config.skip_targets!=searched or (data.name!=data.label and not data.simulated):
+    if config.skip_targets!=searched or data.name not in SHIPPED:
         return text   # the paper's, or somebody's own: no search led to them
     reached = ', '.join(f'{o:g}' for o in REACHED)
     return (f"{text}, so that the ratios reached on the selection split are the paper's "

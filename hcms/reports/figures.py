@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FIG7_GROUPS', 'fig3_changes', 'fig3_configs', 'fig3', 'fig3_adaframe', 'show_fig3', 'usage_frame', 'extremes',
            'show_fig4', 'fig6', 'show_fig6', 'fig7_configs', 'fig7', 'show_fig7', 'first_configs', 'video_configs',
-           'sample_videos', 'describe_video', 'video_frame', 'show_fig1', 'show_fig5', 'show_fig2', 'show_timeline']
+           'sample_videos', 'describe_video', 'video_frame', 'evaluated_ids', 'show_fig1', 'show_fig5', 'show_fig2',
+           'show_timeline']
 
 # %% ../../nbs/reports/04_figures.ipynb #f526a87f
 import numpy as np
@@ -213,7 +214,7 @@ def first_configs(data, seeds:int=3, epochs:int=0) -> list:   # of one TrainConf
 def video_configs(data, seeds:int=3, epochs:int=0) -> list:   # of one TrainConfig
     "The same for figures that show videos: Figs. 1 and 5."
     if not data.simulated:
-        paths = [data.manifest.path_of(id) for id in _ids(data)]
+        paths = [data.manifest.path_of(id) for id in evaluated_ids(data)]
         gone = [path for path in paths if not path.is_file()]
         if gone:
             raise InputError(gone[0], 'no such file; the figure shows pictures '
@@ -253,7 +254,7 @@ def describe_video(data, run, i, ids) -> dict:
 # %% ../../nbs/reports/04_figures.ipynb #3170640a
 def video_frame(data, run, at) -> pd.DataFrame:   # A row a video and time step
     "Which modality a run used at each step of some videos, and where the evidence is, where that is known."
-    ids = _ids(data)
+    ids = evaluated_ids(data)
     truth = data.evidence(data.evaluated)
     rows = []
     for i in at:
@@ -266,7 +267,7 @@ def video_frame(data, run, at) -> pd.DataFrame:   # A row a video and time step
     return stamped(data, pd.DataFrame(rows))
 
 # %% ../../nbs/reports/04_figures.ipynb #2a8d92c2
-def _ids(data):
+def evaluated_ids(data):
     "Ids of the evaluated split, as runs have them."
     if data.simulated:
         return [id for id,_ in data.videos(data.evaluated)]
@@ -317,7 +318,7 @@ def _fig1_notes(simulated:bool, known:bool) -> list:
 def show_fig1(data, run, parameters, out, n=3):
     "Write fig1.* and return the figure."
     at = sample_videos(data, run, n)
-    ids = _ids(data)
+    ids = evaluated_ids(data)
     truth = data.evidence(data.evaluated)
     columns = [data.modalities.index(m) for m in run.config.modalities]
     media = 0 if data.simulated else 2   # rows of pictures above the squares
@@ -376,7 +377,7 @@ def _fig5_notes(data, shown:int, known:bool) -> list:
 def show_fig5(data, run, parameters, out, n=4, columns=16):
     "Write fig5.* and return the figure."
     at = sample_videos(data, run, n)
-    ids = _ids(data)
+    ids = evaluated_ids(data)
     truth = data.evidence(data.evaluated)
     steps = np.linspace(0, data.steps-1, min(data.steps, 2*columns))
     steps = np.unique(steps.round().astype(int))

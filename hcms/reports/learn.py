@@ -25,7 +25,7 @@ from ..networks.backbones import PRESETS, networks_of, weights_path
 from ..networks.weights import fetch, install, install_random
 from .artifacts import describe, mean_pm, write_index, write_table
 from .driver import keep_recognizer
-from .figures import show_fig4, usage_frame
+from .figures import evaluated_ids, show_fig4, usage_frame
 from .tables import over_seeds
 from ..training.train import predict_split, threads, train_config
 
@@ -119,8 +119,7 @@ def outcome(data, runs) -> pd.DataFrame:   # A row a method; shares from 0 to 1,
         h = r.headline()
         skips = {f'skip_{m}': h.get(f'skip_{m}', 0.) for m in data.modalities[1:]}
         method = 'HCMS' if r.config.model=='hcms' else 'everything at all steps'
-        own = float(np.mean(r.gflops()))
-        rows.append(dict(method=method, accuracy=h['accuracy'], map=h['map'], gflops=own) | skips)
+        rows.append(dict(method=method, **{k: h[k] for k in ('accuracy', 'map', 'gflops')}) | skips)
     return stamped(data, over_seeds(rows, ['method']))
 
 def mistakes(data, run) -> pd.DataFrame:   # A row a video
@@ -128,7 +127,7 @@ def mistakes(data, run) -> pd.DataFrame:   # A row a video
     p = run.predictions
     scores = softmax(p.logits)
     wrong = np.flatnonzero(scores.argmax(1)!=p.y)
-    ids = data.split(data.evaluated).ids
+    ids = evaluated_ids(data)
     rows = pd.DataFrame(dict(
         id=[ids[i] for i in wrong],
         path=[str(data.manifest.path_of(ids[i]).relative_to(data.manifest.root)) for i in wrong],
