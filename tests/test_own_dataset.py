@@ -196,6 +196,27 @@ def test_every_policy_trains_with_four_modalities_at_prices_of_their_own():
     differ = {k for k,(a,b) in losses.items() if a!=b}
     assert differ=={'adamml'}   # the one whose training pays for modalities
 
+def test_every_policy_learns_classes_that_do_not_exclude_each_other():
+    "Two of three things are shown by the sound of each video: one of them is not enough to get both right."
+    import numpy as np
+    import torch
+    from hcms.baselines.rivals import RIVALS
+    from hcms.core import MODALITIES
+    from hcms.training.train import Split, train, train_config
+    rng = np.random.default_rng(0)
+    labels = np.array([[1, 1, 0], [1, 0, 1], [0, 1, 1]])[np.arange(48)%3]
+    x = {m: rng.normal(0, .3, (48, 16, 6)).astype('float32') for m in MODALITIES}
+    for o in x.values():
+        o[:,:,:3] += 2*labels[:,None]
+    x = {m: torch.from_numpy(o) for m,o in x.items()}
+    split = Split([str(i) for i in range(48)], x, torch.from_numpy(labels.argmax(1)), labels)
+    sizes = {k: dict.fromkeys(MODALITIES, 16) for k in ('proj_sizes', 'hidden_sizes')}
+    for kind in ('hcms', 'early', *RIVALS):
+        config = train_config(model=kind, epochs=15, batch=8, lr=.01, multilabel=True, **sizes)
+        model,_ = train(config, split, split)
+        p = model.probabilities(model(*split.take(MODALITIES)).logits).detach().numpy()
+        assert ((p>.5)==labels).mean()>.9, kind
+
 def test_a_second_folder_of_brought_features_is_added_to_the_first(four, tmp_path):
     import numpy as np
     from hcms.experiments.datasets import Dataset, bring_features

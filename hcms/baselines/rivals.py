@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['RIVALS_VERSION', 'RIVALS', 'projection', 'always', 'EarlyFusion', 'uniform_views', 'random_gates', 'RivalOutput',
            'macs', 'register_rival', 'Rival', 'Previewing', 'answer', 'everywhere', 'previewed', 'top_steps',
-           'even_steps', 'consensus', 'at_steps', 'in_order', 'of_target', 'Reader', 'TSN', 'Keyless', 'GatedFusion',
-           'preview', 'Salient', 'SCSampler', 'set_log_prob', 'OCSampler', 'MARL', 'coarse_to_fine', 'FrameExit',
-           'ListenToLook', 'position', 'AdaFrame', 'LiteEval', 'AdaMML']
+           'even_steps', 'consensus', 'at_steps', 'in_order', 'of_target', 'one_hot', 'Reader', 'TSN', 'Keyless',
+           'GatedFusion', 'preview', 'Salient', 'SCSampler', 'set_log_prob', 'OCSampler', 'MARL', 'coarse_to_fine',
+           'FrameExit', 'ListenToLook', 'position', 'AdaFrame', 'LiteEval', 'AdaMML']
 
 # %% ../../nbs/baselines/01_rivals.ipynb #e447d9a3
 import math
@@ -20,6 +20,7 @@ from ..core import MODALITIES, InputError
 from ..method.gating import gumbel_gate, gumbel_noise
 from ..method.hlstm import (
     HCMS, HIDDEN_SIZES, IN_SIZES, PROJ_SIZES, HCMSOutput, Saved, features_of, sizes_along)
+from ..method.losses import class_loss
 from ..method.recurrence import recurrence
 
 # %% ../../nbs/baselines/01_rivals.ipynb #a1614781
@@ -51,8 +52,10 @@ class EarlyFusion(nn.Module, Saved, library_name='hcms', tags=['video-classifica
         hidden_sizes=HIDDEN_SIZES,   # As in `HCMS`; the largest of the modalities used counts
         hidden_size=None,            # Units of the LSTM, if not that
         layer_norm:bool=False,       # As in `HCMS`
+        multilabel:bool=False,       # As in `HCMS`
     ):
         super().__init__()
+        self.multilabel = multilabel
         self.modalities = tuple([modalities] if isinstance(modalities, str) else modalities)
         self.in_sizes = sizes_along(in_sizes, self.modalities, 'in_sizes')
         proj = sizes_along(proj_sizes, self.modalities, 'proj_sizes')
@@ -141,6 +144,7 @@ class Rival(nn.Module, Saved, library_name='hcms', tags=['video-classification']
         proj_sizes=PROJ_SIZES,       # As in `HCMS`
         hidden_sizes=HIDDEN_SIZES,   # As in `HCMS`
         setting=None,                # The operating point, where it is set before training
+        multilabel:bool=False,       # As in `HCMS`
         constant=None,               # Of the constant that `tunes` names, if not the class's own value
     ):
         super().__init__()
@@ -149,6 +153,7 @@ class Rival(nn.Module, Saved, library_name='hcms', tags=['video-classification']
         self.modalities = tuple(modalities)
         self.num_classes = num_classes
         self.setting = setting
+        self.multilabel = multilabel
         sizes = dict(in_sizes=in_sizes, proj_sizes=proj_sizes, hidden_sizes=hidden_sizes)
         sizes = {k: sizes_along(o, self.modalities, k) for k,o in sizes.items()}
         self.in_sizes,self.proj,self.hidden_sizes = sizes.values()
@@ -250,9 +255,18 @@ def in_order(
     return at.gather(1, k.minimum(n[:,None]-1)),n
 
 def of_target(logits, target) -> Tensor:   # (...,)
-    "Probability of the true class (B,) in logits (B, ..., C), without a gradient."
-    at = target.view(-1, *[1]*(logits.ndim-1)).expand(*logits.shape[:-1], 1)
-    return logits.detach().softmax(-1).gather(-1, at).squeeze(-1)
+    "Probability of the true class in logits (B, ..., C), without a gradient; of several classes, their mean."
+    logits = logits.detach()
+    between = [1]*(logits.ndim-2)
+    if target.is_floating_point():
+        own = target.view(len(target), *between, -1)
+        return (logits.sigmoid()*own).sum(-1)/own.sum(-1).clamp(min=1)
+    at = target.view(-1, *between, 1).expand(*logits.shape[:-1], 1)
+    return logits.softmax(-1).gather(-1, at).squeeze(-1)
+
+def one_hot(target, num_classes:int) -> Tensor:   # (B, C)
+    "0. and 1. of class indices, or of what is that already."
+    return target if target.is_floating_point() else F.one_hot(target, num_classes).float()
 
 # %% ../../nbs/baselines/01_rivals.ipynb #906f9cb8
 @register_rival('reader')
@@ -485,14 +499,14 @@ class MARL(TSN):
             return spread,0.
         agents = self.settings[torch.randint(len(self.settings), (1,), generator=generator)]
         many = [o.repeat(self.rollouts, 1, 1) for o in x]
-        y = target.repeat(self.rollouts)
+        y = torch.cat([target]*self.rollouts)
         path,logps = self.walk(many, agents, generator, draw=True)
         out,steps = self.result(many, path)
         p = of_target(steps, y)
         gains = [p.gather(1, b)-p.gather(1, a) for a,b in zip(path, path[1:])]
         later = [sum(gains[n:]) for n in range(len(gains))]
         policy = -sum(((r-r.mean())*logp).mean() for r,logp in zip(later, logps))
-        return spread,F.cross_entropy(out.logits, y)+policy
+        return spread,class_loss(out.logits, y)+policy
 
 # %% ../../nbs/baselines/01_rivals.ipynb #fc2caf79
 def coarse_to_fine(T:int, k:int) -> list:   # of k steps
@@ -531,10 +545,14 @@ class FrameExit(Rival):
         both = torch.cat([z[:,:-1], z[:,1:]], -1)
         gates = [f(o) for f,o in zip(self.exits, both.unbind(1))]
         return logits,torch.cat(gates, 1) if gates else logits[:,:0,0]
+    def sureness(self, logits):   # (...,)
+        "How probable the best class is; of several classes, how sure the least sure yes or no is."
+        p = self.probabilities(logits)
+        return p.maximum(1-p).amin(-1) if self.multilabel else p.amax(-1)
     def look(self, x, setting):
         order = coarse_to_fine(x[0].shape[1], self.looks)
         logits,gate = self.walk(torch.cat([o[:,order] for o in x], -1))
-        at_once = logits[:,:1].softmax(-1).amax(-1)>self.confident
+        at_once = self.sureness(logits[:,:1])>self.confident
         sure = torch.cat([at_once, gate.sigmoid()>=(.5 if setting is None else setting)], 1)
         sure[:,-1] = True
         last = sure.float().argmax(1)
@@ -563,8 +581,8 @@ class FrameExit(Rival):
         if B==1:
             v = v.repeat(2, 1, 1)   # BatchNorm needs two videos
         logits,gate = (o[:B] for o in self.walk(v))
-        y = target.repeat_interleave(len(order))
-        each = F.cross_entropy(logits.flatten(0, 1), y, reduction='none').view(B, -1)
+        y = target.repeat_interleave(len(order), 0)
+        each = class_loss(logits.flatten(0, 1), y, 'none').view(B, -1)
         look = torch.arange(2, len(order)+1, device=each.device)
         allowed = (self.beta*look.div(2).exp()).clamp(max=self.lax)
         exits = F.binary_cross_entropy_with_logits(gate, (each.detach()[:,1:]<allowed).float())
@@ -627,7 +645,7 @@ class ListenToLook(Previewing):
     def learn(self, x, target, generator, tau, progress):
         noise = gumbel_noise((len(target), self.looks, x[0].shape[1]), generator).to(x[0])
         logits,seen = self.walk(x, self.looks, noise, tau*self.softness)
-        each = F.cross_entropy(logits.flatten(0, 1), target.repeat_interleave(logits.shape[1]))
+        each = class_loss(logits.flatten(0, 1), target.repeat_interleave(logits.shape[1], 0))
         return answer(logits[:,-1], previewed(seen, len(x)-1)),each
 
 # %% ../../nbs/baselines/01_rivals.ipynb #d9b4accb
@@ -720,7 +738,7 @@ class AdaFrame(Previewing):
         if progress<self.warm:
             return self.learn_to_read(x, target, generator)
         x = [o.repeat(self.rollouts, 1, 1) for o in x]
-        target = target.repeat(self.rollouts)
+        target = torch.cat([target]*self.rollouts)
         share = (progress-self.warm)/(1-self.warm)
         spread = self.spread*(1-share/2)
         noise = torch.randn(len(target), self.looks, generator=generator).to(x[0])
@@ -732,15 +750,14 @@ class AdaFrame(Previewing):
         policy = -(advantage*logp)[:,:-1].mean()
         few = len(target)//self.rollouts
         seen = torch.zeros_like(x[0][:few,:,0]).scatter_(1, at[:few], 1.)
-        last = F.cross_entropy(logits[:,-1], target)
+        last = class_loss(logits[:,-1], target)
         extra = last+policy+F.mse_loss(utility, to_come)
         return answer(logits[:few,-1].detach(), previewed(seen, len(x)-1)),extra
     def rewards(self, logits, target):
         "Discounted gains to come (B, k): by how much the margin of the true class exceeds its best so far."
-        p = logits.detach().softmax(-1)
-        true = p.gather(-1, target[:,None,None].expand(-1, p.shape[1], 1)).squeeze(-1)
-        others = p.scatter(-1, target[:,None,None].expand(-1, p.shape[1], 1), 0.).amax(-1)
-        gain = (true-others).cummax(1).values.diff(dim=1)
+        true = of_target(logits, target)
+        others = self.probabilities(logits.detach())*(1-one_hot(target, logits.shape[-1]))[:,None]
+        gain = (true-others.amax(-1)).cummax(1).values.diff(dim=1)
         to_come = [torch.zeros_like(true[:,0])]
         for g in gain.unbind(1)[::-1]:
             to_come.append(g+self.discount*to_come[-1])
@@ -750,7 +767,7 @@ class AdaFrame(Previewing):
         go = torch.rand(len(target), self.looks, generator=generator).to(x[0])
         h,_,_,at = self.walk(x, go=go)
         logits = self.head(h)
-        each = F.cross_entropy(logits.flatten(0, 1), target.repeat_interleave(logits.shape[1]))
+        each = class_loss(logits.flatten(0, 1), target.repeat_interleave(logits.shape[1], 0))
         seen = torch.zeros_like(x[0][...,0]).scatter_(1, at, 1.)
         return answer(logits[:,-1], previewed(seen, len(x)-1)),each
 
@@ -829,7 +846,8 @@ class AdaMML(Previewing):
         if not policy_turn:
             return self.fuse(self.votes(x), gates.detach()),0.
         out = self.fuse([o.detach() for o in self.votes(x)], gates)
-        right = (out.logits.argmax(-1)==target).float()
+        best = out.logits.argmax(-1, keepdim=True)
+        right = one_hot(target, self.num_classes).gather(-1, best).squeeze(-1)
         price = s.new_tensor([self.prices[m] for m in self.modalities[1:]])
         cost = (right[:,None]*(price/price.max().clamp_min(1e-9))*gates.mean(1)**2).sum(-1).mean()
         return out,(1. if self.setting is None else self.setting)*cost

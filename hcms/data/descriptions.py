@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ..core import MODALITIES, InputError, check_choice, folder_from, home, read_text, write_whole
+from .manifests import BAR
 from ..networks.backbones import PRESETS
 from ..paper import PAPER_DATASETS
 
@@ -60,6 +61,7 @@ class Brought(_Record):
 class Description(Plan):
     "What a `dataset.toml` says."
     evaluated:Literal['validation', 'testing']   # The split that tables report
+    multilabel:bool = False           # May a video have several classes? A sigmoid each then
     title:str = ''
     preset:str = 'paper'              # Networks and time steps; one that ships also lends its training
     networks:tuple[str, ...] = ()     # Names of networks, each in place of the preset's of its modality
@@ -168,6 +170,8 @@ def describe_folder(folder, manifest, **more) -> Path:   # `more`: other texts a
     "Write the description that a folder with a manifest needs, where there is none; its path."
     path = Path(folder)/'dataset.toml'
     if not path.is_file():
+        if manifest.df.labels.str.contains(BAR, regex=False).any():
+            more = dict(multilabel=True) | more
         splits = set(manifest.df.split)
         evaluated = 'testing' if 'testing' in splits else 'validation'
         kept_back = (manifest.df[manifest.df.split=='testing'].labels=='').any()   # by the owners

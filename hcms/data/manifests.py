@@ -547,7 +547,7 @@ def _own_manifest(rows, root, name, testing, selection, seed, links_out) -> Mani
         if times[r['id']]>1:
             r['id'] = safe_id(Path(r['path']).with_suffix('').as_posix().replace('/', '_'))
     first = [r['labels'].split(BAR)[0] for r in rows]
-    _one_spelling(set(first), name)
+    _one_spelling({o for r in rows for o in r['labels'].split(BAR)}, name)
     there = [r for r in rows if not r['status']]
     _same_clip([root/r['path'] for r in there], [r['labels'] for r in there], name)
     if 'split' not in rows[0]:

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 from ..baselines.rivals import EarlyFusion
 from ..core import MODALITIES, InputError, check_choice
-from .metrics import gate_precision_recall, per_class_ap, skip_ratios, softmax, summary
+from .metrics import gate_precision_recall, per_class_ap, probabilities, skip_ratios, summary
 from ..method.hlstm import Hierarchy, check_gates
 
 # %% ../../nbs/evaluation/02_costs.ipynb #701ca8a0
@@ -218,8 +218,9 @@ class Predictions(NamedTuple):
     y:np.ndarray                   # (N,) primary class
     labels:np.ndarray              # (N, C) 0/1
     step_logits:np.ndarray=None    # (N, T, C), where they are needed
+    multilabel:bool=False          # May a video have several classes?
     @property
-    def scores(self): return softmax(self.logits)   # (N, C) probabilities
+    def scores(self): return probabilities(self.logits, self.multilabel)   # (N, C) probabilities
 
 def headline(
     p:Predictions,
@@ -248,7 +249,7 @@ def budget_scores(
     scores = np.full((N, C), 1/C)
     seen = np.flatnonzero(spent.steps>0)
     if len(seen):
-        scores[seen] = softmax(p.step_logits[seen, spent.steps[seen]-1])
+        scores[seen] = probabilities(p.step_logits[seen, spent.steps[seen]-1], p.multilabel)
     return scores,spent
 
 def budget_row(

@@ -229,7 +229,8 @@ class Dataset(_Shown, _Provenance, _Priced):
     @property
     def own_training(self) -> dict:
         "What the description says of training, where it is not the preset's own."
-        return {} if self.name==self.preset else self.description.training
+        several = dict(multilabel=True) if self.description.multilabel else {}
+        return several if self.name==self.preset else self.description.training | several
     @property
     def weights(self): return self.folder/'backbones'/'finetuned'
     @cached_property
@@ -578,7 +579,7 @@ def finetune_backbones(
             raise InputError(weights_path(start, m), rule)
         finetune_streaming(
             of[m].name, spec, part, out/m, config, weights_path(start, m), device, workers, patience,
-            origin=origin)
+            origin=origin, multilabel=data.description.multilabel)
 
 # %% ../../nbs/experiments/01_datasets.ipynb #d7464218
 def _finetune_rendered(description, folder, out, start, workers):

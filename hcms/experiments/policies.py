@@ -25,7 +25,7 @@ from ..core import (
     sealing, worker_pool, write_whole)
 from ..evaluation.costs import PAPER_PRICES, Predictions, budget_scores, gflops_per_video
 from ..evaluation.metrics import (
-    Estimate, Interval, leave_one_out, mean_average_precision, softmax, strata_of)
+    Estimate, Interval, leave_one_out, mean_average_precision, probabilities, strata_of)
 from .datasets import stamped
 from .runs import get_runs, load_run, run_folder, train_runs, trials, variants
 from ..method.hlstm import SEAL
@@ -111,7 +111,7 @@ def ask(model, split:Split, batch=64, **each) -> Acted:
     for i in range(0, len(split), batch):
         part = {k: v[i:i+batch] if isinstance(v, torch.Tensor) else v for k,v in each.items()}
         o = model(*(v[i:i+batch].float() for v in x), **part)
-        out.append((o.logits.softmax(-1), o.gates, model.own_macs(o.gates)))
+        out.append((model.probabilities(o.logits), o.gates, model.own_macs(o.gates)))
     return Acted(*(torch.cat(o).numpy() for o in zip(*out)))
 
 # %% ../../nbs/experiments/03_policies.ipynb #b58bcb1a
@@ -175,7 +175,8 @@ def acted(run, split:Split) -> Acted:
     else:
         use = np.ones((*gates.shape[:2], 1))
     use = spread(use, run.config.modalities, at, split)
-    return Acted(softmax(logits[:,-1]), use, own_macs(run.model, gates))
+    scores = probabilities(logits[:,-1], run.config.multilabel)
+    return Acted(scores, use, own_macs(run.model, gates))
 
 # %% ../../nbs/experiments/03_policies.ipynb #ead30b0b
 class Retrained(Policy):
@@ -207,7 +208,8 @@ def forced(run, split:Split, gates, batch=64) -> Acted:
             at = slice(i, i+batch)
             out.append(run.model(*(o[at].float() for o in x), gates=gates[at]).logits)
     use = np.concatenate([np.ones_like(gates[...,:1]), gates.numpy()], -1)
-    return Acted(softmax(torch.cat(out).numpy()), use, own_macs(run.model, gates.numpy()))
+    scores = probabilities(torch.cat(out).numpy(), run.config.multilabel)
+    return Acted(scores, use, own_macs(run.model, gates.numpy()))
 
 # %% ../../nbs/experiments/03_policies.ipynb #df80c95e
 class Hierarchical(Retrained):
@@ -234,7 +236,8 @@ def stopped(run, split:Split, share:float) -> Acted:
     "What HCMS did before a video had spent a share of the mean cost."
     logits,gates = (o.numpy() for o in predict_split(run.model, run.config, split))
     budget = share*gflops_per_video(gates, run.prices, run.model)['total'].mean()
-    p = Predictions(logits[:,-1], gates, split.y.numpy(), split.labels, logits)
+    p = Predictions(
+        logits[:,-1], gates, split.y.numpy(), split.labels, logits, run.config.multilabel)
     scores,spent = budget_scores(p, run.model, budget, run.prices)
     T = gates.shape[1]
     finished = np.arange(T)<spent.steps[:,None]

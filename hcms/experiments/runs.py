@@ -239,6 +239,7 @@ def load_run(
     model = dict(RIVALS, hcms=HCMS, early=EarlyFusion)[config.model].from_pretrained(folder)
     history = _read(folder/'history.csv', _history)
     predictions = _read(folder/'predictions.safetensors', _predictions)
+    predictions = predictions._replace(multilabel=config.multilabel)
     return Run(key, config, model.eval(), history, predictions, dict(prices))
 
 # %% ../../nbs/experiments/02_runs.ipynb #65c0cadc

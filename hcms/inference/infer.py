@@ -382,7 +382,7 @@ def _finish(run, row, classes) -> Prediction:
     each = np.full((1, model.num_classes), 1/model.num_classes, dtype='float32')
     if n:
         with torch.no_grad():
-            each = model.head(torch.stack(row.tops)).softmax(-1).cpu().numpy()
+            each = model.probabilities(model.head(torch.stack(row.tops))).cpu().numpy()
         w.meter.read()
     took([w], 'hierarchy', since)
     gates = np.array(row.used, dtype='float32').reshape(n, len(model.levels)-1)
@@ -491,9 +491,10 @@ def step(self:Stream,
 def answer(self:Stream) -> Answer:
     "What is known now, and what it has cost."
     w = self.walk
+    model = self.run.model
     if w.steps>self.said_at and w.meter.read():
         with torch.no_grad():
-            self.said = self.run.model.head(w.top).softmax(-1).cpu().numpy()
+            self.said = model.probabilities(model.head(w.top)).cpu().numpy()
         self.said_at = w.steps
     note = ''
     if not w.steps:

@@ -22,25 +22,29 @@ from ..core import (
 from ..evaluation.costs import backbone_prices
 from .infer import Prediction, Stream, check_fit, predict, predict_many
 from ..media.files import RATE
-from ..method.hlstm import HCMS, SEAL, SEALED, skipped
+from ..method.hlstm import HCMS, SEAL, SEALED, Saved, skipped
 from ..networks.backbones import Backbones, load_backbones, save_weights, weights_path
 
 # %% ../../nbs/inference/02_recognizer.ipynb #45415dff
 UNLIKE = 'unlike what was learned, or between classes: less sure than 95% of the answers on held-out videos'
 
 def entropy(
-    p,   # (..., C) probabilities
-) -> np.ndarray:   # (...,)
+    p,                       # (..., C) probabilities
+    multilabel:bool=False,   # Each of a question of its own?
+) -> np.ndarray:             # (...,)
     "How unsure an answer is, in nats: 0 for one certain class, log C for all alike."
     p = np.asarray(p, dtype=float)
+    if multilabel:
+        p = np.concatenate([p, 1-p], -1)
     return -(p*np.log(np.where(p>0, p, 1))).sum(-1)
 
 def entropy_limit(
-    scores,            # (N, C) probabilities on videos of the selection split
-    share:float=.95,   # Of them, that are surer
+    scores,                  # (N, C) probabilities on videos of the selection split
+    share:float=.95,         # Of them, that are surer
+    multilabel:bool=False,
 ) -> float:
     "Above which entropy an answer is to be marked."
-    return float(np.quantile(entropy(scores), share))
+    return float(np.quantile(entropy(scores, multilabel), share))
 
 @dataclass
 class Recognizer:
@@ -65,7 +69,8 @@ class Recognizer:
         if not isinstance(said, Prediction):
             return said
         whole = len(said.gates)==said.steps   # one that a budget ended is unsure for another reason
-        if whole and self.entropy_limit is not None and entropy(said.probabilities)>self.entropy_limit:
+        unsure = entropy(said.probabilities, self.model.multilabel)
+        if whole and self.entropy_limit is not None and unsure>self.entropy_limit:
             said.notes.insert(0, UNLIKE)
         if self.stamp:
             said.notes.insert(0, self.stamp)
@@ -98,8 +103,8 @@ r = Recognizer.from_pretrained('this folder')
 r.predict('clip.mp4', budget=None).top()
 ```
 
-**Limits.** It knows the classes above and no others: any video gets one of them. \
-{marked}Scores are softmax outputs and not calibrated. A step is answered half a clip after its time. \
+**Limits.** It knows the classes above and no others{forced}. \
+{marked}Scores are {outputs} outputs and not calibrated. A step is answered half a clip after its time. \
 GFLOPs are multiply-accumulates in 1e9 and leave decoding out.
 '''
 
@@ -116,7 +121,11 @@ def _card(r:Recognizer, about, results:dict) -> str:
     if r.entropy_limit is not None:
         marked = f'An answer with an entropy above {r.entropy_limit:.2f} nats is marked: it is less sure '
         marked += 'than 95% of those on held-out videos. '
-    return _CARD.format(about=''.join(f'- {o}\n' for o in about), table='\n'.join(table), marked=marked)
+    forced,outputs = ': any video gets one of them','softmax'
+    if r.model.multilabel:
+        forced,outputs = ', each a question of its own','sigmoid'
+    limits = dict(forced=forced, outputs=outputs, marked=marked)
+    return _CARD.format(**limits, about=''.join(f'- {o}\n' for o in about), table='\n'.join(table))
 
 # %% ../../nbs/inference/02_recognizer.ipynb #38682cfd
 @patch
@@ -257,10 +266,11 @@ class Skip(nn.Module):
 
 class Read(nn.Module):
     "h of the highest level -> probabilities (B, C)."
-    def __init__(self, head):
+    def __init__(self, model):
         super().__init__()
-        self.head = head
-    def forward(self, h): return self.head(h).softmax(-1)
+        self.head = model.head
+        self.multilabel = model.multilabel
+    def forward(self, h): return Saved.probabilities(self, self.head(h))
 
 # %% ../../nbs/inference/02_recognizer.ipynb #1e3d9578
 def step_modules(
@@ -277,7 +287,7 @@ def step_modules(
             H_below = model.hidden_sizes[k-1]
             out[f'gate_{k}'] = Gate(level),inputs(below, H, H)
             out[f'skip_{k}'] = Skip(model.copy_cell),inputs(H, H, H_below, H_below)
-    out['read'] = Read(model.head),inputs(model.hidden_sizes[-1])
+    out['read'] = Read(model),inputs(model.hidden_sizes[-1])
     return out
 
 def network_modules(

@@ -237,6 +237,10 @@ def _check_shapes(make, file, name):
 # %% ../../nbs/method/03_hlstm.ipynb #1e77ab27
 class Saved(PyTorchModelHubMixin):
     "`save_pretrained(folder)` and `from_pretrained(folder or Hub id)`: safetensors only, strict."
+    multilabel = False   # May a video have several classes?
+    def probabilities(self, logits) -> Tensor:   # (..., C)
+        "Of each class: they sum to 1, or are independent where a video may have several."
+        return logits.sigmoid() if self.multilabel else logits.softmax(-1)
     @classmethod
     def from_pretrained(cls, path, **kwargs):
         "The model in folder `path` (or of that id on the Hub), in eval mode; `InputError` if there is none."
@@ -299,6 +303,7 @@ class Hierarchy(nn.Module):
         layer_norm:bool=False,       # LayerNorm in the projections?
         # Sizes in a mapping: 'place' gives the lowest level the smallest, 'modality' each its own
         sizes_by:str='place',
+        multilabel:bool=False,       # May a video have several classes?
     ):
         super().__init__()
         self.modalities = tuple([modalities] if isinstance(modalities, str) else modalities)
@@ -306,7 +311,8 @@ class Hierarchy(nn.Module):
             raise InputError('modalities', f'must be one or more different names, not {modalities!r}')
         if not (isinstance(num_classes, int) and num_classes>0):
             raise InputError('num_classes', f'must be a whole number above 0, not {num_classes!r}')
-        for k,v in dict(nested=nested, copy_cell=copy_cell, layer_norm=layer_norm).items():
+        switches = dict(nested=nested, copy_cell=copy_cell, layer_norm=layer_norm, multilabel=multilabel)
+        for k,v in switches.items():
             if not isinstance(v, bool):
                 raise InputError(k, f'must be true or false, not {v!r}')
         check_choice(sizes_by, ('place', 'modality'), 'sizes_by')
@@ -316,6 +322,7 @@ class Hierarchy(nn.Module):
         if sizes_by=='place' and isinstance(hidden_sizes, Mapping):
             self.hidden_sizes = tuple(sorted(self.hidden_sizes))
         self.num_classes = num_classes
+        self.multilabel = multilabel
         self.nested = nested
         self.copy_cell = copy_cell
         sizes = zip(self.in_sizes, proj, self.hidden_sizes)

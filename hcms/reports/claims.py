@@ -19,9 +19,9 @@ import pandas as pd
 from scipy.stats import kruskal
 from tqdm.auto import tqdm
 from ..core import MODALITIES, InputError, fingerprint, letters, write_whole
-from hcms.evaluation.metrics import (
+from ..evaluation.metrics import (
     Estimate, Interval, coverage_table, estimate_map, estimate_mean, per_class_ap, rank_interval, skip_ratios,
-    softmax, strata_of)
+    probabilities, strata_of)
 from ..evaluation.costs import budget_scores
 from ..experiments.datasets import stamped
 from ..experiments.policies import (
@@ -407,7 +407,7 @@ def _random_at_reached_usage(e) -> Estimate:
     for ours,control in zip(e.runs(), e.runs(policy='random')):
         usage = 1-skip_ratios(ours.predictions.gates)
         logits,_ = predict_split(control.model, control.config, test, usage=usage.tolist())
-        scores.append(softmax(logits[:,-1].numpy()))
+        scores.append(probabilities(logits[:,-1].numpy(), ours.config.multilabel))
     return estimate_map(scores, test.labels)
 
 # %% ../../nbs/reports/05_claims.ipynb #8bab874e

@@ -19,7 +19,7 @@ from ..data.descriptions import described
 from ..experiments.datasets import open_dataset
 from ..experiments.policies import measured, policy_configs
 from ..experiments.runs import check_configs, config_for, load_run, run_folder, train_runs
-from ..evaluation.metrics import softmax
+from ..evaluation.metrics import probabilities
 from ..inference.recognizer import Recognizer, entropy_limit
 from ..method.hlstm import SEAL
 from .artifacts import (
@@ -132,7 +132,9 @@ def keep_recognizer(data, run, other='') -> Path:
     }
     about = [data.stamp, *notes] if data.stamp else notes
     logits,_ = predict_split(run.model, run.config, data.split('selection'))
-    limit = entropy_limit(softmax(logits[:,-1].numpy()))
+    multilabel = run.config.multilabel
+    scores = probabilities(logits[:,-1].numpy(), multilabel)
+    limit = entropy_limit(scores, multilabel=multilabel)
     kept = Recognizer(run.model, data.backbones, list(data.classes), data.stamp, limit)
     kept.save_pretrained(out, about, results)
     return out

@@ -14,7 +14,7 @@ import pandas as pd
 from ..core import MODALITIES, InputError, check_choice
 from ..experiments.datasets import stamped
 from ..media.files import MediaSpec, read_steps
-from ..evaluation.metrics import softmax
+from ..evaluation.metrics import probabilities
 from .plots import (figure, panels, plot_architecture, plot_curves, plot_frame, plot_many,
     plot_map,
                         plot_timeline, plot_training, plot_usage, plot_used, write_picture)
@@ -243,7 +243,7 @@ def sample_videos(
 def describe_video(data, run, i, ids) -> dict:
     "What a run did on one video."
     p = run.predictions
-    scores = softmax(p.logits[i])
+    scores = probabilities(p.logits[i], p.multilabel)
     cost = run.gflops()[i]
     use = {f'use_{m}': float(p.gates[i][:,k].mean()) for k,m in enumerate(run.config.modalities[1:])}
     return dict(

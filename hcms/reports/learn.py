@@ -16,7 +16,6 @@ from ..core import InputError, check_choice, full_path, home
 from ..data.descriptions import describe_folder, described
 from ..data.manifests import csv_manifest, folder_manifest, read_manifest, write_manifest
 from ..evaluation.costs import Predictions, headline
-from ..evaluation.metrics import softmax
 from ..experiments.datasets import Dataset, choose, finetune_backbones, freeze_backbones, stamped
 from ..experiments.runs import get_runs, variants
 from ..inference.recognizer import Recognizer
@@ -125,13 +124,14 @@ def outcome(data, runs) -> pd.DataFrame:   # A row a method; shares from 0 to 1,
 def mistakes(data, run) -> pd.DataFrame:   # A row a video
     "The evaluated videos that a run got wrong, the surest first."
     p = run.predictions
-    scores = softmax(p.logits)
-    wrong = np.flatnonzero(scores.argmax(1)!=p.y)
+    scores = p.scores
+    best = scores.argmax(1)
+    wrong = np.flatnonzero(p.labels[np.arange(len(best)),best]==0)
     ids = evaluated_ids(data)
     rows = pd.DataFrame(dict(
         id=[ids[i] for i in wrong],
         path=[str(data.manifest.path_of(ids[i]).relative_to(data.manifest.root)) for i in wrong],
-        label=[data.classes[p.y[i]] for i in wrong],
+        label=[', '.join(data.classes[c] for c in np.flatnonzero(p.labels[i])) for i in wrong],
         answer=[data.classes[scores[i].argmax()] for i in wrong],
         probability=[float(scores[i].max()) for i in wrong]))
     return rows.sort_values('probability', ascending=False, ignore_index=True)
@@ -230,5 +230,6 @@ def evaluate(
     config = train_config(modalities=r.model.modalities)
     logits,gates = predict_split(r.model, config, part)
     numpy = lambda o: o.numpy()
-    said = Predictions(numpy(logits[:,-1]), numpy(gates), numpy(part.y), part.labels)
+    said = Predictions(
+        numpy(logits[:,-1]), numpy(gates), numpy(part.y), part.labels, multilabel=r.model.multilabel)
     return dict(videos=len(part)) | headline(said, r.model, data.charged)

@@ -19,7 +19,7 @@ from ..baselines.rivals import RIVALS
 from ..core import LETTERS, MODALITIES, InputError, letters
 from ..data.rendered import family
 from ..evaluation.costs import PAPER_PRICES, budget_row, by_group, gflops_per_video, oracle_rows
-from ..evaluation.metrics import mean_average_precision, per_class_ap, softmax
+from ..evaluation.metrics import mean_average_precision, per_class_ap, probabilities
 from ..data.descriptions import described, standins
 from ..experiments.datasets import open_dataset, stamped
 from ..experiments.policies import policies, policy_configs
@@ -211,7 +211,7 @@ def _control_rows(data, learned, control, draws=5):
     rows = []
     for r,c in zip(tqdm(learned, desc=f'gates against chance, {data.bar_label}', unit='seed'), control):
         for name,k,logits,gates in _draws(r, c, test, draws):
-            score = mean_average_precision(softmax(logits[:,-1]), test.labels)
+            score = mean_average_precision(probabilities(logits[:,-1], r.config.multilabel), test.labels)
             row = dict(gates=name, seed=r.config.seed, draw=k, map=score)
             if truth is not None:
                 row |= _hits(gates, truth, data.modalities[1:])

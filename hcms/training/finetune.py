@@ -36,6 +36,7 @@ from hcms.extraction.extract import (
 from ..media.files import MediaSpec, StepReader, read_steps
 from ..networks.backbones import (
     PRECISIONS, MobileNetV1, Motion, OnePath, build_backbone, check_device, network, save_weights)
+from ..method.losses import class_loss
 from .train import load_state, save_state, threads
 
 # %% ../../nbs/training/02_finetune.ipynb #1f688695
@@ -316,7 +317,7 @@ def augment_sound(
 class Job(NamedTuple):
     id:str
     path:str
-    target:int
+    target:np.ndarray   # Class, or (C,) of 0. and 1.
     epoch:int
 
 def read_video(
@@ -458,7 +459,7 @@ class Tuner:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision=='float16')
     def add(self,
         x:Tensor,   # (B, K, ...) media
-        y:Tensor,   # (B,)
+        y:Tensor,   # (B,) classes, or (B, C) of 0. and 1.
     ) -> tuple:     # Summed loss, and how many were right
         "Gradients of some videos, added to those that are there."
         precision = self.config.precision
@@ -467,9 +468,11 @@ class Tuner:
             scores = self.model(x.to(self.device).flatten(0, 1))
         y = y.to(self.device)
         scores = pool_steps(scores.float().unflatten(0, x.shape[:2]))
-        loss = F.cross_entropy(scores, y, reduction='sum')
+        loss = class_loss(scores, y, 'sum')
         self.scaler.scale(loss).backward()
-        return loss.item(),int((scores.argmax(1)==y).sum())
+        best = scores.argmax(1)
+        right = best==y if y.ndim==1 else y[torch.arange(len(y)),best]>0
+        return loss.item(),int(right.sum())
     def step(self, videos:int, progress:float):
         "One step of the optimizer, on the mean over so many videos."
         for g in self.optimizer.param_groups:
@@ -498,15 +501,15 @@ Tuner.state = _state
 Tuner.go_on = _go_on
 
 # %% ../../nbs/training/02_finetune.ipynb #4dcb27da
-def _jobs(manifest, config, batch):
+def _jobs(manifest, config, batch, multilabel=False):
     "The videos of all epochs from a batch on: a fresh order every epoch."
     ids = manifest.ids
-    y = manifest.targets()
+    y = manifest.multi_hot().astype(np.float32) if multilabel else manifest.targets()
     n = math.ceil(len(manifest)/config.videos)
     for epoch in range(batch//n, config.epochs):
         order = rng_for('stream', config.seed, epoch).permutation(len(ids))
         for i in order[batch%n*config.videos if epoch==batch//n else 0:]:
-            yield Job(ids[i], str(manifest.path_of(ids[i])), int(y[i]), epoch)
+            yield Job(ids[i], str(manifest.path_of(ids[i])), y[i], epoch)
 
 def _note(verdict, job, under) -> dict:
     "A verdict on a video and what it depends on, as `FeatureStore.set_aside_ids` has it."
@@ -522,7 +525,7 @@ def _one_batch(tuner, reader, size, progress, aside, under) -> np.ndarray:   # s
     sums = np.zeros(3)
     def add():
         x = torch.from_numpy(np.stack([x for x,_ in part]))
-        loss,right = tuner.add(x, torch.tensor([y for _,y in part]))
+        loss,right = tuner.add(x, torch.from_numpy(np.stack([y for _,y in part])))
         sums[:] += loss,right,len(part)
         part.clear()
     for job,x,reason in islice(reader, size):
@@ -572,6 +575,7 @@ def finetune_streaming(
     patience:float=600.,   # Seconds a video may take
     save_every:int=100,    # Batches from one saving of the state to the next
     origin:dict=None,      # Where `start` came from, for the record
+    multilabel:bool=False, # May a video have several classes?
 ) -> list:                 # One dict an epoch: loss, accuracy, videos
     "Train a network with a linear classifier on labels of whole videos; goes on where it was stopped."
     check_count(workers, 'workers')
@@ -580,13 +584,15 @@ def finetune_streaming(
     under = circumstances(check_seconds(patience, 'patience'))
     state = Path(f'{out}.state')
     modality = network(name).modality
-    key = fingerprint([asdict(config), name, asdict(spec), manifest.fingerprint, origin or str(start)])
+    key = fingerprint([asdict(config), name, asdict(spec), manifest.fingerprint, origin or str(start)]
+        + ['multilabel']*multilabel)
     tuner = Tuner(name, len(manifest.classes), config, start, device)
     at = _resumed(state, key, tuner, manifest, under)
     per_epoch = math.ceil(len(manifest)/config.videos)
     total = config.epochs*per_epoch
     read = partial(read_video, modality=modality, spec=spec, config=config)
-    reader = read_ahead(_jobs(manifest, config, at['batch']), read, at['aside'], workers, patience)
+    jobs = _jobs(manifest, config, at['batch'], multilabel)
+    reader = read_ahead(jobs, read, at['aside'], workers, patience)
     shown = dict(total=total, initial=at['batch'], desc=f'finetune, {modality}', unit='batch')
     with threads(config.threads), tqdm(**shown) as bar:
         while at['batch']<total:

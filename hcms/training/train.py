@@ -17,16 +17,15 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from ..baselines.rivals import RIVALS, EarlyFusion, Rival, random_gates, uniform_views
 from ..core import MODALITIES, InputError, check_choice, first_line, load_extensions, rng_for, write_whole
-from ..evaluation.metrics import mean_average_precision, skip_ratios, softmax
+from ..evaluation.metrics import mean_average_precision, probabilities, skip_ratios
 from ..method.gating import gumbel_noise, tau_at
 from ..method.hlstm import HCMS, HIDDEN_SIZES, PROJ_SIZES
-from ..method.losses import Share, loss_terms, usage_loss
+from ..method.losses import Share, class_loss, loss_terms, usage_loss
 
 # %% ../../nbs/training/01_train.ipynb #c5ff9f1e
 def save_state(
@@ -117,6 +116,7 @@ class TrainConfig(BaseModel):
     # Of training: autocast; the weights are float32 in any case
     precision:Literal['float32', 'bfloat16', 'float16'] = 'float32'
     recompute:bool = False                            # HCMS: less memory, one more forward pass, same bits
+    multilabel:bool = False                           # May a video have several classes? A sigmoid each then
     @field_validator('model')
     @classmethod
     def _registered(cls, name):
@@ -128,7 +128,7 @@ class TrainConfig(BaseModel):
     @model_serializer(mode='wrap')
     def _plain(self, dump):
         # without what is at its default, so that earlier runs keep their keys
-        later = dict(precision='float32', setting=None, constant=None)
+        later = dict(precision='float32', setting=None, constant=None, multilabel=False)
         unread = _unread(self.model)
         return {k: v for k,v in dump(self).items() if k not in unread and (k, v) not in later.items()}
 
@@ -154,6 +154,9 @@ class Split:
     labels:np.ndarray    # (N, C) 0/1, all classes of each video
     prices:dict|None = None   # modality -> GFLOPs of one feature, for a policy that is trained to save them
     def __len__(self): return len(self.ids)
+    def target(self, multilabel:bool=False) -> Tensor:
+        "What a loss compares with: the primary class, or all classes as 0. and 1."
+        return torch.as_tensor(self.labels, dtype=torch.float32) if multilabel else self.y
     @property
     def steps(self): return next(iter(self.x.values())).shape[1]   # T
 
@@ -171,7 +174,8 @@ def build_model(
 ) -> nn.Module:
     "The model of a configuration with its seed's random weights."
     in_sizes = {m: in_sizes[m] for m in config.modalities}
-    sizes = dict(in_sizes=in_sizes, proj_sizes=config.proj_sizes, hidden_sizes=config.hidden_sizes)
+    sizes = dict(in_sizes=in_sizes, proj_sizes=config.proj_sizes, hidden_sizes=config.hidden_sizes,
+        multilabel=config.multilabel)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if config.model=='early':
@@ -245,6 +249,9 @@ def _in_order(mine, team, batches) -> list:
     return [parts[n%team.num_processes][n//team.num_processes] for n in range(batches)]
 
 # %% ../../nbs/training/01_train.ipynb #83147cd1
+def _score(logits, config, split) -> float:   # mAP, 0 to 1
+    return mean_average_precision(probabilities(logits.numpy(), config.multilabel), split.labels)
+
 @torch.no_grad()
 def _rival_score(model, config, split, at_default, gates) -> float:
     "Mean mAP over the log of the number of steps looked at; for one operating point, mAP less its penalty."
@@ -255,14 +262,14 @@ def _rival_score(model, config, split, at_default, gates) -> float:
     for s in model.settings:
         out = model(*x, setting=s)
         looks = out.gates[...,-1].sum(1).mean().item()
-        points.append((looks, mean_average_precision(softmax(out.logits.numpy()), split.labels)))
+        points.append((looks, _score(out.logits, config, split)))
     steps,maps = map(np.array, zip(*sorted(points)))
     grid = np.linspace(0, np.log(min(model.looks, x[0].shape[1])), 50)
     return float(np.interp(grid, np.log(steps), maps).mean())
 
 def _evaluate(model, config, split, team=None) -> dict:
     logits,gates = predict_split(model, config, split, team=team)
-    out = dict(map=mean_average_precision(softmax(logits[:,-1].numpy()), split.labels))
+    out = dict(map=_score(logits[:,-1], config, split))
     if config.model=='hcms':
         out |= {f'skip_{m}': float(s) for m,s in zip(config.modalities[1:], skip_ratios(gates.numpy()))}
     if isinstance(model, Rival):
@@ -321,7 +328,7 @@ def _step(model, config, x, y, options, targets, weight, optimizer, scaler, team
             extra = None
     out = out._replace(logits=out.logits.float(), gates=out.gates.float())
     if extra is not None:
-        ce = F.cross_entropy(out.logits, y)
+        ce = class_loss(out.logits, y)
         terms = dict(ce=ce, usage=torch.as_tensor(extra), loss=ce+extra)
     else:
         targets = targets or (0.,)*out.gates.shape[-1]
@@ -409,6 +416,7 @@ def train(
     parts = _parts(model, config)
     history,best = _resume(state, parts)
     x = training.take(config.modalities, config.views)
+    y = training.target(config.multilabel)
     epochs = range(len(history), config.epochs)
     with threads(config.threads):
         ended = saving = 0.   # when the state was last kept, and how long that took
@@ -420,7 +428,7 @@ def train(
                 break
             try:
                 terms = _train_epoch(
-                    model, config, x, training.y, parts['optimizer'], parts['scaler'], epoch, team)
+                    model, config, x, y, parts['optimizer'], parts['scaler'], epoch, team)
             except torch.cuda.OutOfMemoryError:
                 raise InputError('batch',
                     f'of {config.batch} videos does not fit the memory of the device; take a half precision '
