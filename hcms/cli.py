@@ -275,6 +275,11 @@ def learn_command(
         [], help="MODALITY=FILE, or MODALITY=random; others are fetched from where they are published"),
     finetune:bool=typer.Option(
         False, '--finetune', help='train the networks on these videos too; takes hours without a GPU'),
+    skip:list[float]=typer.Option(
+        [], min=0, max=1, help='skip target of a modality after the first, given once for each of them in '
+            "their order; by default the preset's"),
+    budget:float=typer.Option(
+        None, min=0, help='or GFLOPs a video: the best of several skip targets that keep it'),
     seeds:int=SEEDS,
     epochs:int=EPOCHS,
     workers:int=WORKERS,
@@ -288,7 +293,8 @@ def learn_command(
         if not file:
             raise InputError('--weights', f'takes MODALITY=FILE or MODALITY=random, not {o!r}')
         given[modality] = file
-    kept,out = learn(source, group, preset, network, steps, given, finetune, seeds, epochs, workers)
+    kept,out = learn(
+        source, group, preset, network, steps, given, finetune, skip, budget, seeds, epochs, workers)
     print(f'recognizer: {kept}')
     print(f"page: {out/'README.md'}")
     print(f'try it: hcms predict VIDEO --checkpoint {kept}')

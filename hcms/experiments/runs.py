@@ -310,6 +310,7 @@ def train_runs(
     dataset,
     configs:list,         # of TrainConfig
     workers:int=2,        # Processes
+    progress=None,        # Is called with each configuration that was trained, in place of a progress bar
 ) -> list:                # Their folders, in the order of `configs`
     "Train the configurations that were not trained yet."
     check_count(workers, 'workers')
@@ -322,12 +323,17 @@ def train_runs(
         bar = dict(total=len(todo), desc=f'train, {dataset.bar_label}', unit='run')
         processes = min(workers, len(todo))
         with worker_pool(processes, _start_worker, (dataset,), doing=f'train, {dataset.label}') as pool:
-            list(tqdm(pool.map(_work, todo, chunksize=1), **bar))
+            done = pool.map(_work, todo, chunksize=1)
+            for c,_ in zip(todo, tqdm(done, **bar, disable=progress is not None)):
+                if progress:
+                    progress(c)
     return folders
 
-def get_runs(dataset, configs:list, workers:int=2) -> list:   # of Run, in the order of `configs`
+# of Run, in the order of `configs`
+def get_runs(dataset, configs:list, workers:int=2, progress=None) -> list:
     "The runs of some configurations; those that are missing are trained."
-    return [load_run(f, dataset.charged) for f in train_runs(dataset, configs, workers)]
+    folders = train_runs(dataset, configs, workers, progress)
+    return [load_run(f, dataset.charged) for f in folders]
 
 # %% ../../nbs/experiments/02_runs.ipynb #8d71406c
 REACHED = REACHED_BY[MODALITIES]   # Of the natural order

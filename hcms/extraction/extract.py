@@ -384,6 +384,7 @@ def extract(
     steps:int=0,               # Time steps of a video; 0: the preset's
     networks=(),               # Names of networks in place of the preset's
     modalities=MODALITIES,     # Which are extracted
+    progress=None,             # Is called after each video, in place of a progress bar
 ) -> Extraction:
     "Features of every video of a manifest; resumes where it was stopped, sets aside what cannot be read."
     check_count(workers, 'workers')
@@ -400,11 +401,13 @@ def extract(
     paths = dict(jobs)
     done = result.kept+len(result.aside)
     shown = dict(total=done+len(jobs), initial=done, desc='extract', unit='video')
-    with result.on_machine(store), tqdm(**shown) as bar:
+    with result.on_machine(store), tqdm(**shown, disable=progress is not None) as bar:
         for id,verdict in _run_pool(jobs, workers, (store.root, patience, options)):
             result.note(store, id, paths[id], verdict)
             bar.set_postfix(aside=len(result.aside), refresh=False)
             bar.update()
+            if progress:
+                progress()
     return result
 
 # %% ../../nbs/extraction/01_extract.ipynb #7dd688f9

@@ -11,11 +11,11 @@ __all__ = ['FIG7_GROUPS', 'fig3_changes', 'fig3_configs', 'fig3', 'fig3_adaframe
 # %% ../../nbs/reports/04_figures.ipynb #f526a87f
 import numpy as np
 import pandas as pd
-from ..core import MODALITIES, InputError, check_choice
+from ..core import MODALITIES, InputError, check_choice, letters
 from ..experiments.datasets import stamped
 from ..media.files import MediaSpec, read_steps
 from ..evaluation.metrics import probabilities
-from .plots import (figure, panels, plot_architecture, plot_curves, plot_frame, plot_many,
+from .plots import (COLUMN, figure, panels, plot_architecture, plot_curves, plot_frame, plot_many,
     plot_map,
                         plot_timeline, plot_training, plot_usage, plot_used, write_picture)
 from ..experiments.policies import GRID, VIEWS, policy_configs
@@ -65,23 +65,27 @@ def fig3_adaframe(curves) -> pd.DataFrame:
 # %% ../../nbs/reports/04_figures.ipynb #b2f3544a
 def show_fig3(
     numbers,
-    curves,       # From `hcms.experiments.policies.measured`
+    curves,       # From `hcms.experiments.policies.measured`; None: the left panel alone
     data,
     parameters,
     runs,
     out,
 ):                # The figure: on the left as in the paper, on the right all policies
     "Write fig3.* and return the figure."
-    fig,(ax,wide) = panels(1, 2, height=3.)
-    plot_curves(numbers, ax, f'{data.label}: HCMS, UNIFORM, AdaFrame')
-    plot_many(curves, wide, f'{data.label}: all policies')
+    columns = 1 if curves is None else 2
+    fig,((ax, *wide),) = panels(1, columns, width=columns*COLUMN, height=3., squeeze=False)
+    shown = 'HCMS, UNIFORM' if curves is None else 'HCMS, UNIFORM, AdaFrame'
+    plot_curves(numbers, ax, f'{data.label}: {shown}')
     notes,meta = describe(data, runs, parameters)
     notes.append(
-        'HCMS: one point a pair of skip targets (appearance, motion). UNIFORM: early fusion of A + I + M '
-        'at so many evenly spaced views. AdaFrame: written anew for these features, one point a threshold '
-        'of its utility. Bands: one standard deviation over seeds. Right: every policy that was measured, '
-        f'with {curves.seed.nunique()} seeds; rivals.* names each.'
-    )
+        f"HCMS: one point a choice of skip targets ({', '.join(data.modalities[1:])}). UNIFORM: early fusion "
+        f'of {letters(data.modalities)} at so many evenly spaced views. Bands: one standard deviation over '
+        'seeds.')
+    if curves is not None:
+        plot_many(curves, wide[0], f'{data.label}: all policies')
+        notes.append(
+            'AdaFrame: written anew for these features, one point a threshold of its utility. Right: every '
+            f'policy that was measured, with {curves.seed.nunique()} seeds; rivals.* names each.')
     write_figure(fig, numbers, 'fig3', out, f'Figure 3. Cost against mAP on {data.label}', notes, meta)
     return fig
 
