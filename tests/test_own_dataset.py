@@ -374,3 +374,79 @@ def test_a_reader_of_lists_by_its_command(tmp_path):
     assert 'evaluated = "validation"' in (tmp_path/'k'/'dataset.toml').read_text()
     refused = hcms(*words, home=tmp_path, check=False)
     assert 'say where the manifest of kinetics goes' in refused.stderr
+
+def real_clips(root) -> list:
+    "Small videos in class folders: a still one with noise, a flickering one that is silent."
+    import numpy as np
+    from hcms.media.files import write_video
+    rng = np.random.default_rng(0)
+    out = []
+    for c in ('noisy', 'flicker'):
+        (root/c).mkdir(parents=True)
+        for i in range(9):
+            frames = np.full((16, 48, 48, 3), 20*i, dtype=np.uint8)
+            if c=='flicker':
+                frames = rng.integers(0, 255, frames.shape, dtype=np.uint8)
+            sound = rng.normal(0, .3 if c=='noisy' else .001, 32000).astype(np.float32)
+            out.append(write_video(root/c/f'{c}_{i}.mp4', frames, 8, sound, 16000))
+    return out
+
+RANDOM = [f'--weights={m}=random' for m in ('audio', 'appearance', 'motion')]
+
+def start_learning(folder, home):
+    import os
+    command = [BIN/'hcms', 'learn', folder, '--preset', 'demo', *RANDOM, '--seeds', 1, '--epochs', 2]
+    env = dict(os.environ, HCMS_HOME=str(home))
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen([str(o) for o in command], env=env, start_new_session=True, **quiet)
+
+def left(folder) -> dict:   # path below it -> bytes
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
+
+@pytest.mark.full
+def test_learning_that_was_killed_three_times_ends_with_the_same_bytes(tmp_path):
+    "Among the features, among the trainings, and while the page is written."
+    import os
+    import signal
+    import time
+    made = {}
+    for kind in ('whole', 'killed'):
+        folder = tmp_path/kind/'mine'
+        real_clips(folder)
+        home = tmp_path/kind/'home'
+        moments = [
+            lambda: len([*(folder/'features').rglob('*')])>12,
+            lambda: any(folder.glob('runs/*/run.json')),
+            lambda: (home/'checkpoints'/'mine').exists()] if kind=='killed' else []
+        for there in moments:
+            p = start_learning(folder, home)
+            while not there():
+                assert p.poll() is None, 'it ended before it was killed'
+                time.sleep(.02)
+            os.killpg(p.pid, signal.SIGKILL)
+            p.wait()
+        assert start_learning(folder, home).wait()==0
+        made[kind] = left(home/'checkpoints'/'mine') | left(home/'reports'/'mine')
+    assert made['whole'].keys()==made['killed'].keys()
+    assert [k for k in made['whole'] if made['whole'][k]!=made['killed'][k]]==[]
+
+@pytest.mark.full
+def test_several_classes_a_video_from_a_table_to_a_recognizer(tmp_path):
+    "A table with `a|b` makes a recognizer that answers each class by itself."
+    from hcms.data.descriptions import described
+    from hcms.inference.recognizer import Recognizer
+    folder = tmp_path/'mine'
+    paths = real_clips(folder)
+    second = ['even', 'odd']*9
+    lines = [f'{p.relative_to(folder)},{p.parent.name}|{o}' for p,o in zip(paths, second)]
+    (folder/'clips.csv').write_text('\n'.join(['path,label', *lines]))
+    home = tmp_path/'home'
+    hcms('learn', folder/'clips.csv', '--preset', 'demo', *RANDOM, '--seeds', 1, '--epochs', 2, home=home)
+    assert described(str(folder)).multilabel
+    r = Recognizer.from_pretrained(home/'checkpoints'/'mine')
+    assert r.model.multilabel and {'even', 'odd'}<set(r.classes)
+    assert abs(r.predict(paths[0]).probabilities.sum()-1)>.01
+    assert 'sigmoid' in (home/'checkpoints'/'mine'/'README.md').read_text()
+    for only in ('table1', 'table2', 'fig3', 'fig4', 'rivals', 'claims'):
+        hcms('report', folder, '--seeds', 1, '--epochs', 1, '--only', only, home=home)
+        assert (home/'reports'/'mine'/'seeds=1,epochs=1'/f'{only}.csv').is_file()

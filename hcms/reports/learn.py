@@ -291,7 +291,7 @@ def learn(
     kept = keep_recognizer(data, best)
     out = full_path(out_dir) if out_dir else home()/'reports'/data.label
     out.mkdir(parents=True, exist_ok=True)
-    given = dict(dataset=name, seeds=seeds, epochs=epochs)
+    given = dict(dataset=data.label, seeds=seeds, epochs=epochs)
     compared = ours+[r for r in runs if r.config.model=='early' and r.config.views is None]
     say(show_outcome(outcome(data, compared), data, given, compared, out).to_string(index=False))
     show_mistakes(mistakes(data, best), data, given, best, out)
