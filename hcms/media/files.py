@@ -54,19 +54,23 @@ class MediaSpec:
     frame_crop:float = 1.        # Side of the RGB frame as a share of the picture's short side
     frame_resize:str = 'bicubic'   # Key of `RESIZE`
     clip_resize:str = 'bilinear'   # Key of `RESIZE`
+    clip_crop:float = 1.         # Side of the motion clip, likewise
     def __post_init__(self):
-        for k in ('steps', 'frame_size', 'clip_size', 'clip_frames', 'clip_seconds', 'frame_crop'):
+        sizes = 'steps', 'frame_size', 'clip_size', 'clip_frames', 'clip_seconds', 'frame_crop', 'clip_crop'
+        for k in sizes:
             if not 0 < getattr(self, k) < math.inf:
                 raise InputError(k, f'must be above zero, not {getattr(self, k)}')
-        if self.frame_crop>1:
-            raise InputError('frame_crop', f'is a share, at most 1, not {self.frame_crop}')
+        for k in ('frame_crop', 'clip_crop'):
+            if getattr(self, k)>1:
+                raise InputError(k, f'is a share, at most 1, not {getattr(self, k)}')
         for k in ('frame_resize', 'clip_resize'):
             check_choice(getattr(self, k), RESIZE, k)
     @property
     def frame_view(self) -> 'View':
         return View(int(self.frame_size/self.frame_crop), self.frame_size, self.frame_resize)
     @property
-    def clip_view(self) -> 'View': return View(self.clip_size, self.clip_size, self.clip_resize)
+    def clip_view(self) -> 'View':
+        return View(int(self.clip_size/self.clip_crop), self.clip_size, self.clip_resize)
 
 # %% ../../nbs/media/01_files.ipynb #0a94f07a
 def step_times(

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['NAMES', 'YAMNET_LAYERS', 'SEES', 'NETWORKS', 'LITE0', 'PRESETS', 'PRECISIONS', 'ConvWeights', 'YamnetWeights',
            'check_yamnet', 'read_keras', 'read_tflite', 'SamePad', 'Bias', 'MobileNetV1', 'YAMNet', 'Appearance',
-           'Motion', 'OnePath', 'Source', 'Network', 'register_network', 'network', 'Preset', 'networks_of',
-           'build_backbone', 'spec_for', 'check_device', 'Backbones', 'weights_path', 'save_weights', 'Networks',
-           'load_backbones']
+           'Motion', 'OnePath', 'Source', 'Network', 'register_network', 'TorchVision', 'network', 'Preset',
+           'networks_of', 'build_backbone', 'spec_for', 'check_device', 'Backbones', 'weights_path', 'save_weights',
+           'Networks', 'load_backbones']
 
 # %% ../../nbs/networks/01_backbones.ipynb #27a242f9
 import re
@@ -367,7 +367,7 @@ class Network:
 SEES = dict(   # modality -> the fields of `MediaSpec` that its features depend on
     audio=('steps',),
     appearance=('steps', 'frame_size', 'frame_crop', 'frame_resize'),
-    motion=('steps', 'clip_size', 'clip_frames', 'clip_seconds', 'clip_resize'))
+    motion=('steps', 'clip_size', 'clip_frames', 'clip_seconds', 'clip_resize', 'clip_crop'))
 NETWORKS = {}   # name -> Network
 
 def register_network(
@@ -432,6 +432,53 @@ for name,(side,frames,apart) in _SAMPLING.items():
         media=dict(clip_size=side, clip_frames=frames, clip_seconds=frames*apart/30),
         source=Source(f'{name}, Kinetics-400', f'{_ZOO}/{_FILES[name]}.pyth', 'Apache-2.0'))(OnePath)
 
+# %% ../../nbs/networks/01_backbones.ipynb #e97c237b
+_CLIPS = {   # Beginning of a name -> pictures of a clip, and a second
+    'r3d': (16, 15), 'mc3': (16, 15), 'r2plus1d': (16, 15), 's3d': (128, 15), 'mvit': (16, 7.5),
+    'swin3d': (32, 15)}
+
+def _kinetics(name:str):
+    "torchvision's weights of a video network: their address, and the transforms that belong to them."
+    from torchvision.models import get_model_weights
+    return get_model_weights(name).KINETICS400_V1
+
+class TorchVision(nn.Module):
+    "Clips (n, F, H, W, 3) uint8 -> features (n, D) of one of torchvision's video networks."
+    def __init__(self,
+        name:str='r3d_18',   # torchvision's name
+    ):
+        super().__init__()
+        from torchvision.models import get_model
+        self.net = get_model(name)
+        k = next(o for o in ('fc', 'head', 'classifier') if hasattr(self.net, o))
+        last = getattr(self.net, k)
+        last = last[-1] if isinstance(last, nn.Sequential) else last   # after a dropout
+        self.size = last.in_channels if isinstance(last, nn.Conv3d) else last.in_features
+        setattr(self.net, k, nn.Identity())
+        self.classifier = f'{k}.',   # of Kinetics; it is left out
+        for k in ('mean', 'std'):
+            values = torch.tensor(getattr(_kinetics(name).transforms(), k))
+            self.register_buffer(k, values, persistent=False)
+    def forward(self, x:Tensor) -> Tensor:
+        x = (x.float()/255-self.mean)/self.std
+        return self.net(x.permute(0, 4, 1, 2, 3).contiguous())
+
+@cache
+def _of_torchvision(name:str) -> Network:   # torchvision/NAME
+    from torchvision.models import list_models
+    from torchvision.models import video
+    short = name.removeprefix('torchvision/')
+    check_choice(short, list_models(module=video), "of torchvision's video networks")
+    weights = _kinetics(short)
+    see = weights.transforms()
+    side = see.crop_size[0]
+    frames,rate = next(v for k,v in _CLIPS.items() if short.startswith(k))
+    media = dict(
+        clip_size=side, clip_crop=side/see.resize_size[0], clip_frames=frames, clip_seconds=frames/rate,
+        clip_resize=see.interpolation.value)
+    source = Source(f'{short}, Kinetics-400', weights.url, 'BSD-3-Clause')
+    return Network(name, 'motion', TorchVision, dict(name=short), media, source)
+
 # %% ../../nbs/networks/01_backbones.ipynb #f01eb3cc
 @cache
 def _of_timm(name:str) -> Network:   # timm/NAME
@@ -451,12 +498,14 @@ def _of_timm(name:str) -> Network:   # timm/NAME
     return Network(name, 'appearance', Appearance, dict(name=short), media, source)
 
 def network(name:str) -> Network:
-    "The network of a name: a registered one, or any of timm's as timm/NAME."
+    "The network of a name: a registered one, timm's as timm/NAME, torchvision's as torchvision/NAME."
     load_extensions()
     if name in NETWORKS:
         return NETWORKS[name]
     if str(name).startswith('timm/'):
         return _of_timm(name)
+    if str(name).startswith('torchvision/'):
+        return _of_torchvision(name)
     return NETWORKS[check_choice(name, NETWORKS, 'network')]
 
 # %% ../../nbs/networks/01_backbones.ipynb #32b71c61
@@ -558,7 +607,8 @@ class Backbones:
             network=n.make.__name__ if n.make.__module__==__name__ else n.name,
             options=dict(n.options),
             weights=self.weights[modality],
-            media={k: spec[k] for k in SEES[modality]},
+            # a whole clip is not mentioned: so features keep the name that they had before clips were cropped
+            media={k: spec[k] for k in SEES[modality] if (k, spec[k])!=('clip_crop', 1)},
             decoder=f'av {av.__version__}',
             torch=version('torch').split('+')[0],
             dtype='float16')
