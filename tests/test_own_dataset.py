@@ -450,3 +450,45 @@ def test_several_classes_a_video_from_a_table_to_a_recognizer(tmp_path):
     for only in ('table1', 'table2', 'fig3', 'fig4', 'rivals', 'claims'):
         hcms('report', folder, '--seeds', 1, '--epochs', 1, '--only', only, home=home)
         assert (home/'reports'/'mine'/'seeds=1,epochs=1'/f'{only}.csv').is_file()
+
+def papermill(notebook, home, out, **given):
+    import os
+    words = [str(o) for k,v in given.items() for o in ('-p', k, v)]
+    command = [BIN/'papermill', f'nbs/{notebook}.ipynb', out, *words]
+    env = dict(os.environ, HCMS_HOME=str(home))
+    subprocess.run([str(o) for o in command], cwd=ROOT, env=env, check=True, capture_output=True)
+
+@pytest.mark.full
+def test_the_page_of_ones_own_videos_runs(tmp_path):
+    papermill('own_videos', tmp_path, tmp_path/'out.ipynb', per_class=6, seeds=1, epochs=1)
+    assert (tmp_path/'checkpoints'/'own_videos'/'recognizer.json').is_file()
+
+def in_the_authors_layout(root):
+    "Silent clips and sounds, named as the Drone-detection-dataset names them."
+    import numpy as np
+    from hcms.media.files import write_video
+    rng = np.random.default_rng(0)
+    (root/'Data'/'Video_V').mkdir(parents=True)
+    (root/'Data'/'Audio').mkdir()
+    for c in ('AIRPLANE', 'BIRD', 'DRONE', 'HELICOPTER'):
+        for n in (1, 2, 6, 7, 11, 16):
+            frames = rng.integers(0, 255, (20, 64, 80, 3), dtype=np.uint8)
+            write_video(root/'Data'/'Video_V'/f'V_{c}_{n:03}.mp4', frames, 10)
+    return rng
+
+@pytest.mark.full
+def test_the_page_on_drones_takes_the_authors_layout(tmp_path):
+    from scipy.io import wavfile
+    source = tmp_path/'source'
+    rng = in_the_authors_layout(source)
+    for k in ('BACKGROUND', 'DRONE', 'HELICOPTER'):
+        for n in range(3):
+            sound = rng.integers(-9000, 9000, 16000*3).astype('int16')
+            wavfile.write(source/'Data'/'Audio'/f'{k}_{n+1:03}.wav', 16000, sound)
+    random = dict.fromkeys(('audio', 'appearance', 'motion'), 'random')
+    papermill('drones', tmp_path/'home', tmp_path/'out.ipynb', source=source, seeds=1, epochs=1, **random)
+    clips = pd.read_csv(source/'drones'/'clips.csv')
+    assert len(clips)==24 and clips.group.nunique()==16
+    assert clips.sound[clips.label=='bird'].str.startswith('BACKGROUND').all()
+    page = (tmp_path/'home'/'reports'/'drones'/'outcome.md').read_text()
+    assert 'RANDOM WEIGHTS' in page and 'HCMS' in page

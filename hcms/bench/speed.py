@@ -377,7 +377,7 @@ def _shown_training(d) -> pd.DataFrame:
     return _shown_times(d, times_bound='times its matrix products', least='least', most='most')
 
 _INFERENCE_NOTES = (
-    "The paper's networks have random weights and gates that are evenly spread; the demo's are trained, "
+    "The paper's networks and light's have random weights and evenly spread gates; the demo's are trained, "
     'and their gates are those of a trained HCMS. '
     '(computed): the sum of the calls, so its ratio to them is 1.',
     'Always-on: all modalities at every step. Views: all modalities at so many evenly spaced steps; '
