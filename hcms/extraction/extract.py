@@ -33,7 +33,7 @@ from ..core import (
     worker_pool)
 from ..data.store import FeatureStore
 from ..media.files import PARTIAL, StepReader
-from ..networks.backbones import Backbones, check_device, load_backbones
+from ..networks.backbones import Backbones, check_device, check_memory, load_backbones, networks_of
 
 # %% ../../nbs/extraction/01_extract.ipynb #e6db89e7
 def open_views(
@@ -398,6 +398,9 @@ def extract(
     _,_,result,jobs = _planned(manifest, store, shard, patience, options, lazy=True)
     if not jobs:
         return result
+    if torch.device(device).type=='cpu':
+        of = networks_of(preset, networks)
+        check_memory({m: of[m] for m in modalities}, workers)
     paths = dict(jobs)
     done = result.kept+len(result.aside)
     shown = dict(total=done+len(jobs), initial=done, desc='extract', unit='video')

@@ -6,8 +6,8 @@
 __all__ = ['NAMES', 'YAMNET_LAYERS', 'SEES', 'NETWORKS', 'LITE0', 'PRESETS', 'PRECISIONS', 'ConvWeights', 'YamnetWeights',
            'check_yamnet', 'read_keras', 'read_tflite', 'SamePad', 'Bias', 'MobileNetV1', 'YAMNet', 'Appearance',
            'Motion', 'OnePath', 'Source', 'Network', 'register_network', 'TorchVision', 'network', 'Preset',
-           'networks_of', 'build_backbone', 'spec_for', 'check_device', 'Backbones', 'weights_path', 'save_weights',
-           'Networks', 'load_backbones']
+           'networks_of', 'build_backbone', 'weights_bytes', 'check_memory', 'spec_for', 'check_device', 'Backbones',
+           'weights_path', 'save_weights', 'Networks', 'load_backbones']
 
 # %% ../../nbs/networks/01_backbones.ipynb #27a242f9
 import re
@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
+import psutil
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -546,6 +547,28 @@ def build_backbone(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return n.make(**n.options)
+
+# %% ../../nbs/networks/01_backbones.ipynb #a569b9a6
+def weights_bytes(name:str) -> int:
+    "Bytes of a network's weights, counted without making them."
+    with torch.device('meta'):
+        net = build_backbone(name)
+    return sum(o.numel()*o.element_size() for o in net.state_dict().values())
+
+def check_memory(
+    networks:dict,   # modality -> Network
+    workers:int=1,   # Processes, each with networks of its own
+    free:int=None,   # Bytes; by default those of this machine that are free
+):
+    "An `InputError` where weights do not fit the memory; networks that a user registered are not counted."
+    free = psutil.virtual_memory().available if free is None else free
+    ours = {n.name: weights_bytes(n.name) for n in networks.values() if n.make.__module__==__name__}
+    need = workers*sum(ours.values())
+    if need>free:
+        largest = max(ours, key=ours.get)
+        rule = f'and the others take {need/1e9:.1f} GB of memory in {workers} processes'
+        free = f'{free/1e9:.1f} GB are free'
+        raise InputError(largest, f'{rule}, and {free}; take a smaller network, or fewer workers')
 
 # %% ../../nbs/networks/01_backbones.ipynb #2b5d43a5
 def spec_for(

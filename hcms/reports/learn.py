@@ -23,7 +23,7 @@ from ..experiments.runs import config_for, get_runs, run_folder, variants
 from ..inference.recognizer import Recognizer
 from ..media.files import read_steps
 from ..method.hlstm import SEAL
-from ..networks.backbones import PRESETS, networks_of, weights_path
+from ..networks.backbones import PRESETS, check_memory, networks_of, weights_path
 from ..networks.weights import fetch, install, install_random
 from .artifacts import describe, mean_pm, write_index, write_table
 from .driver import keep_recognizer
@@ -269,6 +269,8 @@ def learn(
     root = listed(source, group, preset)
     name = str(root)
     choose(name, steps, '', networks)
+    of = networks_of(described(name).preset, choose(name).get('networks', ()))
+    check_memory({m: of[m] for m in described(name).fed}, workers)
     weighted(name, weights or {})
     if finetune:
         say('finetuning the networks')
