@@ -492,3 +492,57 @@ def test_the_page_on_drones_takes_the_authors_layout(tmp_path):
     assert clips.sound[clips.label=='bird'].str.startswith('BACKGROUND').all()
     page = (tmp_path/'home'/'reports'/'drones'/'outcome.md').read_text()
     assert 'RANDOM WEIGHTS' in page and 'HCMS' in page
+
+ONLY_FEATURES = """
+evaluated = "testing"
+preset = "light"
+modalities = ["speech", "flow"]
+
+[brought.speech]
+letter = "S"
+price = 0.2
+what = "embeddings of transcribed speech"
+
+[brought.flow]
+letter = "F"
+price = 5
+what = "optical flow"
+"""
+
+def test_features_are_enough_without_any_video(tmp_path, monkeypatch):
+    "From `.npy` files to a page and Tables 1 and 2; one modality is vectors, one has steps of its own."
+    import numpy as np
+    from hcms.experiments.datasets import Dataset, bring_features
+    from hcms.experiments.runs import get_runs
+    from hcms.reports.learn import learn, learn_configs
+    from hcms.reports.tables import table1, table1_configs, table2
+    monkeypatch.setenv('HCMS_HOME', str(tmp_path/'home'))
+    folder = tmp_path/'mine'
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    lines = ['id,path,split,labels,status']
+    for k,c in enumerate(('calm', 'loud', 'wild')):
+        for i in range(12):
+            split = ('training', 'training', 'selection', 'testing')[i%4]
+            lines.append(f'{c}_{i},{c}_{i}.mp4,{split},{c},absent')
+            for m,shape in dict(speech=(8,), flow=(11, 6)).items():
+                (tmp_path/m).mkdir(exist_ok=True)
+                x = rng.normal(0, .1, shape)
+                x[...,k] += 1
+                np.save(tmp_path/m/f'{c}_{i}.npy', x.astype(np.float32))
+    (folder/'manifest.csv').write_text('\n'.join(lines)+'\n')
+    (folder/'dataset.toml').write_text(ONLY_FEATURES)
+    for m in ('speech', 'flow'):
+        assert bring_features(str(folder), m, tmp_path/m)==(36, [])
+    kept,out = learn(folder, seeds=1, epochs=3, workers=1)
+    said = []
+    learn(folder, seeds=1, epochs=3, workers=1, say=said.append)
+    assert any('features of 0 videos' in o and 'training of 0 models' in o for o in map(str, said))
+    data = Dataset(str(folder))
+    numbers = pd.read_csv(out/'outcome.csv').set_index('method')
+    assert numbers.accuracy_mean['everything at all steps']>.9
+    assert numbers.gflops_mean['everything at all steps']==pytest.approx(32*5.2, rel=.01)
+    run = next(r for r in get_runs(data, learn_configs(data, 1, 3), 1) if r.config.model=='hcms')
+    runs = get_runs(data, table1_configs(data, 1, views=3, epochs=1), 1)
+    assert len(table2(data, [run], data.budgets)) and len(table1(data, runs))
+    assert {'fig3.svg', 'fig4.svg', 'mistakes.csv'}<={p.name for p in out.iterdir()}
