@@ -232,7 +232,7 @@ def headline(
     skips = {}
     if p.gates.shape[-1]:
         skips = {f'skip_{m}': float(s) for m,s in zip(model.modalities[1:], skip_ratios(p.gates))}
-    return summary(p.scores, p.y, p.labels) | dict(gflops=float(gflops)) | skips
+    return summary(p.scores, p.y, p.labels, p.multilabel) | dict(gflops=float(gflops)) | skips
 
 # %% ../../nbs/evaluation/02_costs.ipynb #362e2375
 def budget_scores(
@@ -267,7 +267,7 @@ def budget_row(
         most=float(spent.gflops.max()),
         steps=float(spent.steps.mean()),
         stopped=float((spent.steps<T).mean()))
-    return summary(scores, p.y, p.labels) | costs
+    return summary(scores, p.y, p.labels, p.multilabel) | costs
 
 # %% ../../nbs/evaluation/02_costs.ipynb #92d0e4ae
 def by_group(

@@ -167,6 +167,7 @@ def summary(
     scores,       # (N, C), softmax probabilities
     targets,      # (N,) primary labels
     labels=None,  # (N, C) all labels as 0 and 1; by default the primary ones alone
+    multilabel:bool=False,   # Is an answer right if it is any of the labels?
 ) -> dict:
     "mAP over all labels and over primary ones, interpolated mAP, accuracy, and counts of videos and classes."
     every = targets if labels is None else labels
@@ -175,7 +176,7 @@ def summary(
         map=_mean_over_classes(ap),
         map_single_label=mean_average_precision(scores, targets),
         map_interpolated=mean_interpolated_ap(scores, every),
-        accuracy=accuracy(scores, targets),
+        accuracy=accuracy(scores, every if multilabel else targets),
         n=len(scores),
         classes=len(ap),
         classes_left_out=int(np.isnan(ap).sum()))

@@ -183,7 +183,8 @@ def mistakes(data, run) -> pd.DataFrame:   # A row a video
     p = run.predictions
     scores = p.scores
     best = scores.argmax(1)
-    wrong = np.flatnonzero(p.labels[np.arange(len(best)),best]==0)
+    right = p.labels[np.arange(len(best)),best]>0 if p.multilabel else best==p.y
+    wrong = np.flatnonzero(~right)
     ids = evaluated_ids(data)
     rows = pd.DataFrame(dict(
         id=[ids[i] for i in wrong],
