@@ -124,20 +124,19 @@ def weights_command(
         from hcms.data.descriptions import data_folder, described
         from hcms.experiments.datasets import choose
         from hcms.networks.backbones import networks_of
-        from hcms.networks.weights import fetch, install, install_random
+        from hcms.networks.weights import obtain
     folder = data_folder(dataset)/'backbones'/'pretrained'
     preset = described(dataset).preset
     networks = choose(dataset, networks=network).get('networks', ())
+    given = file or ''
     if check_choice(weights, ('published', 'random'), 'kind of weights')=='random':
-        wanted = modality or described(dataset).fed
-        return print(*install_random(folder, preset, networks=networks, modalities=wanted), sep='\n')
-    if file and len(modality)!=1:
+        given = 'random'
+    elif file and len(modality)!=1:
         raise InputError('--from', 'takes one file for one --modality')
     fed = described(dataset).fed
     of = networks_of(preset, networks)
     for m in modality or fed:
-        n = of[check_choice(m, fed, 'modality')]
-        print(install(n.name, folder, file or fetch(n.name, folder/'downloads'), None if file else n.source))
+        print(obtain(of[check_choice(m, fed, 'modality')].name, folder, given))
 
 # %% ../nbs/90_cli.ipynb #d33d7abb
 @app.command('finetune')

@@ -24,7 +24,7 @@ from ..inference.recognizer import Recognizer
 from ..media.files import read_steps
 from ..method.hlstm import SEAL
 from ..networks.backbones import PRESETS, check_memory, networks_of, weights_path
-from ..networks.weights import fetch, install, install_random
+from ..networks.weights import obtain
 from .artifacts import describe, mean_pm, write_index, write_table
 from .driver import keep_recognizer
 from .figures import evaluated_ids, fig3, fig3_changes, show_fig3, show_fig4, usage_frame
@@ -76,14 +76,8 @@ def weighted(
         check_choice(m, said.fed, 'modality with a network')
     of = networks_of(said.preset, choose(name).get('networks', ()))
     for m in said.fed:
-        if weights_path(folder, m).is_file():
-            continue
-        if given.get(m)=='random':
-            install_random(folder, said.preset, networks=[of[m].name], modalities=[m])
-        elif given.get(m):
-            install(of[m].name, folder, given[m])
-        else:
-            install(of[m].name, folder, fetch(of[m].name, folder/'downloads'), of[m].source)
+        if not weights_path(folder, m).is_file():
+            obtain(of[m].name, folder, given.get(m, ''))
 
 # %% ../../nbs/reports/08_learn.ipynb #84cdc1c5
 def waiting(data) -> list:   # of ids
