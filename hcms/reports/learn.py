@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['listed', 'few', 'weighted', 'waiting', 'forecast', 'forecast_training', 'learn_configs', 'selection_cost', 'cheapest',
-           'within', 'outcome', 'mistakes', 'show_outcome', 'show_mistakes', 'worked', 'learn', 'evaluate']
+           'within', 'outcome', 'mistakes', 'show_outcome', 'show_mistakes', 'worked', 'prepared', 'write_page',
+           'learn', 'evaluate']
 
 # %% ../../nbs/reports/08_learn.ipynb #81d2cf49
 import time
@@ -244,6 +245,34 @@ def worked(
         return get_runs(data, configs_of(data), workers, lambda c: bar.update(run_seconds(c)))
 
 # %% ../../nbs/reports/08_learn.ipynb #f6dadc8c
+def prepared(
+    source, group, preset, networks, steps, weights, finetune, workers,   # As of `learn`
+    say,
+):   # Dataset
+    "The data set of somebody's videos: its manifest, its description, and networks with weights."
+    name = str(listed(source, group, preset))
+    choose(name, steps, '', networks)
+    of = networks_of(described(name).preset, choose(name).get('networks', ()))
+    check_memory({m: of[m] for m in described(name).fed}, workers)
+    weighted(name, weights or {})
+    if finetune:
+        say('finetuning the networks')
+        finetune_backbones(name, workers, device='cuda' if torch.cuda.is_available() else 'cpu')
+    else:
+        freeze_backbones(name)
+    return Dataset(name)
+
+def write_page(data, runs, ours, best, given, out) -> pd.DataFrame:   # The outcome as it is shown
+    "The page of what was learned: outcome, mistakes, Figs. 3 and 4."
+    out.mkdir(parents=True, exist_ok=True)
+    compared = ours+[r for r in runs if r.config.model=='early' and r.config.views is None]
+    shown = show_outcome(outcome(data, compared), data, given, compared, out)
+    show_mistakes(mistakes(data, best), data, given, best, out)
+    show_fig3(fig3(data, runs), None, data, given, runs, out)
+    show_fig4(usage_frame(data, ours), data, given, ours, out)
+    write_index(out)
+    return shown
+
 def learn(
     source,               # A folder of class folders, or a table of paths and labels
     group:str='',         # Regular expression; what its bracket finds in a file's name stays together
@@ -261,24 +290,13 @@ def learn(
     say=tqdm.write,       # Is told what goes on
 ) -> tuple:               # Folder of the recognizer, folder of the page
     "A recognizer of somebody's own classes, and a page that says how good it is."
-    root = listed(source, group, preset)
-    name = str(root)
-    choose(name, steps, '', networks)
-    of = networks_of(described(name).preset, choose(name).get('networks', ()))
-    check_memory({m: of[m] for m in described(name).fed}, workers)
-    weighted(name, weights or {})
-    if finetune:
-        say('finetuning the networks')
-        finetune_backbones(name, workers, device='cuda' if torch.cuda.is_available() else 'cpu')
-    else:
-        freeze_backbones(name)
-    data = Dataset(name)
+    data = prepared(source, group, preset, networks, steps, weights, finetune, workers, say)
     if budget is not None and budget<cheapest(data):
         rule = f'{data.modalities[0]} alone takes {cheapest(data):.3g} at {data.steps} time steps'
         raise InputError('budget', f'of {budget:g} GFLOPs a video is too small: {rule}')
     configs_of = partial(learn_configs, seeds=seeds, epochs=epochs, skip_targets=skip_targets)
     runs = worked(data, configs_of, workers, say)
-    data = Dataset(name)
+    data = Dataset(data.name)   # with its features
     every = [r for r in runs if r.config.model=='hcms']
     if budget is not None:
         skip_targets = within(data, every, budget)
@@ -287,14 +305,8 @@ def learn(
     best = max(ours, key=lambda r: r.history.score.max())   # on the selection split
     kept = keep_recognizer(data, best)
     out = full_path(out_dir) if out_dir else home()/'reports'/data.label
-    out.mkdir(parents=True, exist_ok=True)
     given = dict(dataset=data.label, seeds=seeds, epochs=epochs)
-    compared = ours+[r for r in runs if r.config.model=='early' and r.config.views is None]
-    say(show_outcome(outcome(data, compared), data, given, compared, out).to_string(index=False))
-    show_mistakes(mistakes(data, best), data, given, best, out)
-    show_fig3(fig3(data, runs), None, data, given, runs, out)
-    show_fig4(usage_frame(data, ours), data, given, ours, out)
-    write_index(out)
+    say(write_page(data, runs, ours, best, given, out).to_string(index=False))
     return kept,out
 
 # %% ../../nbs/reports/08_learn.ipynb #1501e22d
