@@ -33,6 +33,7 @@ class Trials(_Record):
     rates:tuple[float, ...] = ()      # Learning rates, each twice the one before
     hcms:tuple[dict, ...] = ({},)     # Changes that a trial of HCMS is trained with, one after the other
     fixed:dict[str, tuple[float, float]] = {}   # model -> rate and constant that are not chosen by score
+    own:dict[str, tuple[str, tuple[float, ...]]] = {}   # model -> its own constant and the values tried
 
 class Plan(_Record):
     "How the models of a data set are trained."

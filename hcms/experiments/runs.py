@@ -26,7 +26,7 @@ from ..core import (
     LETTERS, MODALITIES, InputError, check_choice, check_count, check_seal, fingerprint, first_line,
     read_json, sealing, versions, worker_pool, write_whole)
 from ..evaluation.costs import PAPER_PRICES, Predictions, gflops_per_video, headline
-from ..data.descriptions import Plan
+from ..data.descriptions import Plan, Trials
 from .datasets import stamped
 from ..method.hlstm import HCMS, SEAL, SEALED
 from ..networks.backbones import check_device
@@ -51,8 +51,7 @@ def tuned(of:str) -> dict:   # model -> dict(lr, constant)
     won = trials(of)
     out = {}
     for r in won[won.chosen.astype(bool)].itertuples():
-        own = dict(weight_decay=r.value) if r.constant=='weight_decay' else dict(constant=r.value)
-        out[r.model] = dict(lr=r.lr) | own
+        out[r.model] = dict(lr=r.lr) | _as_changes(r.constant, r.value)
     return out
 
 # %% ../../nbs/experiments/02_runs.ipynb #078d750b
@@ -386,15 +385,19 @@ DECAYS = (1e-3, 1e-4)
 SEED = 1000        # Of all trials; no table uses it
 HELD_OUT = .25     # Share of the training videos that score a trial
 
-def candidates(rates) -> list:   # of (model, constant, value, changes of a configuration)
-    "Every trial with some learning rates, as the data set's description has them."
+def _as_changes(constant:str, value) -> dict:
+    "A model's own constant as a change of its configuration."
+    return {constant if constant in TrainConfig.model_fields else 'constant': value}
+
+def candidates(plan:Trials) -> list:   # of (model, constant, value, changes of a configuration)
+    "Every trial, as the data set's description has them."
     out = []
     for model in ('hcms', 'early', *RIVALS):
-        name,values = getattr(RIVALS.get(model), 'tunes', None) or ('weight_decay', DECAYS)
-        key = 'weight_decay' if name=='weight_decay' else 'constant'
-        for lr in rates:
+        of_class = getattr(RIVALS.get(model), 'tunes', None) or ('weight_decay', DECAYS)
+        name,values = plan.own.get(model, of_class)
+        for lr in plan.rates:
             for v in values:
-                out.append((model, name, v, dict(model=model, lr=lr) | {key: v}))
+                out.append((model, name, v, dict(model=model, lr=lr) | _as_changes(name, v)))
     return out
 
 # %% ../../nbs/experiments/02_runs.ipynb #26090520
@@ -467,7 +470,7 @@ def tune(
     if not plan.rates:
         rule = 'has no learning rates to try: its description needs [trials] with rates'
         raise InputError(data.label, rule)
-    every = candidates(plan.rates)
+    every = candidates(plan)
     known = list(dict.fromkeys(o[0] for o in every))
     for m in models:
         check_choice(m, known, 'model')
