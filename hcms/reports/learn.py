@@ -221,6 +221,10 @@ def worked(
     say,
 ) -> list:             # of Run
     "Features and runs, what is missing of them, under one progress bar."
+    first = data.manifest.path_of(data.manifest.ids[0])
+    if data.fed and not waiting(data) and set(data.missing.values())=={'not extracted'}:
+        n = len(data.manifest)
+        raise InputError(first, f'is not there, and neither is another of the {n} videos of the manifest')
     configs = configs_of(data)
     once = forecast(data)
     videos = len(waiting(data)) if once else 0
