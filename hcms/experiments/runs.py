@@ -45,6 +45,10 @@ def trials(of:str) -> pd.DataFrame:   # model, lr, constant, value, seconds, sco
         every = pd.read_csv(f)
     return every[every.dataset==of].drop(columns='dataset').reset_index(drop=True)
 
+def _as_changes(constant:str, value) -> dict:
+    "A model's own constant as a change of its configuration."
+    return {constant if constant in TrainConfig.model_fields else 'constant': value}
+
 @cache
 def tuned(of:str) -> dict:   # model -> dict(lr, constant)
     "Of each model, what won its trials."
@@ -384,10 +388,6 @@ def operating_point(
 DECAYS = (1e-3, 1e-4)
 SEED = 1000        # Of all trials; no table uses it
 HELD_OUT = .25     # Share of the training videos that score a trial
-
-def _as_changes(constant:str, value) -> dict:
-    "A model's own constant as a change of its configuration."
-    return {constant if constant in TrainConfig.model_fields else 'constant': value}
 
 def candidates(plan:Trials) -> list:   # of (model, constant, value, changes of a configuration)
     "Every trial, as the data set's description has them."
