@@ -393,6 +393,14 @@ def real_clips(root) -> list:
 
 RANDOM = [f'--weights={m}=random' for m in ('audio', 'appearance', 'motion')]
 
+def every_page(folder, home):
+    "The reports that a data set of one's own has; a claim that it cannot test says so."
+    for only in ('table1', 'table2', 'fig3', 'fig4', 'rivals', 'claims'):
+        hcms('report', folder, '--seeds', 1, '--epochs', 1, '--only', only, home=home)
+        assert (home/'reports'/folder.name/'seeds=1,epochs=1'/f'{only}.csv').is_file()
+    claims = pd.read_csv(home/'reports'/folder.name/'seeds=1,epochs=1'/'claims.csv')
+    assert len(claims)==16 and claims.numbers.notna().all()
+
 def start_learning(folder, home):
     import os
     command = [BIN/'hcms', 'learn', folder, '--preset', 'demo', *RANDOM, '--seeds', 1, '--epochs', 2]
@@ -447,9 +455,7 @@ def test_several_classes_a_video_from_a_table_to_a_recognizer(tmp_path):
     assert r.model.multilabel and {'even', 'odd'}<set(r.classes)
     assert abs(r.predict(paths[0]).probabilities.sum()-1)>.01
     assert 'sigmoid' in (home/'checkpoints'/'mine'/'README.md').read_text()
-    for only in ('table1', 'table2', 'fig3', 'fig4', 'rivals', 'claims'):
-        hcms('report', folder, '--seeds', 1, '--epochs', 1, '--only', only, home=home)
-        assert (home/'reports'/'mine'/'seeds=1,epochs=1'/f'{only}.csv').is_file()
+    every_page(folder, home)
 
 def papermill(notebook, home, out, **given):
     import os
@@ -509,13 +515,11 @@ price = 5
 what = "optical flow"
 """
 
-def test_features_are_enough_without_any_video(tmp_path, monkeypatch):
-    "From `.npy` files to a page and Tables 1 and 2; one modality is vectors, one has steps of its own."
+@pytest.fixture
+def only_features(tmp_path, monkeypatch):
+    "A data set without videos: one modality is a vector a video, the other has steps of its own."
     import numpy as np
-    from hcms.experiments.datasets import Dataset, bring_features
-    from hcms.experiments.runs import get_runs
-    from hcms.reports.learn import learn, learn_configs
-    from hcms.reports.tables import table1, table1_configs, table2
+    from hcms.experiments.datasets import bring_features
     monkeypatch.setenv('HCMS_HOME', str(tmp_path/'home'))
     folder = tmp_path/'mine'
     folder.mkdir()
@@ -534,6 +538,15 @@ def test_features_are_enough_without_any_video(tmp_path, monkeypatch):
     (folder/'dataset.toml').write_text(ONLY_FEATURES)
     for m in ('speech', 'flow'):
         assert bring_features(str(folder), m, tmp_path/m)==(36, [])
+    return folder
+
+def test_features_are_enough_without_any_video(only_features):
+    "From `.npy` files to a page, and to Tables 1 and 2."
+    from hcms.experiments.datasets import Dataset
+    from hcms.experiments.runs import get_runs
+    from hcms.reports.learn import learn, learn_configs
+    from hcms.reports.tables import table1, table1_configs, table2
+    folder = only_features
     kept,out = learn(folder, seeds=1, epochs=3, workers=1)
     said = []
     learn(folder, seeds=1, epochs=3, workers=1, say=said.append)
@@ -546,3 +559,25 @@ def test_features_are_enough_without_any_video(tmp_path, monkeypatch):
     runs = get_runs(data, table1_configs(data, 1, views=3, epochs=1), 1)
     assert len(table2(data, [run], data.budgets)) and len(table1(data, runs))
     assert {'fig3.svg', 'fig4.svg', 'mistakes.csv'}<={p.name for p in out.iterdir()}
+
+@pytest.mark.full
+def test_every_page_of_features_alone(only_features, tmp_path):
+    every_page(only_features, tmp_path/'home')
+
+@pytest.mark.full
+def test_every_page_with_a_fourth_modality(four):
+    data,_,home = four
+    every_page(data.folder, home)
+
+@pytest.mark.full
+def test_every_page_with_another_motion_network(tmp_path):
+    from hcms.inference.recognizer import Recognizer
+    folder = tmp_path/'mine'
+    paths = real_clips(folder)
+    home = tmp_path/'home'
+    network = ('--preset', 'demo', '--network', 'pytorchvideo/x3d_xs', '--steps', 4)
+    hcms('learn', folder, *network, *RANDOM, '--seeds', 1, '--epochs', 2, home=home)
+    r = Recognizer.from_pretrained(home/'checkpoints'/'mine')
+    assert r.backbones.networks['motion'].name=='pytorchvideo/x3d_xs' and r.model.in_sizes[-1]==2048
+    assert r.predict(paths[0]).gates.shape==(4, 2)
+    every_page(folder, home)

@@ -19,7 +19,7 @@ from torch import nn
 from ..core import (
     MODALITIES, InputError, check_choice, check_seal, full_path, home, read_json, sealing, sha256, versions,
     write_whole)
-from ..evaluation.costs import backbone_prices
+from ..evaluation.costs import PAPER_PRICES, backbone_prices
 from .infer import Prediction, Stream, check_fit, predict, predict_many
 from ..media.files import RATE
 from ..method.hlstm import HCMS, SEAL, SEALED, Saved, skipped
@@ -115,7 +115,8 @@ def _card(r:Recognizer, about, results:dict) -> str:
         'classes': f'{len(r.classes)}: {", ".join(r.classes[:20])}{more}',
         'modalities': ' → '.join(r.model.modalities),
         'time steps a video': r.backbones.spec.steps,
-        'GFLOPs of one feature': ', '.join(f'{k} {v:.3g}' for k,v in r.prices.items())}
+        'GFLOPs of one feature': ', '.join(f'{k} {v:.3g}' for k,v in r.prices.items()),
+        "the same of the paper's networks": ', '.join(f'{k} {v:.3g}' for k,v in PAPER_PRICES.items())}
     table = [f'| {k} | {v} |' for k,v in [*rows.items(), *results.items()]]
     marked = ''
     if r.entropy_limit is not None:

@@ -571,8 +571,12 @@ def _best_quoted(d) -> str:
 def claims_table(e:Evidence) -> pd.DataFrame:   # claim, place, about, failing, test, numbers, verdict, paper
     "Every claim with its test, its numbers and its verdict."
     rows = []
+    trained = bool(e.rivals.admitted['HCMS'])
     for n,c in enumerate(tqdm(CLAIMS, desc=f'claims, {e.data.bar_label}', unit='claim'), 1):
         row = c.check(e)
+        if c.about=='method' and not trained:   # then nothing is concluded from it, for or against
+            numbers = f'{row.numbers}. HCMS did not train here; the table of admissions says why'
+            row = row._replace(verdict=UNTESTABLE, numbers=numbers)
         rows.append(dict(
             n=n, claim=c.text, place=c.place, verdict=row.verdict, about=c.about,
             test=row.test, numbers=row.numbers, paper=row.paper, failing=c.failing))

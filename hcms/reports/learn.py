@@ -240,13 +240,14 @@ def worked(
     say(f'features of {videos} videos, about {minutes[0]:.1f} minutes; '
         f'training of {len(missing)} models, about {minutes[1]:.1f} minutes')
     with tqdm(total=60*sum(minutes), bar_format=_BAR, smoothing=0, disable=not sum(minutes)) as bar:
+        def done(seconds): bar.update(min(seconds, bar.total-bar.n))
         bar.set_description('features')
-        result = data.extract(workers, progress=lambda: bar.update(once/workers))
+        result = data.extract(workers, progress=lambda: done(once/workers))
         if result.aside:
             say(str(result))
         bar.set_description('training')
         data = Dataset(data.name)
-        return get_runs(data, configs_of(data), workers, lambda c: bar.update(run_seconds(c)))
+        return get_runs(data, configs_of(data), workers, lambda c: done(run_seconds(c)))
 
 # %% ../../nbs/reports/08_learn.ipynb #f6dadc8c
 def prepared(
