@@ -585,7 +585,8 @@ class FrameExit(Rival):
         each = class_loss(logits.flatten(0, 1), y, 'none').view(B, -1)
         look = torch.arange(2, len(order)+1, device=each.device)
         allowed = (self.beta*look.div(2).exp()).clamp(max=self.lax)
-        exits = F.binary_cross_entropy_with_logits(gate, (each.detach()[:,1:]<allowed).float())
+        of_class = each.detach()[:,1:]/(self.num_classes if self.multilabel else 1)   # as `lax` means it
+        exits = F.binary_cross_entropy_with_logits(gate, (of_class<allowed).float())
         use = torch.zeros_like(x[0][...,0])
         use[:,order] = 1.
         return answer(logits[:,-1], everywhere(use, len(x))),each.mean()+exits

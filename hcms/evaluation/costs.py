@@ -221,6 +221,11 @@ class Predictions(NamedTuple):
     multilabel:bool=False          # May a video have several classes?
     @property
     def scores(self): return probabilities(self.logits, self.multilabel)   # (N, C) probabilities
+    @property
+    def right(self):   # (N,) bool
+        "Is the best class the primary one, or where a video may have several, one of them?"
+        best = self.logits.argmax(1)
+        return self.labels[np.arange(len(best)),best]>0 if self.multilabel else best==self.y
 
 def headline(
     p:Predictions,
@@ -241,12 +246,12 @@ def budget_scores(
     budget:float,         # GFLOPs a video
     prices=PAPER_PRICES,
 ) -> tuple:               # (N, C) probabilities, and what was spent
-    "Probabilities after the last step that the budget pays for; uniform where it pays for none."
+    "Probabilities after the last step that the budget pays for; all alike where it pays for none."
     if p.step_logits is None:
         raise InputError('predictions', 'hold no scores after every step, which a budget needs')
     N,_,C = p.step_logits.shape
     spent = within_budget(p.gates, budget, module_costs(model, prices))
-    scores = np.full((N, C), 1/C)
+    scores = np.full((N, C), .5 if p.multilabel else 1/C)
     seen = np.flatnonzero(spent.steps>0)
     if len(seen):
         scores[seen] = probabilities(p.step_logits[seen, spent.steps[seen]-1], p.multilabel)

@@ -84,7 +84,7 @@ def _mean_at_positives(precision, t) -> np.ndarray:
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #14b0a5b6
 def per_class_ap(
-    scores,      # (N, C), softmax probabilities
+    scores,      # (N, C) probabilities
     targets,     # (N,) class indices or (N, C) of 0 and 1
 ) -> np.ndarray: # (C,)
     "AP of each class; NaN for a class that has no positive video."
@@ -114,7 +114,7 @@ def _mean_over_classes(ap:np.ndarray) -> float:
     return float(np.nanmean(ap))
 
 def mean_average_precision(
-    scores,   # (N, C), softmax probabilities
+    scores,   # (N, C) probabilities
     targets,  # (N,) class indices or (N, C) of 0 and 1
 ) -> float:   # in 0 to 1
     "mAP of Sec. 4.1.2: mean AP over the classes that have a positive video."
@@ -164,7 +164,7 @@ def accuracy(
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #e414b64e
 def summary(
-    scores,       # (N, C), softmax probabilities
+    scores,       # (N, C) probabilities
     targets,      # (N,) primary labels
     labels=None,  # (N, C) all labels as 0 and 1; by default the primary ones alone
     multilabel:bool=False,   # Is an answer right if it is any of the labels?

@@ -6,7 +6,7 @@
 __all__ = ['GRID', 'VIEWS', 'HCMS_GRID', 'KINDS', 'POLICIES', 'SHIPPED', 'LEARNED', 'FLAT', 'MEASURED', 'Acted', 'View',
            'view_of', 'Policy', 'gflops', 'ask', 'Knob', 'whole_numbers', 'evenly_used', 'own_macs', 'spread', 'acted',
            'Retrained', 'forced', 'Hierarchical', 'stopped', 'Random', 'Loudest', 'cheapest_evidence', 'Oracle',
-           'Cascade', 'Late', 'early', 'register_policy', 'policies', 'policy_changes', 'policy_seeds',
+           'sureness', 'Cascade', 'Late', 'early', 'register_policy', 'policies', 'policy_changes', 'policy_seeds',
            'policy_configs', 'measure', 'along', 'cost_at', 'last_rise', 'tested', 'admissions', 'admitted', 'measured',
            'chance', 'Line', 'line', 'lines', 'equal_costs', 'advantage', 'compare']
 
@@ -284,6 +284,10 @@ class Oracle(Policy):
         return ask(runs[0].model, view.split, use=torch.from_numpy(use))
 
 # %% ../../nbs/experiments/03_policies.ipynb #cb53cf2f
+def sureness(scores, multilabel:bool) -> np.ndarray:   # (N,)
+    "How probable the best class is; of several classes, how sure the least sure yes or no is."
+    return np.maximum(scores, 1-scores).min(1) if multilabel else scores.max(1)
+
 class Cascade(Policy):
     "Early fusion of more and more modalities, until the largest probability reaches the setting."
     def changes_for(self, modalities):
@@ -294,7 +298,8 @@ class Cascade(Policy):
         scores = first.scores.copy()
         use = first.use.copy()
         own = first.own.copy()
-        sure = scores.max(1)>=setting
+        multilabel = runs[0].config.multilabel
+        sure = sureness(scores, multilabel)>=setting
         for s in stages[1:]:
             scores[~sure] = s.scores[~sure]
             use[~sure] = np.maximum(use, s.use)[~sure]

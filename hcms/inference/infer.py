@@ -379,7 +379,7 @@ def _finish(run, row, classes) -> Prediction:
     n = len(row.used)
     model = run.model
     since = time.perf_counter()
-    each = np.full((1, model.num_classes), 1/model.num_classes, dtype='float32')
+    each = np.full((1, model.num_classes), model.prior, dtype='float32')
     if n:
         with torch.no_grad():
             each = model.probabilities(model.head(torch.stack(row.tops))).cpu().numpy()
@@ -453,7 +453,7 @@ class Stream:
         self.state = model.init_state(1)
         self.time = None     # centre of the last step that was taken
         self.passed = 0      # steps that were skipped
-        self.said = np.full(model.num_classes, 1/model.num_classes, dtype='float32')
+        self.said = np.full(model.num_classes, model.prior, dtype='float32')
         self.said_at = 0     # steps that `said` knows of
     def see(self, picture, time:float) -> int:   # steps taken
         self.live.see(picture, time)

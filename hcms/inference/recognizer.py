@@ -32,7 +32,7 @@ def entropy(
     p,                       # (..., C) probabilities
     multilabel:bool=False,   # Each of a question of its own?
 ) -> np.ndarray:             # (...,)
-    "How unsure an answer is, in nats: 0 for one certain class, log C for all alike."
+    "How unsure an answer is, in nats: 0 where it is certain, at most log C (C log 2 for C questions)."
     p = np.asarray(p, dtype=float)
     if multilabel:
         p = np.concatenate([p, 1-p], -1)

@@ -13,7 +13,7 @@ import bisect, functools, heapq, math, numbers, os, tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -65,6 +65,9 @@ class MediaSpec:
                 raise InputError(k, f'is a share, at most 1, not {getattr(self, k)}')
         for k in ('frame_resize', 'clip_resize'):
             check_choice(getattr(self, k), RESIZE, k)
+    def decides(self) -> dict:
+        "Its fields, as keys are made from them: a whole clip is not mentioned, as before clips were cropped."
+        return {k: v for k,v in asdict(self).items() if (k, v)!=('clip_crop', 1)}
     @property
     def frame_view(self) -> 'View':
         return View(int(self.frame_size/self.frame_crop), self.frame_size, self.frame_resize)

@@ -241,6 +241,10 @@ class Saved(PyTorchModelHubMixin):
     def probabilities(self, logits) -> Tensor:   # (..., C)
         "Of each class: they sum to 1, or are independent where a video may have several."
         return logits.sigmoid() if self.multilabel else logits.softmax(-1)
+    @property
+    def prior(self) -> float:
+        "The probability of each class before anything is known: all alike."
+        return .5 if self.multilabel else 1/self.num_classes
     @classmethod
     def from_pretrained(cls, path, **kwargs):
         "The model in folder `path` (or of that id on the Hub), in eval mode; `InputError` if there is none."

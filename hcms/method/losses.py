@@ -30,7 +30,7 @@ class Share:
     def __init__(self, videos:int, add):
         self.videos = videos   # Videos in the whole batch
         self.add = add         # A function that sums a tensor over processes
-    def cross_entropy(self, logits, target) -> Tensor:
+    def classes(self, logits, target) -> Tensor:
         return class_loss(logits, target, 'sum')/self.videos
     def usage(self, gates, use, per_video) -> Tensor:
         if per_video:
@@ -77,7 +77,7 @@ def loss_terms(
         raise InputError('target', f'{rule} {tuple(out.logits.shape)}, got {got}')
     if skip_targets is None:
         skip_targets = (appearance_skip, motion_skip)
-    ce = share.cross_entropy(out.logits, target) if share else class_loss(out.logits, target)
+    ce = share.classes(out.logits, target) if share else class_loss(out.logits, target)
     usage = usage_loss(out.gates, skip_targets, per_video, share)
     return dict(ce=ce, usage=usage, loss=ce + weight*usage)
 

@@ -13,7 +13,7 @@ __all__ = ['NAMES', 'YAMNET_LAYERS', 'SEES', 'NETWORKS', 'LITE0', 'PRESETS', 'PR
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -566,7 +566,7 @@ def check_memory(
     need = workers*sum(ours.values())
     if need>free:
         largest = max(ours, key=ours.get)
-        rule = f'and the others take {need/1e9:.1f} GB of memory in {workers} processes'
+        rule = f'takes, with what else is to run, {need/1e9:.1f} GB of memory in {workers} processes'
         free = f'{free/1e9:.1f} GB are free'
         raise InputError(largest, f'{rule}, and {free}; take a smaller network, or fewer workers')
 
@@ -623,15 +623,14 @@ class Backbones:
         "All that decides the features of a modality: the extractor's configuration."
         import av
         from importlib.metadata import version
-        spec = asdict(self.spec)
+        spec = self.spec.decides()
         n = self.networks[modality]
         config = dict(
             modality=modality,
             network=n.make.__name__ if n.make.__module__==__name__ else n.name,
             options=dict(n.options),
             weights=self.weights[modality],
-            # a whole clip is not mentioned: so features keep the name that they had before clips were cropped
-            media={k: spec[k] for k in SEES[modality] if (k, spec[k])!=('clip_crop', 1)},
+            media={k: spec[k] for k in SEES[modality] if k in spec},
             decoder=f'av {av.__version__}',
             torch=version('torch').split('+')[0],
             dtype='float16')

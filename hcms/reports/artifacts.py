@@ -182,14 +182,17 @@ def mean_pm(
     return pd.Series([one(m, s) for m,s in zip(df[f'{name}_mean'], df[f'{name}_std'])], index=df.index)
 
 # %% ../../nbs/reports/02_artifacts.ipynb #220f8916
-def _aims(data) -> str:
+def _aims(data, runs) -> str:
     "Skip targets and lambda in words, and why these."
     config = config_for(data)
-    text = f"skip targets {', '.join(map(str, config.skip_targets))}, lambda {config.weight:g}"
+    ours = [r.config for r in runs if r.config.model=='hcms' and r.config.policy=='learned']
+    targets = {c.skip_targets for c in ours if c.modalities==data.modalities}
+    targets = targets.pop() if len(targets)==1 else config.skip_targets
+    text = f"skip targets {', '.join(map(str, targets))}, lambda {config.weight:g}"
     if config.warmup:
         text += f', which rises over the first {config.warmup:.0%} of training'
     searched = tuple(data.plan.training.get('skip_targets', ()))
-    if config.skip_targets!=searched or data.name not in SHIPPED:
+    if targets!=searched or data.name not in SHIPPED:
         return text   # the paper's, or somebody's own: no search led to them
     reached = ', '.join(f'{o:g}' for o in REACHED)
     return (f"{text}, so that the ratios reached on the selection split are the paper's "
@@ -214,8 +217,9 @@ def _videos(data, counts:dict) -> str:
     return f"{data.evaluated} split, {evaluated} of {official} videos evaluated{missing}"
 
 # %% ../../nbs/reports/02_artifacts.ipynb #6500c4d8
-def _notes(data, counts, config, seeds) -> list:
+def _notes(data, counts, config, runs) -> list:
     "Two lines: the data, and the training."
+    seeds = {r.config.seed for r in runs}
     spread = f'Mean and standard deviation of {len(seeds)} seeds.' if len(seeds)>1 else 'One seed.'
     own = []
     if data.charged!=PAPER_PRICES:
@@ -227,7 +231,7 @@ def _notes(data, counts, config, seeds) -> list:
         f"{data.label}: {data.media}; {_videos(data, counts)}; {data.training}; "
         f"{data.steps} time steps. {spread}",
         f"Training: Adam {config['lr']:g} x {config['decay']:g} an epoch, {_epochs(config)}, "
-        f"batch {config['batch']}; {_aims(data)} where nothing else is said. "
+        f"batch {config['batch']}; {_aims(data, runs)} where nothing else is said. "
         "The epoch is chosen on the selection split.",
         *own,
     ]
@@ -250,7 +254,7 @@ def describe(
         versions=versions(), commit=commit(), paper_prices=PAPER_PRICES, charged=data.charged,
         configuration={k: v for k,v in config.items() if k!='seed'}, seeds=seeds, runs=[r.key for r in runs],
     )
-    return _notes(data, counts, config, seeds),meta | more
+    return _notes(data, counts, config, runs),meta | more
 
 # %% ../../nbs/reports/02_artifacts.ipynb #3c520d44
 def _plain(o):

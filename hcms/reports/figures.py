@@ -12,6 +12,7 @@ __all__ = ['FIG7_GROUPS', 'fig3_changes', 'fig3_configs', 'fig3', 'fig3_adaframe
 import numpy as np
 import pandas as pd
 from ..core import MODALITIES, InputError, check_choice, letters
+from ..data.manifests import BAR
 from ..experiments.datasets import stamped
 from ..media.files import MediaSpec, read_steps
 from ..evaluation.metrics import probabilities
@@ -233,7 +234,7 @@ def sample_videos(
 ) -> list:        # of positions in the evaluated split
     "Videos of classes that use motion from least to most."
     p = run.predictions
-    right = p.logits.argmax(1)==p.y
+    right = p.right
     cost = run.gflops()
     mean = pd.Series(p.gates[...,-1].mean(1)).groupby(p.y).mean().sort_values(kind='stable')
     out = []
@@ -249,9 +250,11 @@ def describe_video(data, run, i, ids) -> dict:
     p = run.predictions
     scores = probabilities(p.logits[i], p.multilabel)
     cost = run.gflops()[i]
+    classes = np.flatnonzero(p.labels[i]) if p.multilabel else [p.y[i]]
+    category = BAR.join(data.classes[c] for c in classes)
     use = {f'use_{m}': float(p.gates[i][:,k].mean()) for k,m in enumerate(run.config.modalities[1:])}
     return dict(
-        id=ids[i], category=data.classes[p.y[i]], answer=data.classes[scores.argmax()],
+        id=ids[i], category=category, answer=data.classes[scores.argmax()],
         probability=float(scores.max()), gflops=float(cost), **use,
     )
 
@@ -292,7 +295,7 @@ def _media(data, id, size=96):
 # %% ../../nbs/reports/04_figures.ipynb #8d76d682
 def _heading(r) -> str:
     "What a video is, what was answered, and its cost."
-    answer = 'rightly' if r['answer']==r['category'] else r['answer']
+    answer = 'rightly' if r['answer'] in r['category'].split(BAR) else r['answer']
     return f"{r['category']}, answered {answer} with {r['probability']:.0%}, {r['gflops']:.0f} GFLOPs"
 
 def _draw_media(steps, rows):

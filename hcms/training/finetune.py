@@ -82,7 +82,7 @@ def decode_split(
     check_count(workers, 'workers')
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    key = fingerprint([manifest.fingerprint, asdict(spec)])
+    key = fingerprint([manifest.fingerprint, spec.decides()])
     ids = list(manifest.df.id)
     done = folder/'done.json'
     was = read_json(done) if done.is_file() else {}
@@ -584,7 +584,7 @@ def finetune_streaming(
     under = circumstances(check_seconds(patience, 'patience'))
     state = Path(f'{out}.state')
     modality = network(name).modality
-    key = fingerprint([asdict(config), name, asdict(spec), manifest.fingerprint, origin or str(start)]
+    key = fingerprint([asdict(config), name, spec.decides(), manifest.fingerprint, origin or str(start)]
         + ['multilabel']*multilabel)
     tuner = Tuner(name, len(manifest.classes), config, start, device)
     at = _resumed(state, key, tuner, manifest, under)
