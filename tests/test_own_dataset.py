@@ -575,9 +575,9 @@ def test_every_page_with_another_motion_network(tmp_path):
     folder = tmp_path/'mine'
     paths = real_clips(folder)
     home = tmp_path/'home'
-    network = ('--preset', 'demo', '--network', 'pytorchvideo/x3d_xs', '--steps', 4)
+    network = ('--preset', 'demo', '--network', 'pytorchvideo/x3d_xs', '--steps', 12)
     hcms('learn', folder, *network, *RANDOM, '--seeds', 1, '--epochs', 2, home=home)
     r = Recognizer.from_pretrained(home/'checkpoints'/'mine')
     assert r.backbones.networks['motion'].name=='pytorchvideo/x3d_xs' and r.model.in_sizes[-1]==2048
-    assert r.predict(paths[0]).gates.shape==(4, 2)
+    assert r.predict(paths[0]).gates.shape==(12, 2)
     every_page(folder, home)

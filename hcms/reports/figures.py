@@ -59,9 +59,11 @@ def fig3(
 def fig3_adaframe(curves) -> pd.DataFrame:
     "AdaFrame's rows for Fig. 3, from `hcms.experiments.policies.measured`."
     d = curves[curves.policy=='AdaFrame']
-    d = d.assign(method='AdaFrame', label='', skip_appearance=1-d.use_appearance, skip_motion=1-d.use_motion)
+    gated = [k.removeprefix('use_') for k in d if k.startswith('use_')][1:]
+    skips = {f'skip_{m}': 1-d[f'use_{m}'] for m in gated}
+    d = d.assign(method='AdaFrame', label='', **skips)
     by = ['method', 'setting', 'label']
-    return over_seeds(d[[*by, 'map', 'gflops', 'skip_appearance', 'skip_motion']].to_dict('records'), by)
+    return over_seeds(d[[*by, 'map', 'gflops', *skips]].to_dict('records'), by)
 
 # %% ../../nbs/reports/04_figures.ipynb #b2f3544a
 def show_fig3(
