@@ -19,6 +19,13 @@ min_epochs = 1
 skip_targets = [0.55, 0.9]
 """
 
+def papermill(notebook, home, out, **given):
+    import os
+    words = [str(o) for k,v in given.items() for o in ('-p', k, v)]
+    command = [BIN/'papermill', f'nbs/{notebook}.ipynb', out, *words]
+    env = dict(os.environ, HCMS_HOME=str(home))
+    subprocess.run([str(o) for o in command], cwd=ROOT, env=env, check=True, capture_output=True)
+
 @pytest.fixture
 def mine(tiny_home, tmp_path):
     "The tiny demo's videos, networks and features as somebody's own data set, and an empty home."
@@ -80,12 +87,8 @@ def test_a_table_of_it_through_the_command(mine):
 @pytest.mark.full
 @pytest.mark.parametrize('notebook', ['table1', 'table2', 'fig3', 'claims'])
 def test_papermill_runs_a_report_notebook_on_it(mine, notebook, tmp_path):
-    import os
     folder,home = mine
-    given = ('-p', 'dataset', folder, '-p', 'seeds', 1, '-p', 'epochs', 1)
-    command = [BIN/'papermill', f'nbs/{notebook}.ipynb', tmp_path/'out.ipynb', *given]
-    env = dict(os.environ, HCMS_HOME=str(home))
-    subprocess.run([str(o) for o in command], cwd=ROOT, env=env, check=True, capture_output=True)
+    papermill(notebook, home, tmp_path/'out.ipynb', dataset=folder, seeds=1, epochs=1)
     assert len(pd.read_csv(home/'reports'/'shapes'/'seeds=1,epochs=1'/f'{notebook}.csv'))
 
 FOUR = """
@@ -456,13 +459,6 @@ def test_several_classes_a_video_from_a_table_to_a_recognizer(tmp_path):
     assert abs(r.predict(paths[0]).probabilities.sum()-1)>.01
     assert 'sigmoid' in (home/'checkpoints'/'mine'/'README.md').read_text()
     every_page(folder, home)
-
-def papermill(notebook, home, out, **given):
-    import os
-    words = [str(o) for k,v in given.items() for o in ('-p', k, v)]
-    command = [BIN/'papermill', f'nbs/{notebook}.ipynb', out, *words]
-    env = dict(os.environ, HCMS_HOME=str(home))
-    subprocess.run([str(o) for o in command], cwd=ROOT, env=env, check=True, capture_output=True)
 
 @pytest.mark.full
 def test_the_page_of_ones_own_videos_runs(tmp_path):

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['RIVALS_VERSION', 'RIVALS', 'projection', 'always', 'EarlyFusion', 'uniform_views', 'random_gates', 'RivalOutput',
            'macs', 'register_rival', 'Rival', 'Previewing', 'answer', 'everywhere', 'previewed', 'top_steps',
-           'even_steps', 'consensus', 'at_steps', 'in_order', 'of_target', 'one_hot', 'Reader', 'TSN', 'Keyless',
-           'GatedFusion', 'preview', 'Salient', 'SCSampler', 'set_log_prob', 'OCSampler', 'MARL', 'coarse_to_fine',
-           'FrameExit', 'ListenToLook', 'position', 'AdaFrame', 'LiteEval', 'AdaMML']
+           'even_steps', 'consensus', 'at_steps', 'in_order', 'of_target', 'sureness', 'one_hot', 'Reader', 'TSN',
+           'Keyless', 'GatedFusion', 'preview', 'Salient', 'SCSampler', 'set_log_prob', 'OCSampler', 'MARL',
+           'coarse_to_fine', 'FrameExit', 'ListenToLook', 'position', 'AdaFrame', 'LiteEval', 'AdaMML']
 
 # %% ../../nbs/baselines/01_rivals.ipynb #e447d9a3
 import math
@@ -263,6 +263,10 @@ def of_target(logits, target) -> Tensor:   # (...,)
         return (logits.sigmoid()*own).sum(-1)/own.sum(-1).clamp(min=1)
     at = target.view(-1, *between, 1).expand(*logits.shape[:-1], 1)
     return logits.softmax(-1).gather(-1, at).squeeze(-1)
+
+def sureness(p:Tensor, multilabel:bool) -> Tensor:   # (...,) of probabilities (..., C)
+    "How probable the best class is; of several classes, how sure the least sure yes or no is."
+    return p.maximum(1-p).amin(-1) if multilabel else p.amax(-1)
 
 def one_hot(target, num_classes:int) -> Tensor:   # (B, C)
     "0. and 1. of class indices, or of what is that already."
@@ -545,14 +549,10 @@ class FrameExit(Rival):
         both = torch.cat([z[:,:-1], z[:,1:]], -1)
         gates = [f(o) for f,o in zip(self.exits, both.unbind(1))]
         return logits,torch.cat(gates, 1) if gates else logits[:,:0,0]
-    def sureness(self, logits):   # (...,)
-        "How probable the best class is; of several classes, how sure the least sure yes or no is."
-        p = self.probabilities(logits)
-        return p.maximum(1-p).amin(-1) if self.multilabel else p.amax(-1)
     def look(self, x, setting):
         order = coarse_to_fine(x[0].shape[1], self.looks)
         logits,gate = self.walk(torch.cat([o[:,order] for o in x], -1))
-        at_once = self.sureness(logits[:,:1])>self.confident
+        at_once = sureness(self.probabilities(logits[:,:1]), self.multilabel)>self.confident
         sure = torch.cat([at_once, gate.sigmoid()>=(.5 if setting is None else setting)], 1)
         sure[:,-1] = True
         last = sure.float().argmax(1)

@@ -6,7 +6,7 @@
 __all__ = ['GRID', 'VIEWS', 'HCMS_GRID', 'KINDS', 'POLICIES', 'SHIPPED', 'LEARNED', 'FLAT', 'MEASURED', 'Acted', 'View',
            'view_of', 'Policy', 'gflops', 'ask', 'Knob', 'whole_numbers', 'evenly_used', 'own_macs', 'spread', 'acted',
            'Retrained', 'forced', 'Hierarchical', 'stopped', 'Random', 'Loudest', 'cheapest_evidence', 'Oracle',
-           'sureness', 'Cascade', 'Late', 'early', 'register_policy', 'policies', 'policy_changes', 'policy_seeds',
+           'Cascade', 'Late', 'early', 'register_policy', 'policies', 'policy_changes', 'policy_seeds',
            'policy_configs', 'measure', 'along', 'cost_at', 'last_rise', 'tested', 'admissions', 'admitted', 'measured',
            'chance', 'Line', 'line', 'lines', 'equal_costs', 'advantage', 'compare']
 
@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from safetensors.numpy import load, save
 from tqdm.auto import tqdm
-from ..baselines.rivals import RIVALS, previewed, top_steps, uniform_views
+from ..baselines.rivals import RIVALS, previewed, sureness, top_steps, uniform_views
 from ..core import (
     MODALITIES, InputError, check_choice, check_count, check_seal, fingerprint, load_extensions, rng_for,
     sealing, worker_pool, write_whole)
@@ -284,10 +284,6 @@ class Oracle(Policy):
         return ask(runs[0].model, view.split, use=torch.from_numpy(use))
 
 # %% ../../nbs/experiments/03_policies.ipynb #cb53cf2f
-def sureness(scores, multilabel:bool) -> np.ndarray:   # (N,)
-    "How probable the best class is; of several classes, how sure the least sure yes or no is."
-    return np.maximum(scores, 1-scores).min(1) if multilabel else scores.max(1)
-
 class Cascade(Policy):
     "Early fusion of more and more modalities, until the largest probability reaches the setting."
     def changes_for(self, modalities):
@@ -299,7 +295,7 @@ class Cascade(Policy):
         use = first.use.copy()
         own = first.own.copy()
         multilabel = runs[0].config.multilabel
-        sure = sureness(scores, multilabel)>=setting
+        sure = (sureness(torch.from_numpy(scores), multilabel)>=setting).numpy()
         for s in stages[1:]:
             scores[~sure] = s.scores[~sure]
             use[~sure] = np.maximum(use, s.use)[~sure]

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['REACHED_BY', 'VERSION', 'REACHED', 'CLOSE', 'DECAYS', 'SEED', 'HELD_OUT', 'trials', 'tuned', 'open_choices', 'Run',
            'lengthened', 'config_for', 'variants', 'run_folder', 'make_run', 'load_run', 'check_configs', 'with_steps',
-           'train_together', 'train_runs', 'get_runs', 'reached', 'operating_point', 'candidates', 'part', 'together',
-           'tuning_splits', 'choose', 'tune', 'keep_trials']
+           'train_together', 'train_runs', 'get_runs', 'chosen_epoch', 'reached', 'operating_point', 'candidates',
+           'part', 'together', 'tuning_splits', 'choose', 'tune', 'keep_trials']
 
 # %% ../../nbs/experiments/02_runs.ipynb #55989729
 import json
@@ -343,10 +343,14 @@ def get_runs(dataset, configs:list, workers:int=2, progress=None) -> list:
 REACHED = REACHED_BY[MODALITIES]   # Of the natural order
 CLOSE = .02
 
+def chosen_epoch(run:Run) -> pd.Series:
+    "The line of its history at which a run's weights were kept: the last of its best."
+    h = run.history
+    return h[h.score==h.score.max()].iloc[-1]
+
 def reached(run:Run) -> tuple:   # a skip ratio a gate, from 0 to 1
     "The skip ratios of a run on the selection split, at the epoch that was chosen."
-    h = run.history
-    chosen = h[h.score==h.score.max()].iloc[-1]
+    chosen = chosen_epoch(run)
     return tuple(float(chosen[f'skip_{m}']) for m in run.config.modalities[1:])
 
 # %% ../../nbs/experiments/02_runs.ipynb #cdf8cfaa

@@ -20,7 +20,7 @@ from ..data.descriptions import describe_folder, described
 from ..data.manifests import BAR, csv_manifest, folder_manifest, read_manifest, write_manifest
 from ..evaluation.costs import Predictions, gflops_per_video, headline
 from ..experiments.datasets import Dataset, choose, finetune_backbones, freeze_backbones, stamped
-from ..experiments.runs import config_for, get_runs, run_folder, variants
+from ..experiments.runs import chosen_epoch, config_for, get_runs, run_folder, variants
 from ..inference.recognizer import Recognizer
 from ..media.files import read_steps
 from ..method.hlstm import SEAL
@@ -89,9 +89,8 @@ def waiting(data) -> list:   # of ids
     missing = [id for id,why in data.missing.items() if why=='not extracted']
     return [id for id in missing if data.manifest.path_of(id).is_file()]
 
-def forecast(data) -> float:   # Seconds
+def forecast(data, there) -> float:   # Seconds; `there` from `waiting`
     "How long one process of this machine will take for the features of a video, about."
-    there = waiting(data)
     if not there or not data.fed:
         return 0.
     def took(work) -> float:
@@ -158,7 +157,7 @@ def within(split, runs, budget:float) -> list:   # Runs, a seed each
     rows = pd.DataFrame(dict(
         targets=[r.config.skip_targets for r in runs],
         gflops=[cost_on(split, r) for r in runs],
-        map=[r.history[r.history.score==r.history.score.max()]['map'].iloc[-1] for r in runs]))
+        map=[chosen_epoch(r)['map'] for r in runs]))
     kept = rows[rows.gflops<=budget]
     if kept.empty:
         rule = f'of {budget:g} GFLOPs a video is less than any of {len(rows)} trained models costs on the '
@@ -224,21 +223,22 @@ def worked(
     say,
 ) -> list:             # of Run
     "Features and runs, what is missing of them, under one progress bar."
-    n = len(data.manifest)
-    nothing = len(data.missing)==n and set(data.missing.values())=={'not extracted'}
-    if data.fed and nothing and not waiting(data):
+    every = len(data.manifest)
+    there = waiting(data)
+    nothing = len(data.missing)==every and set(data.missing.values())=={'not extracted'}
+    if data.fed and nothing and not there:
         first = data.manifest.path_of(data.manifest.ids[0])
-        raise InputError(first, f'is not there, and neither is another of the {n} videos of the manifest')
-    if waiting(data):
+        raise InputError(first, f'is not there, and neither is another of the {every} videos of the manifest')
+    if there:
         check_memory(data.backbones.networks, workers)
     configs = configs_of(data)
-    once = forecast(data)
-    videos = len(waiting(data)) if once else 0
+    once = forecast(data, there)
+    videos = len(there) if once else 0
     missing = [c for c in configs if not (run_folder(data, c)/SEAL).exists()]
     each = forecast_training(data, missing)
     run_seconds = lambda c: each.get((c.model, c.views), 0.)/workers
     networks = ', '.join(n.name for n in data.backbones.networks.values()) if data.fed else 'none'
-    say(f'{len(data.manifest)} videos, {len(data.classes)} classes, {data.steps} time steps; '
+    say(f'{every} videos, {len(data.classes)} classes, {data.steps} time steps; '
         f'networks: {networks}')
     for o in few(data.manifest):
         say(f'few: {o}')
