@@ -526,7 +526,7 @@ def _write_manifest(name, out, make):
 # %% ../nbs/90_cli.ipynb #2c8b42d1
 def _store(root):
     if not (root/'STORE.json').is_file():
-        raise InputError(root, 'is no feature store')
+        raise InputError(root, 'is not a feature store')
     with _saying(LOADING):
         from hcms.data.store import FeatureStore
     return FeatureStore(root)
@@ -541,7 +541,7 @@ def verify(root:Path=typer.Argument(help='folder of the store')):
         for v in views:
             found |= {v.path(id): rule for id,rule in v.verify().items()} | damaged(v)
         bad = [f'{at}: {rule}' for at,rule in found.items()]
-    print('\n'.join(bad) or 'all files are sound')
+    print('\n'.join(bad) or 'all files are intact')
     if bad:
         raise typer.Exit(1)
 
@@ -616,7 +616,7 @@ def _is_folder(
     ending = path.suffix.lower()
     rule = ''
     if ending and ending not in PICTURES:
-        rule = (f"has an ending that is no picture's ({', '.join(PICTURES)}); "
+        rule = (f"does not end like a picture ({', '.join(PICTURES)}); "
             f'for a folder of that name write {out}/')
     elif ending and many:
         rule = 'is one picture, and several videos or a folder of them are given; name a folder'

@@ -325,7 +325,7 @@ def check_seal(
     text = _sums_text(sums)
     lines = re.findall(r'([0-9a-f]{64})  ([^/\n]+)\n', text)
     if ''.join(f'{a}  {b}\n' for a,b in lines)!=text:
-        raise InputError(sums, 'is damaged: it is no list of SHA-256 checksums')
+        raise InputError(sums, 'is damaged: it is not a list of SHA-256 checksums')
     for digest,name in lines:
         path = sums.parent/name
         if not path.is_file():
@@ -357,7 +357,7 @@ def check_script():
             os._exit(_NO_GUARD)   # its parent reports why
         raise InputError('main guard', _GUARD) from None
     if os.path.isabs(script) and not os.path.exists(script):
-        raise InputError(script, f'is no file; {_GUARD}')
+        raise InputError(script, f'is not a file; {_GUARD}')
 
 # %% ../nbs/00_core.ipynb #73bf27d3
 def how_ended(

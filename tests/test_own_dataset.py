@@ -65,7 +65,7 @@ def test_what_is_wrong_with_a_description_is_named(mine):
         'evaluated = "testing"\nstep = 4': 'step: Extra inputs',
         'title = "x"': 'evaluated: Field required',
         'evaluated = "testing"\nbudgets = ["many"]': 'budgets.0: Input should be a valid number',
-        'evaluated = ': 'is no TOML'}
+        'evaluated = ': 'is not TOML'}
     for text,says in wrong.items():
         path.write_text(text)
         with pytest.raises(InputError, match=says) as e:

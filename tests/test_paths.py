@@ -155,7 +155,7 @@ if __name__=='__main__':
 def test_commands_answer_in_any_folder(tmp_path):
     "No message mentions a clone where none is needed; it names what is missing instead."
     asked = {('doctor',): 'demo: manifest', ('extract', 'demo'): 'no such file; make it with: hcms render',
-             ('store', 'verify', 'x'): 'x: is no feature store',
+             ('store', 'verify', 'x'): 'x: is not a feature store',
              ('train', 'fcvid', '--device', 'cpu'): 'go with --together',
              ('manifest', 'fcvid', '--split', 's', '--labels', 'l'): 'set HCMS_DATA to a folder'}
     code = f"""

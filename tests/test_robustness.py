@@ -159,7 +159,7 @@ def test_a_store_that_must_not_be_written_to(some_home, tmp_path, tally):
         assert 'committed so far stay' in stderr, stderr[-2000:]
         assert not lost.exists()
         # reading needs no permission to write
-        assert hcms('store', 'verify', features, home=home).stdout.strip()=='all files are sound'
+        assert hcms('store', 'verify', features, home=home).stdout.strip()=='all files are intact'
     finally:
         for o in [features, *features.rglob('*')]:
             o.chmod(0o755 if o.is_dir() else 0o644)
@@ -744,7 +744,7 @@ def test_what_cannot_be_read_is_named(tmp_path, tally):
     for id,make in dict(folder=Path.mkdir, pipe=os.mkfifo).items():
         view.path(id).parent.mkdir(parents=True, exist_ok=True)
         make(view.path(id))
-        assert 'is no file' in str(ends_well(view.get, id))
+        assert 'is not a file' in str(ends_well(view.get, id))
     brackets = b'['*100_000+b'\n{"id":"v","reason":"x","source":""}\n'+b'['*60_000+b'\n'
     (tmp_path/'s'/'quarantine.jsonl').write_bytes(brackets)
     assert FeatureStore(tmp_path/'s').set_aside_ids()=={'v': dict(reason='x', source='')}
@@ -1075,7 +1075,7 @@ def test_paths_that_lead_out_are_refused(tmp_path, tally):
         'refused, nothing written', n)
 
 def test_parameters_are_values_never_code(tiny_home, tmp_path, tally):
-    "Through the driver: a name that is no parameter is left out, a text arrives as it is."
+    "Through the driver: a name that is not a parameter is left out, a text arrives as it is."
     import nbformat
     from hcms.reports.driver import run_notebook
     cells = [

@@ -115,7 +115,7 @@ def test_the_wheel_trains_and_reads_where_the_platform_keeps_data(installed, som
     said = call(installed, somewhere, 'hcms', 'train', 'demo', '--seeds', 1, '--epochs', 1).stdout
     assert str(home/'data'/'demo'/'runs') in said
     said = call(installed, somewhere, 'hcms', 'store', 'verify', home/'data'/'demo'/'features').stdout
-    assert 'all files are sound' in said
+    assert 'all files are intact' in said
     call(installed, somewhere, 'hcms', 'export', 'programs')
     assert (somewhere/'programs'/'program.json').is_file()
     tree = dict(database=dict(aaa=dict(subset='training', annotations=[dict(label='x')])))

@@ -443,10 +443,10 @@ def show_limits(lines:list, notes, meta, out) -> pd.DataFrame:
         'wanted': df.wanted,
         'reached': df.reached.map({True: 'yes', False: '**no**'}),
     })
-    told = [f'{int(df.reached.sum())} of {len(df)} lines are reached.']
-    told += [f'Not reached: {o.what}. Tried: {o.tried}.' for o in df.itertuples() if o.tried]
+    remarks = [f'{int(df.reached.sum())} of {len(df)} lines are reached.']
+    remarks += [f'Not reached: {o.what}. Tried: {o.tried}.' for o in df.itertuples() if o.tried]
     title = 'What should be fast, against what bounds it'
-    write_table(df, shown, 'speed_lines', out, title, told+notes, meta)
+    write_table(df, shown, 'speed_lines', out, title, remarks+notes, meta)
     return shown
 
 # %% ../../nbs/bench/02_limits.ipynb #eae71702

@@ -403,8 +403,8 @@ def show_speed(
              'the least of several turns. Ratios are to be believed, seconds only roughly.')
     notes = [cores, *notes]
     n = _ratios(inference)
-    told = [*_INFERENCE_NOTES, *notes]
-    write_table(n, _shown_inference(n), 'speed', out, 'Seconds and GFLOPs of inference', told, meta)
+    remarks = [*_INFERENCE_NOTES, *notes]
+    write_table(n, _shown_inference(n), 'speed', out, 'Seconds and GFLOPs of inference', remarks, meta)
     shown = _shown_times(decoding, times_bare='times bare decode')
     one = ['Seconds of one processor, one thread.', *notes]
     write_table(decoding, shown, 'speed_decoding', out, 'Decoding two minutes of 340 x 256', one, meta)
@@ -417,7 +417,7 @@ def show_speed(
         plot_ratios(d, ax, f'{name} networks' if len(name.split())==1 else name)
     handles = axes[0][0].get_legend_handles_labels()
     fig.legend(*handles, loc='outside lower center', ncols=2, frameon=False, fontsize=7)
-    write_figure(fig, n, 'speed_ratios', out, 'Seconds and GFLOPs against always-on', told, meta)
+    write_figure(fig, n, 'speed_ratios', out, 'Seconds and GFLOPs against always-on', remarks, meta)
     return fig
 
 # %% ../../nbs/bench/01_speed.ipynb #6ddd66db
@@ -439,7 +439,7 @@ def show_gpu(
         "of a matrix product's pace": networks.share.map('{:.1%}'.format),
         'difference from the CPU': networks.difference.map('{:.1e}'.format),
     })
-    told = ['Two FLOPs are one multiply-accumulate. Inputs are on the device before the clock starts. '
+    remarks = ['Two FLOPs are one multiply-accumulate. Inputs are on the device before the clock starts. '
             'Difference: the largest of all features, over the largest feature of the CPU, float32.', *notes]
     fig,axes = panels(1, networks.precision.nunique(), height=2.8, sharey=True, squeeze=False)
     for ax,(precision,d) in zip(axes[0], networks.groupby('precision', sort=False)):
@@ -450,16 +450,16 @@ def show_gpu(
         ax.minorticks_off()
     axes[0][0].set_ylabel("% of a matrix product's pace")
     axes[0][0].legend(frameon=False, fontsize=7)
-    write_figure(fig, networks, 'speed_gpu_pace', out, 'How much of a GPU a network uses', told, meta)
-    write_table(networks, shown, 'speed_gpu', out, 'Networks on a GPU', told, meta)
+    write_figure(fig, networks, 'speed_gpu_pace', out, 'How much of a GPU a network uses', remarks, meta)
+    write_table(networks, shown, 'speed_gpu', out, 'Networks on a GPU', remarks, meta)
     n = _ratios(inference)
     where = 'Networks run on the GPU; decoding, resizing and the hierarchy on the CPU.'
-    told = [*_INFERENCE_NOTES[1:3], where, *notes]
-    write_table(n, _shown_inference(n), 'speed_gpu_inference', out, 'Inference with a GPU', told, meta)
+    remarks = [*_INFERENCE_NOTES[1:3], where, *notes]
+    write_table(n, _shown_inference(n), 'speed_gpu_inference', out, 'Inference with a GPU', remarks, meta)
     far = training.dropna(subset='logits')
-    told = [f'Largest differences from the plain loop: logits {far.logits.max():.1e}, gradients '
+    remarks = [f'Largest differences from the plain loop: logits {far.logits.max():.1e}, gradients '
             f'{far.gradients.max():.1e}; gates that differ: {far.gates.sum():.0f}.', *notes]
     shown = _shown_training(training)
     title = 'A step of training on a GPU, forward and backward'
-    write_table(training, shown, 'speed_gpu_training', out, title, told, meta)
+    write_table(training, shown, 'speed_gpu_training', out, title, remarks, meta)
     return fig

@@ -132,7 +132,7 @@ def described(name:str) -> Description:
     try:
         found = Description(**tomllib.loads(read_text(path)))
     except tomllib.TOMLDecodeError as e:
-        raise InputError(path, f'is no TOML: {e}') from None
+        raise InputError(path, f'is not TOML: {e}') from None
     except ValidationError as e:
         first = e.errors()[0]
         field = '.'.join(map(str, first['loc']))

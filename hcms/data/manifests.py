@@ -83,7 +83,7 @@ def _check_rows(
     first = dict(zip(reversed(df.id.tolist()), reversed(df.index.tolist())))
     for line,id in df.id[df.id.duplicated()].items():
         raise InputError(f'{where}, line {line}', f'id {id!r} is already on line {first[id]}')
-    _refuse(~df.split.isin(SPLITS), df, where, 'split', f'is no split; valid: {", ".join(SPLITS)}')
+    _refuse(~df.split.isin(SPLITS), df, where, 'split', f'is not a split; valid: {", ".join(SPLITS)}')
     _refuse([_leads_out(o) for o in df.path], df, where, 'path', 'must be relative and stay inside the root')
     for c in df.columns:
         _refuse([any(b in o for b in '\n\r\x00') for o in df[c]], df, where, c, 'holds a line break or a NUL')
@@ -370,7 +370,7 @@ def video_name(path) -> str:
 
 # %% ../../nbs/data/01_manifests.ipynb #b0e60358
 def _kind(o:os.DirEntry) -> str:
-    "'folder', 'file' or '', with links followed; a broken link is no file."
+    "'folder', 'file' or '', with links followed; a broken link is not a file."
     try:
         if o.is_dir():
             return 'folder'

@@ -39,7 +39,7 @@ class _Tree(BaseModel):
     database:dict[str, _Video]
     taxonomy:list[_Node] = []
     def leaves(self) -> list:
-        "Names of the nodes that are nobody's parent, sorted."
+        "Names of the nodes that are no one's parent, sorted."
         parents = {o.parentId for o in self.taxonomy}
         return sorted(o.nodeName for o in self.taxonomy if o.nodeId not in parents)
 

@@ -36,7 +36,7 @@ CLASSES = {   # class -> {modality: token}
     'pair_bell_shaking': dict(audio='bell', motion='shaking')}
 
 def family(label:str) -> str:   # 'audio', 'appearance', 'motion' or 'pair'
-    "The family of a class: which modality tells it."
+    "The family of a class: which modality identifies it."
     return label.split('_')[0]
 
 # %% ../../nbs/data/04_rendered.ipynb #198459f0
@@ -304,7 +304,7 @@ def read_recipe(path) -> Recipe:
     try:
         return Recipe(**read_json(path))
     except TypeError:
-        raise InputError(path, 'is no recipe of a demo corpus') from None
+        raise InputError(path, 'is not a recipe of a demo corpus') from None
 
 # %% ../../nbs/data/04_rendered.ipynb #d2653149
 def _rendered(folder, id) -> bool:

@@ -267,7 +267,7 @@ def _read_file(path, buf:bytearray=None) -> bytearray:
         raise
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise CorruptFeature(path, 'is no file')
+        raise CorruptFeature(path, 'is not a file')
     with open(fd, 'rb') as f:
         size = os.fstat(f.fileno()).st_size
         if size>_MAX_FILE:
@@ -390,7 +390,7 @@ class FeatureStore:
             names = [o.name for o in self.root.iterdir()] if self.root.exists() else []
             others = [o for o in names if not o.startswith('.')]
             if others and not mark.exists():
-                raise InputError(self.root, f'is no feature store, and holds other things ({others[0]} ...); '
+                raise InputError(self.root, f'is not a feature store; it holds other files ({others[0]}); '
                     'name a new or empty folder')
             write_whole(mark, canonical_json(_FORMAT)+'\n')
         try:
@@ -585,7 +585,7 @@ class _Pack:
             note = dict(json.loads(self.file.metadata()['pack']))
             self.crc = dict(note['crc32'])
         except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as e:
-            raise CorruptFeature(path, f'is no pack of features: {e}') from None
+            raise CorruptFeature(path, f'is not a pack of features: {e}') from None
         for k,want in dict(format='hcms-pack', version=2, modality=view.modality, fp=view.fp).items():
             if note.get(k)!=want:
                 raise CorruptFeature(path, f'holds {k} {note.get(k)!r}, not {want!r}')

@@ -282,7 +282,7 @@ def choose(
     given = {k: v for k,v in given.items() if v}
     if precision:
         check_choice(precision, PRECISIONS, 'precision')
-    spec_for(description.preset, steps, networks)   # refuses what is no number of time steps, and no network
+    spec_for(description.preset, steps, networks)   # refuses wrong numbers and unknown networks
     if networks and description.rendered:
         rule = 'has networks of its own, which it trains itself; others are for other data sets'
         raise InputError(name, rule)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['GRID', 'VIEWS', 'HCMS_GRID', 'KINDS', 'POLICIES', 'SHIPPED', 'LEARNED', 'FLAT', 'MEASURED', 'Acted', 'View',
-           'view_of', 'Policy', 'gflops', 'ask', 'Knob', 'whole_numbers', 'evenly_used', 'own_macs', 'spread', 'acted',
-           'Retrained', 'forced', 'Hierarchical', 'stopped', 'Random', 'Loudest', 'cheapest_evidence', 'Oracle',
-           'Cascade', 'Late', 'early', 'register_policy', 'policies', 'policy_changes', 'policy_seeds',
+           'view_of', 'Policy', 'gflops', 'ask', 'TrainedOnce', 'whole_numbers', 'evenly_used', 'own_macs', 'spread',
+           'acted', 'Retrained', 'forced', 'Hierarchical', 'stopped', 'Random', 'Loudest', 'cheapest_evidence',
+           'Oracle', 'Cascade', 'Late', 'early', 'register_policy', 'policies', 'policy_changes', 'policy_seeds',
            'policy_configs', 'measure', 'along', 'cost_at', 'last_rise', 'tested', 'admissions', 'admitted', 'measured',
            'chance', 'Line', 'line', 'lines', 'equal_costs', 'advantage', 'compare']
 
@@ -115,7 +115,7 @@ def ask(model, split:Split, batch=64, **each) -> Acted:
     return Acted(*(torch.cat(o).numpy() for o in zip(*out)))
 
 # %% ../../nbs/experiments/03_policies.ipynb #b58bcb1a
-class Knob(Policy):
+class TrainedOnce(Policy):
     "A rival that is trained once; its operating points are those that its class names."
     def __init__(self, name, kind, model, why=''):
         super().__init__(name, kind, [dict(model=model)], RIVALS[model].settings, why)
@@ -325,7 +325,7 @@ def early(*modalities, views=None):
 
 _ORDER = (
     'that the order of steps is worth little here, so a mean of single steps is the easier recognizer; '
-    'classes told by the order of moves would tell')
+    'classes that differ in the order of moves would')
 _WHERE = (
     'that audio says where to look before anything is paid, while HCMS walks from left to right; '
     'audio without cues would tell')
@@ -352,16 +352,16 @@ def _shipped() -> list:   # of functions that make a policy, HCMS first
             'among steps; a mixture of both in one policy would tell'),
         partial(Oracle, 'Oracle', 'truth', one, _ORACLE, 'that it knows the truth'),
         partial(Late, 'Late fusion', 'fusion', [early()], why='that it uses everything'),
-        partial(Knob, 'TSN', 'fusion', 'tsn', _ORDER),
-        partial(Knob, 'Keyless', 'fusion', 'keyless', 'that it uses everything'),
-        partial(Knob, 'Gated fusion', 'fusion', 'gated', 'that it uses everything'),
-        partial(Knob, 'AdaFrame', 'steps', 'adaframe', _WHERE),
-        partial(Knob, 'MARL', 'steps', 'marl', _ORDER),
-        partial(Knob, 'SCSampler', 'steps', 'scsampler', _WHERE),
-        partial(Knob, 'Listen to Look', 'steps', 'listen', _WHERE),
-        partial(Knob, 'FrameExit', 'steps', 'frameexit',
+        partial(TrainedOnce, 'TSN', 'fusion', 'tsn', _ORDER),
+        partial(TrainedOnce, 'Keyless', 'fusion', 'keyless', 'that it uses everything'),
+        partial(TrainedOnce, 'Gated fusion', 'fusion', 'gated', 'that it uses everything'),
+        partial(TrainedOnce, 'AdaFrame', 'steps', 'adaframe', _WHERE),
+        partial(TrainedOnce, 'MARL', 'steps', 'marl', _ORDER),
+        partial(TrainedOnce, 'SCSampler', 'steps', 'scsampler', _WHERE),
+        partial(TrainedOnce, 'Listen to Look', 'steps', 'listen', _WHERE),
+        partial(TrainedOnce, 'FrameExit', 'steps', 'frameexit',
             'that videos differ in how soon they are clear; HCMS with an exit would tell'),
-        partial(Knob, 'OCSampler', 'steps', 'ocsampler', _WHERE),
+        partial(TrainedOnce, 'OCSampler', 'steps', 'ocsampler', _WHERE),
         partial(Retrained, 'LiteEval', 'modalities', liteeval, 'that one gate is easier to learn than two'),
         partial(Retrained, 'AdaMML', 'modalities', adamml,
             _ORDER + '; and that motion needs no open gate below it: see HCMS, independent'),

@@ -239,7 +239,7 @@ def load_run(
         key = note['key']
         config = train_config(**note['config'])
     except (KeyError, TypeError):
-        raise InputError(folder/'run.json', 'is no note of a run') from None
+        raise InputError(folder/'run.json', 'does not describe a run') from None
     model = dict(RIVALS, hcms=HCMS, early=EarlyFusion)[config.model].from_pretrained(folder)
     history = _read(folder/'history.csv', _history)
     predictions = _read(folder/'predictions.safetensors', _predictions)

@@ -6,7 +6,7 @@
 __all__ = ['MEDIA', 'DISK', 'CRASHES', 'open_views', 'features_meta', 'extract_video', 'Verdict', 'circumstances', 'still_holds',
            'file_stamp', 'file_mark', 'disk_error', 'verdict_of', 'Extraction', 'jobs_of', 'watchdog', 'memory_for',
            'death', 'in_shard', 'check_shard', 'parse_shard', 'feature_bytes', 'check_disk', 'extract', 'decode_video',
-           'decoder_ready', 'NetworkWorker', 'told', 'lost', 'extract_on_ray']
+           'decoder_ready', 'NetworkWorker', 'reported', 'lost', 'extract_on_ray']
 
 # %% ../../nbs/extraction/01_extract.ipynb #97b88603
 import errno
@@ -116,7 +116,7 @@ def file_stamp(path) -> tuple:
     return st.st_size,st.st_mtime_ns
 
 def file_mark(path) -> str:
-    "What tells whether a file changed; empty where it cannot be read."
+    "What shows whether a file changed; empty where it cannot be read."
     try:
         if not Path(path).is_file():   # a pipe would wait for its writer
             return ''
@@ -487,7 +487,7 @@ class NetworkWorker:
         return id,None
 
 # %% ../../nbs/extraction/01_extract.ipynb #c1a05f16
-def told(e) -> Exception:
+def reported(e) -> Exception:
     "A worker's own error. An unexpected one keeps Ray's account of where it happened."
     cause = getattr(e, 'cause', None)
     what = 'engine ray'
@@ -547,7 +547,7 @@ def _begun(ray, actors) -> list:   # of process ids
         pids = ray.get([a.ready.remote() for a in actors])
         ray.get(ray.remote(decoder_ready).options(num_cpus=1, max_retries=0).remote())
     except ray.exceptions.RayError as e:
-        raise told(e) from None
+        raise reported(e) from None
     return pids
 
 # %% ../../nbs/extraction/01_extract.ipynb #cff4af37
@@ -558,7 +558,7 @@ def _verdict(ray, ref, path, patience:float) -> Verdict|None:
     except ray.exceptions.RayError as e:
         cause = getattr(e, 'cause', None) or e   # a decoder's death arrives as the network's error
         if not isinstance(cause, ray.exceptions.RayError):
-            raise told(e)   # a full disk, a bug
+            raise reported(e)   # a full disk, a bug
         return lost(path, cause, patience)
 
 def _on_workers(ray, jobs, actors, decoders:int, backbones, views, patience:float):

@@ -31,17 +31,17 @@ class Meter:
         self.limit = -1 if budget is None else budget_macs(budget)   # -1: none
         self.allowance = -1   # what may be spent by now, where that grows with time; -1: no limit
         self.reserve = int(whole_macs(costs.classifier))
-        self.broke = False    # is the total budget used up?
+        self.exhausted = False    # is the total budget used up?
         self.items = dict.fromkeys((*costs.modalities, 'projections', 'lstms', 'gates', 'classifier'), 0)
     @property
     def total(self) -> int: return sum(self.items.values())
     def pay(self, **items) -> bool:
         """Pay for a module, if the classifier can still be paid after it.
 
-        Sets `broke` once the total budget is used up."""
+        Sets `exhausted` once the total budget is used up."""
         after = self.total+sum(items.values())+self.reserve
-        self.broke = self.broke or 0<=self.limit<after
-        if self.broke or 0<=self.allowance<after:
+        self.exhausted = self.exhausted or 0<=self.limit<after
+        if self.exhausted or 0<=self.allowance<after:
             return False
         for k,n in items.items():
             self.items[k] += n
@@ -124,7 +124,7 @@ def _pay(self:Conditional, k, price, live, rows, walks) -> tuple:   # (live, row
     "Those of `rows` that can pay. Videos without budget end; those that cannot pay for audio skip the step."
     able = [b for b in rows if walks[b].meter.pay(**price)]
     for b in set(rows)-set(able):
-        walks[b].ended = walks[b].meter.broke
+        walks[b].ended = walks[b].meter.exhausted
         if walks[b].ended or k==0:
             live = [o for o in live if o!=b]
     return live,able
@@ -367,7 +367,7 @@ def _notes(row) -> list:
     if w.ended:
         out.append(f'the budget ended it after {w.steps} of {row.T} steps' if w.steps else NO_STEP)
     if not i.has_audio and 'audio' in row.reader.modalities:
-        out.append('no sound: silence was heard')
+        out.append('no audio: silence was used')
     if i.status!='ok' and not w.ended:
         out.append(f'partial: {i.frames_decoded} of {i.frames_expected} pictures decode')
     return out
@@ -448,7 +448,7 @@ class Stream:
         self.classes = list(classes or map(str, range(model.num_classes)))
         self.per_second = per_second
         if per_second is not None:
-            budget_macs(per_second)   # refuses what is no budget
+            budget_macs(per_second)   # refuses what is not a budget
         self.walk = Walk(Meter(self.run.costs, budget))
         self.state = model.init_state(1)
         self.time = None     # centre of the last step that was taken

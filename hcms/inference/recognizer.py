@@ -173,7 +173,7 @@ def _read_note(folder:Path) -> dict:
                                '(make reports leaves one in checkpoints/demo)')
     note = read_json(path)
     if not isinstance(note, dict) or (note.get('format'), note.get('version'))!=('hcms-recognizer', 1):
-        raise InputError(path, 'is no recognizer of version 1')
+        raise InputError(path, 'is not a recognizer of version 1')
     for k,kind in dict(classes=list, preset=str, precision=str, media=dict, backbones=dict).items():
         if not isinstance(note.get(k), kind):
             raise InputError(path, f'{k} must be a {kind.__name__}')
@@ -196,11 +196,11 @@ def _folder_of(path) -> Path:
     if folder.is_dir():
         return folder
     if folder.is_absolute() or str(path)[:1]=='.' or len(folder.parts)>2:
-        raise InputError(path, 'is no folder, and no id on the Hub')
+        raise InputError(path, 'is neither a folder nor an id on the Hub')
     try:
         return Path(snapshot_download(str(path), allow_patterns=_PARTS))
     except Exception as e:
-        rule = f'is no folder here, and the Hub did not give it ({type(e).__name__})'
+        rule = f'is not a folder here, and the Hub did not provide it ({type(e).__name__})'
         raise InputError(path, rule) from None
 
 def _from_pretrained(cls,

@@ -206,7 +206,7 @@ def mono_samples(
     "One channel of audio; what is not that is refused."
     x = _float_samples(samples)
     if x.ndim!=1:
-        raise InputError('samples', f'must be one row of mono sound, not of shape {x.shape}')
+        raise InputError('samples', f'must be one row of mono samples, not of shape {x.shape}')
     return x
 
 RATES = 1_000,768_000   # Samples a second of the slowest and the fastest recording
@@ -556,7 +556,7 @@ def _looks_like_text(path:Path) -> bool:
 
 # %% ../../nbs/media/01_files.ipynb #cc97f6cd
 def _open(path) -> av.container.InputContainer:
-    "The file opened for reading, silently; a `MediaError` if it is no media file."
+    "The file opened for reading, silently; a `MediaError` if it is not a media file."
     path = Path(path)
     _check_file(path)
     av.logging.set_level(None)   # FFmpeg prints nothing, and its log never waits for Python's lock
@@ -801,7 +801,7 @@ def _scan(path) -> tuple[MediaInfo, dict, np.ndarray]:
 def probe(
     path,   # A video file
 ) -> MediaInfo:
-    "What a file holds, from its packets alone: nothing is decoded. A `MediaError` if it is no usable video."
+    "What a file holds, from its packets alone; nothing is decoded. `MediaError` if it is not a usable video."
     return _scan(path)[0]
 
 # %% ../../nbs/media/01_files.ipynb #6a81d508
@@ -1303,7 +1303,7 @@ class StepReader:
                 yield self._take(t, lanes, audio)
                 t += 1
     def _takers(self, a, lanes, lazy) -> tuple:
-        "Who takes frames and who takes audio; None for what nobody wants."
+        "Who takes frames and who takes audio; None for what is not asked for."
         audio = None
         if 'audio' in self.modalities:
             tb = float(a.time_base) if self.info.has_audio else 1.

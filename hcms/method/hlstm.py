@@ -258,7 +258,7 @@ class Saved(PyTorchModelHubMixin):
             if (p/'config.json').stat().st_size>1<<16:
                 raise InputError(p/'config.json', f'has more than {1<<16} bytes; no configuration has')
         elif p.is_absolute() or str(path)[:1]=='.' or len(p.parts)>2:
-            raise InputError(p, f'is no folder; give one written by {made_by}, or an id on the Hub')
+            raise InputError(p, f'is not a folder; give one written by {made_by}, or an id on the Hub')
         try:
             return super().from_pretrained(path, **kwargs)
         except InputError:

@@ -486,7 +486,7 @@ def _of_timm(name:str) -> Network:   # timm/NAME
     import timm
     short = name.removeprefix('timm/')
     if not timm.is_model(short):
-        raise InputError(name, f'is no network of timm {timm.__version__}; timm.list_models() lists them')
+        raise InputError(name, f'is not a network of timm {timm.__version__}; timm.list_models() lists them')
     try:
         cfg = timm.get_pretrained_cfg(short, allow_unregistered=False)
     except RuntimeError as e:

@@ -293,7 +293,8 @@ def audio_adds(e):
         table = _paper_lstm(d)
         return ', '.join(f'{k} {table[_letters(b)]-table[_letters(a)]:+.1f}' for k,(a,b) in zip(gains, pairs))
     numbers = '; '.join(f'{k}: {judge(v, comparisons=3).text}' for k,v in gains.items())
-    why = _made(e, '. Settled: how many classes of the demo only audio tells is in its recipe', _fitted(e))
+    settled = '. Settled: how many classes of the demo only audio can recognise is in its recipe'
+    why = _made(e, settled, _fitted(e))
     verdict = UNTESTABLE if why else together([*low, *high])
     beside = _each_paper(paper)+'. On ActivityNet the sentence is not borne out by the table'
     test = 'the gain by audio on I, on M and on I + M between 1.5 and 3.5 points'
@@ -422,7 +423,7 @@ def informative(e):
     more = judge(e.map()-_random_at_reached_usage(e), comparisons=1 if truth is None else 3)
     text = f'mAP against random gates of the same usage: {more.text}'
     if truth is None:
-        test = 'mAP above that of random gates of the same usage (where evidence is, nobody knows here)'
+        test = 'mAP above that of random gates of the same usage (where evidence is, is not known here)'
         return Row(test, text, more.verdict, SHOWN_ONLY)
     judged = {}
     for k,m in enumerate(MODALITIES[1:]):
@@ -438,7 +439,7 @@ def informative(e):
     return Row(test, text, together([more, *judged.values()]), SHOWN_ONLY)
 
 # %% ../../nbs/reports/05_claims.ipynb #23ad8089
-@claim('Classes that audio tells cost less than the average', 'Sec. 4.3.3, Tables 4 and 5',
+@claim('Classes that audio identifies cost less than the average', 'Sec. 4.3.3, Tables 4 and 5',
     'HCMS would look even where it has heard enough', needs=MODALITIES)
 def audio_cheap(e):
     top = audio_classes(e.runs(**early('audio')))

@@ -314,7 +314,7 @@ def _draw_media(steps, rows):
 def _fig1_notes(simulated:bool, known:bool) -> list:
     note = 'Filled squares: modalities that were used at that time step.'
     if known:
-        note += ' Dots: steps that carry evidence of the modality, which no model is told.'
+        note += ' Dots: steps that carry evidence of the modality, which no model sees.'
     if simulated:
         note += ' There are no pictures: the features are simulated.'
     return [
@@ -371,7 +371,7 @@ def _fig5_notes(data, shown:int, known:bool) -> list:
     borders = 'Purple border: appearance was used. Green border around it: motion too. Pale: neither.'
     if known:
         borders += (' Dots: evidence of audio (grey), appearance (purple), motion (green), '
-                    'which no model is told.')
+                    'which no model sees.')
     steps = f'{shown} of {data.steps} time steps, in reading order.'
     if data.simulated:
         steps += ' There are no pictures: the features are simulated.'

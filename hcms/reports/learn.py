@@ -300,7 +300,7 @@ def learn(
     epochs:int=0,         # 0: the preset's schedule
     workers:int=2,        # Processes
     out_dir='',           # Of the page; by default reports/FOLDER
-    say=tqdm.write,       # Is told what goes on
+    say=tqdm.write,       # Called with what goes on
 ) -> tuple:               # Folder of the recognizer, folder of the page
     "A recognizer of somebody's own classes, and a page that says how good it is."
     if skip_targets and budget is not None:

@@ -560,17 +560,17 @@ def _state(ax, model, k, y, wide):
     if k:
         _path(ax, [(wide+2.1, y+.66), (wide+2.1, y+.38)], color)
 
-def _told(model) -> list:
+def _remarks(model) -> list:
     "The lines below the picture."
-    told = [
+    remarks = [
         'A gate sees the features below and its level\'s state at t-1, '
         'and lets its level\'s feature through, or not.',
         'Dashed: units of the state that are copied upward where it is closed. '
         'Lines above the boxes: the state of t-1.',
     ]
     if model.nested and len(model.levels)>2:
-        told.append('Dotted: a gate can only open where the one below is open.')
-    return told
+        remarks.append('Dotted: a gate can only open where the one below is open.')
+    return remarks
 
 # %% ../../nbs/reports/01_plots.ipynb #446a8909
 @mpl.rc_context(STYLE)
@@ -593,7 +593,7 @@ def plot_architecture(
                 _state(ax, model, k, rise*k, wide)
         _path(ax, [(X+3.35, top+.4), (X+3.35, top+.95)], color_of(model.modalities[-1]))
         ax.text(X+3.35, top+1.03, f'{model.num_classes} classes', ha='center', fontsize=7)
-    ax.text(-.15, -.62, '\n'.join(_told(model)), fontsize=6.5, va='top')
+    ax.text(-.15, -.62, '\n'.join(_remarks(model)), fontsize=6.5, va='top')
     ax.set(xlim=(-.2, 2*wide-.1), ylim=(-1.45, rise*(n-1)+1.5))
     ax.axis('off')
     return ax

@@ -179,8 +179,8 @@ def family_table(data, runs, parameters, out) -> pd.DataFrame|str:
     for m in data.modalities[1:]:
         text[f'HCMS uses {m} %'] = mean_pm(used, f'use_{m}', 100)
     notes,meta = describe(data, runs, parameters)
-    notes += ['Pair: told only by audio and appearance, or by audio and motion, together.']
-    text = text.reset_index().rename(columns=dict(family='told by'))
+    notes += ['Pair: recognised only by audio and appearance, or by audio and motion, together.']
+    text = text.reset_index().rename(columns=dict(family='recognised by'))
     title = 'Mean AP % of each family of classes, all time steps'
     write_table(df, text, 'table1_families', out, title, notes, meta)
     return stamped(data, text)

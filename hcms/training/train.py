@@ -47,11 +47,11 @@ def load_state(path) -> dict|None:   # None where there is nothing yet
     data = data[:-32]
     if hashlib.sha256(data).digest()!=digest:
         raise InputError(path,
-            'is no state of a training, or is damaged: its checksum is wrong; delete it to start anew')
+            'is not a saved training state, or is damaged: its checksum is wrong; delete it to start anew')
     try:
         return torch.load(io.BytesIO(data), weights_only=True, map_location='cpu')
     except Exception as e:
-        rule = f'is no state of a training; delete it to start anew ({first_line(e)})'
+        rule = f'is not a saved training state; delete it to start anew ({first_line(e)})'
         raise InputError(path, rule) from None
 
 # %% ../../nbs/training/01_train.ipynb #61306b3d

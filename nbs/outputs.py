@@ -1,0 +1,123 @@
+"""The outputs that the library's notebooks keep: `make outputs` stores them, the tests compare them.
+
+`python nbs/outputs.py [NOTEBOOK ...]` runs all of them, or those named, and stores what they show."""
+import base64
+import io
+import os
+import re
+import sys
+from pathlib import Path
+import nbformat
+from execnb.shell import CaptureShell
+from fastcore.xtras import working_directory
+from nbformat.v4 import new_output
+from PIL import Image
+
+NBS = Path(__file__).parent
+SKIPPED = re.compile(r'^#\|\s*(notest|eval:\s*false)', re.M)   # Not run
+UNSEEN = re.compile(r'^#\|\s*(hide|export|default_exp)\b', re.M)   # Run, but what they show is not kept
+ADDRESS = re.compile(r' at 0x[0-9a-f]+')
+NUMBER = re.compile(r'(?<![\w.])[-+]?\d+(?:\.\d*)?(?:e[-+]?\d+)?')
+RETURNED = ('<Axes', '[<', 'Text(', '<matplotlib', 'array([<')   # What calls of matplotlib return
+LARGEST = 80_000   # Characters of one picture: 60 kB as base64
+CLOSE = 1e-3       # Relative difference of two numbers that count as the same on another machine
+
+def rooms() -> list:   # of Path
+    return sorted(NBS.rglob('[0-9][0-9]_*.ipynb'))
+
+def _smaller(png:str) -> str:
+    "A picture as base64 in 256 colours, which are enough for diagrams and take a third of the bytes."
+    buffer = io.BytesIO()
+    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert('RGB')
+    picture.quantize(256, dither=Image.Dither.NONE).save(buffer, 'png', optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+def _stored(output):
+    "An output as it is stored, or None: warnings, progress bars and what matplotlib returns are not."
+    if output.output_type=='stream':
+        return new_output('stream', text=output.text) if output.name=='stdout' else None
+    data = {k: ADDRESS.sub('', v) for k,v in output.data.items()}
+    if 'image/png' in data:
+        data = {'image/png': _smaller(data['image/png'])}
+    elif data.get('text/plain', '').startswith(RETURNED):
+        return None
+    return new_output(output.output_type, data)
+
+def executed(path:Path):
+    "A notebook with the outputs that its code gives now."
+    nb = nbformat.read(path, 4)
+    os.environ['IN_TEST'] = '1'   # nbdev's sign that cells are run by a test
+    if str(NBS.parent) not in sys.path:
+        sys.path.insert(0, str(NBS.parent))
+    shell = CaptureShell(path, mpl_format='png')
+    with working_directory(path.parent):
+        for n,cell in enumerate(nb.cells):
+            if cell.cell_type!='code' or SKIPPED.search(cell.source):
+                continue
+            shell._cell_idx = n+1
+            outputs = shell.run(cell.source)
+            if shell.exc:
+                raise RuntimeError(shell.prettytb(fname=path)) from shell.exc
+            shown = [] if UNSEEN.search(cell.source) else nbformat.from_dict(list(outputs))
+            for o in shown:
+                if o.output_type=='stream':
+                    o.text = ''.join(o.text)
+                else:
+                    o.data = {k: ''.join(v) if isinstance(v, list) else v for k,v in o.data.items()}
+            cell.outputs = [o for o in map(_stored, shown) if o is not None]
+    return nb
+
+def text_of(cell) -> str:
+    "The words of a cell's outputs. A picture counts as one word: fonts differ between machines."
+    out = []
+    for o in cell.outputs:
+        if o.output_type=='stream':
+            out.append(o.text)
+        else:
+            out += [v if k.startswith('text/') else f'[{k}]' for k,v in sorted(o.data.items())]
+    return '\n'.join(out)
+
+def differ(a:str, b:str) -> bool:
+    "Do two texts differ in more than the last digits of their numbers?"
+    if NUMBER.sub('#', a).split()!=NUMBER.sub('#', b).split():
+        return True
+    pairs = zip(*(map(float, NUMBER.findall(o)) for o in (a, b)), strict=True)
+    return any(abs(x-y)>CLOSE*max(CLOSE, abs(x), abs(y)) for x,y in pairs)
+
+def stale(stored, now) -> list:   # of (number of the cell, text as stored, text of now)
+    "Cells whose stored outputs are not what the code gives now."
+    pairs = enumerate(zip(stored.cells, now.cells, strict=True))
+    texts = [(n, text_of(a), text_of(b)) for n,(a,b) in pairs if a.cell_type=='code']
+    return [(n, a, b) for n,a,b in texts if differ(a, b)]
+
+def unfit(nb) -> list:   # of sentences
+    "What must not be stored: folders of this machine, pictures that are too large."
+    here = re.compile(r'/tmp/|/home/|/root/|'+re.escape(str(NBS.parent)))
+    out = []
+    for n,c in enumerate(nb.cells):
+        if c.cell_type!='code':
+            continue
+        if here.search(text_of(c)):
+            out.append(f'cell {n} shows a folder of this machine:\n{text_of(c)[:400]}')
+        sizes = [len(v) for o in c.outputs for k,v in o.get('data', {}).items() if k.startswith('image/')]
+        out += [f'cell {n} shows a picture of {s} characters; at most {LARGEST}' for s in sizes if s>LARGEST]
+    return out
+
+def store(path:Path) -> int:   # Cells whose outputs changed
+    "Run a notebook and store its outputs; one that shows the same words as before keeps its bytes."
+    old = nbformat.read(path, 4)
+    new = executed(path)
+    wrong = unfit(new)
+    if wrong:
+        raise SystemExit('\n'.join(f'{path}: {o}' for o in wrong))
+    changed = {n for n,*_ in stale(old, new)}
+    for n,cell in enumerate(old.cells):
+        if n in changed:
+            cell.outputs = new.cells[n].outputs
+    if changed:
+        nbformat.write(old, path)
+    return len(changed)
+
+if __name__=='__main__':
+    for path in map(Path, sys.argv[1:] or rooms()):
+        print(path, store(path.resolve()), 'cells changed', flush=True)
