@@ -431,7 +431,7 @@ def _three(v) -> str:
     return f'{v:.3g}'
 
 # %% ../../nbs/bench/02_limits.ipynb #b8c02ce9
-def show_limits(lines:list, notes, meta, out) -> pd.DataFrame:
+def show_limits(lines:list, notes, meta, out):
     "Write speed_lines.*, and return it as it is shown."
     df = pd.DataFrame(lines)
     shown = pd.DataFrame({
@@ -446,8 +446,7 @@ def show_limits(lines:list, notes, meta, out) -> pd.DataFrame:
     remarks = [f'{int(df.reached.sum())} of {len(df)} lines are reached.']
     remarks += [f'Not reached: {o.what}. Tried: {o.tried}.' for o in df.itertuples() if o.tried]
     title = 'What should be fast, against what bounds it'
-    write_table(df, shown, 'speed_lines', out, title, remarks+notes, meta)
-    return shown
+    return write_table(df, shown, 'speed_lines', out, title, remarks+notes, meta)
 
 # %% ../../nbs/bench/02_limits.ipynb #eae71702
 def _projection_notes(a, hours) -> list:
@@ -461,7 +460,7 @@ def _projection_notes(a, hours) -> list:
     ]
 
 # %% ../../nbs/bench/02_limits.ipynb #8c492777
-def show_projection(a:pd.DataFrame, meta, out) -> pd.DataFrame:
+def show_projection(a:pd.DataFrame, meta, out):
     "Write speed_projection.* from a table like `assumptions()`, and return it as it is shown."
     p = projection(a)
     table = pd.DataFrame({
@@ -472,8 +471,7 @@ def show_projection(a:pd.DataFrame, meta, out) -> pd.DataFrame:
     })
     title = f"Looking at {a.set_index('what').value['hours a day']:,.0f} hours of video a day"
     notes = _projection_notes(a, dataset_projection(a))
-    write_table(p, table, 'speed_projection', out, title, notes, meta)
-    return table
+    return write_table(p, table, 'speed_projection', out, title, notes, meta)
 
 # %% ../../nbs/bench/02_limits.ipynb #f1193d06
 _GROWTH_NOTES = (
@@ -495,5 +493,4 @@ def show_growth(growth, memory, phases, p, notes, meta, out):
     plot_phases(phases, ax[1,1])
     plot_bars(p.method, p.gpus, 'GPUs for a day (computed)', ax[1,2])
     title = 'How seconds grow, what training keeps, and where a report spends its time'
-    write_figure(fig, growth.merge(s), 'speed_growth', out, title, [*_GROWTH_NOTES, *notes], meta)
-    return fig
+    return write_figure(fig, growth.merge(s), 'speed_growth', out, title, [*_GROWTH_NOTES, *notes], meta)

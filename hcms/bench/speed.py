@@ -417,8 +417,7 @@ def show_speed(
         plot_ratios(d, ax, f'{name} networks' if len(name.split())==1 else name)
     handles = axes[0][0].get_legend_handles_labels()
     fig.legend(*handles, loc='outside lower center', ncols=2, frameon=False, fontsize=7)
-    write_figure(fig, n, 'speed_ratios', out, 'Seconds and GFLOPs against always-on', remarks, meta)
-    return fig
+    return write_figure(fig, n, 'speed_ratios', out, 'Seconds and GFLOPs against always-on', remarks, meta)
 
 # %% ../../nbs/bench/01_speed.ipynb #6ddd66db
 def show_gpu(
@@ -450,7 +449,8 @@ def show_gpu(
         ax.minorticks_off()
     axes[0][0].set_ylabel("% of a matrix product's pace")
     axes[0][0].legend(frameon=False, fontsize=7)
-    write_figure(fig, networks, 'speed_gpu_pace', out, 'How much of a GPU a network uses', remarks, meta)
+    title = 'How much of a GPU a network uses'
+    page = write_figure(fig, networks, 'speed_gpu_pace', out, title, remarks, meta)
     write_table(networks, shown, 'speed_gpu', out, 'Networks on a GPU', remarks, meta)
     n = _ratios(inference)
     where = 'Networks run on the GPU; decoding, resizing and the hierarchy on the CPU.'
@@ -462,4 +462,4 @@ def show_gpu(
     shown = _shown_training(training)
     title = 'A step of training on a GPU, forward and backward'
     write_table(training, shown, 'speed_gpu_training', out, title, remarks, meta)
-    return fig
+    return page

@@ -599,7 +599,7 @@ _COLUMNS = dict(
     n='#', claim='Claim', place='Where', verdict='Verdict', test='Test', numbers='Numbers',
     paper="The paper's own numbers", about='A sentence about', failing='If it failed,')
 
-def show_claims(numbers, e, parameters, out) -> pd.DataFrame:
+def show_claims(numbers, e, parameters, out):
     "Write claims.* and return the ledger as it is shown."
     runs = [r for c in claim_changes(e.data.modalities) for r in e.runs(**c)]
     notes,meta = describe(e.data, runs, parameters)
@@ -610,11 +610,12 @@ def show_claims(numbers, e, parameters, out) -> pd.DataFrame:
         f"(policies: {policy_seeds(e.asked)}; Student's t). A row of several comparisons holds if each "
         'does; it is refuted if one fails in an interval that is corrected for their number. '
         'An equal verdict means: within one point of mAP, or as the test says.')
-    notes = [f'Of {len(numbers)} claims: {total}.', *notes, intervals]
+    findings = [f'Of {len(numbers)} claims of the paper: {total}.']
+    notes = [*notes, intervals]
     shown = numbers[list(_COLUMNS)].rename(columns=_COLUMNS).assign(Verdict=lambda d: '**'+d.Verdict+'**')
     shown['#'] = shown['#'].astype(str)
-    write_table(numbers, shown, 'claims', out, f"The paper's claims, on {e.data.label}", notes, meta)
-    return stamped(e.data, shown)
+    title = f"The paper's claims, on {e.data.label}"
+    return write_table(numbers, shown, 'claims', out, title, notes, meta, findings)
 
 # %% ../../nbs/reports/05_claims.ipynb #3f0dbe07
 def kept_coverage(data, repeats:int) -> pd.DataFrame:
@@ -628,7 +629,7 @@ def kept_coverage(data, repeats:int) -> pd.DataFrame:
     return pd.read_csv(path)
 
 # %% ../../nbs/reports/05_claims.ipynb #5c627b81
-def show_coverage(numbers, repeats:int, data, parameters, runs, out) -> pd.DataFrame:
+def show_coverage(numbers, repeats:int, data, parameters, runs, out):
     "Write claims_coverage.*, from `hcms.evaluation.metrics.coverage_table`, and return it as it is shown."
     percent = lambda column: (100*numbers[column]).map('{:.1f}'.format)
     shown = pd.DataFrame({
@@ -644,5 +645,8 @@ def show_coverage(numbers, repeats:int, data, parameters, runs, out) -> pd.DataF
     error = 196*(.95*.05/repeats)**.5
     notes = [share, f'With {repeats} experiments a share of 95% is known to about {error:.1f} points.']
     _,meta = describe(data, runs, parameters)
-    write_table(numbers, shown, 'claims_coverage', out, 'Do the intervals cover what they say?', notes, meta)
-    return stamped(data, shown)
+    shares = numbers[['mAP', 'difference', 'spearman']]
+    least,most = 100*shares.min(None),100*shares.max(None)
+    findings = [f'The shares lie between {least:.1f} and {most:.1f}%; they should be 95%.']
+    title = 'Do the intervals cover what they say?'
+    return write_table(numbers, shown, 'claims_coverage', out, title, notes, meta, findings)

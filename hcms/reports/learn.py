@@ -29,7 +29,7 @@ from ..networks.weights import obtain
 from .artifacts import describe, mean_pm, write_index, write_table
 from .driver import keep_recognizer
 from .figures import evaluated_ids, fig3, fig3_changes, show_fig3, show_fig4, usage_frame
-from .tables import over_seeds
+from .tables import over_seeds, percent
 from ..training.train import Split, predict_split, threads, train, train_config
 
 # %% ../../nbs/reports/08_learn.ipynb #848bbf75
@@ -191,7 +191,7 @@ def mistakes(data, run) -> pd.DataFrame:   # A row a video
         probability=[float(scores[i].max()) for i in wrong]))
     return rows.sort_values('probability', ascending=False, ignore_index=True)
 
-def show_outcome(numbers, data, parameters, runs, out) -> pd.DataFrame:
+def show_outcome(numbers, data, parameters, runs, out):
     "Write outcome.* and return it as it is shown."
     skips = {f'skips {m} %': mean_pm(numbers, f'skip_{m}', 100) for m in data.modalities[1:]}
     shown = pd.DataFrame({
@@ -200,18 +200,22 @@ def show_outcome(numbers, data, parameters, runs, out) -> pd.DataFrame:
         'mAP %': mean_pm(numbers, 'map', 100),
         'GFLOPs': mean_pm(numbers, 'gflops', digits=2)} | skips)
     notes,meta = describe(data, runs, parameters)
-    write_table(numbers, shown, 'outcome', out, f'What was learned of {data.label}', notes, meta)
-    return stamped(data, shown)
+    h,every = numbers.iloc[0],numbers.iloc[-1]
+    findings = [
+        f'HCMS answers {percent(h.accuracy_mean)} of the videos rightly, {h.gflops_mean:.3g} GFLOPs each; '
+        f'with everything at all steps it is {percent(every.accuracy_mean)} with {every.gflops_mean:.3g}.']
+    title = f'What was learned of {data.label}'
+    return write_table(numbers, shown, 'outcome', out, title, notes, meta, findings)
 
-def show_mistakes(rows, data, parameters, run, out) -> pd.DataFrame:
+def show_mistakes(rows, data, parameters, run, out):
     "Write mistakes.* and return it as it is shown."
     shown = rows.assign(probability=(100*rows.probability).map('{:.0f} %'.format))
     notes,meta = describe(data, [run], parameters)
     of = len(run.predictions.y)
-    notes.append(f'{len(rows)} of {of} videos, by seed {run.config.seed}; the surest first.')
+    findings = [f'{len(rows)} of {of} videos were taken for another class by seed {run.config.seed}.']
+    notes.append('The surest mistakes come first.')
     title = f'Videos of {data.label} that were taken for another class'
-    write_table(rows, shown, 'mistakes', out, title, notes, meta)
-    return stamped(data, shown)
+    return write_table(rows, shown, 'mistakes', out, title, notes, meta, findings)
 
 # %% ../../nbs/reports/08_learn.ipynb #43e97084
 _BAR = '{desc} {percentage:3.0f}%|{bar}| {elapsed}, about {remaining} left'
