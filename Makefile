@@ -1,6 +1,7 @@
 # make reports [DATASET=demo] [ONLY='table1 table2']   every table and figure, or some, into reports/DATASET, from nothing
 # make test                     all tests; make test-full their long form, and those that take minutes; writes reports/demo/robustness.*
 # make notebooks                JupyterLab, with nbs/index.ipynb open
+# make outputs                  after a change: runs the library's notebooks and stores what they show
 # make bench                    the speed report: make reports ONLY=speed, on a quiet machine
 # make install                  .venv alone, with the hcms command
 # Each makes .venv first, with what requirements.lock pins.
@@ -11,7 +12,7 @@ BIN     := .venv/bin
 
 unexport PYTHONDONTWRITEBYTECODE   # pip compiles nothing; what is imported is compiled once, and only that
 
-.PHONY: bench reports test test-full notebooks install export clean
+.PHONY: bench reports test test-full notebooks outputs install export clean
 reports: .venv/ready
 	$(BIN)/hcms report $(DATASET) $(ONLY:%=--only %)
 
@@ -29,6 +30,10 @@ install: .venv/ready
 
 notebooks: .venv/ready
 	env -u JUPYTER_PATH $(BIN)/jupyter lab --ServerApp.root_dir=$(CURDIR) nbs/index.ipynb   # a python3 from elsewhere is not this one
+
+outputs: export OMP_NUM_THREADS = 1
+outputs: .venv/ready
+	$(BIN)/python nbs/outputs.py
 
 export: .venv/ready            # after editing notebooks: clean them, rewrite hcms/ and README.md
 	cd nbs && ../$(BIN)/nbdev_clean && ../$(BIN)/nbdev_export && ../$(BIN)/python make_readme.py

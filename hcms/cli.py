@@ -279,6 +279,8 @@ def learn_command(
             "their order; by default the preset's"),
     budget:float=typer.Option(
         None, min=0, help='or GFLOPs a video: the best of several skip targets that keep it'),
+    seconds:float=typer.Option(
+        None, min=0, help='or seconds a video that the networks take on one thread of this machine'),
     seeds:int=SEEDS,
     epochs:int=EPOCHS,
     workers:int=WORKERS,
@@ -293,7 +295,7 @@ def learn_command(
             raise InputError('--weights', f'takes MODALITY=FILE or MODALITY=random, not {o!r}')
         given[modality] = file
     kept,out = learn(
-        source, group, preset, network, steps, given, finetune, skip, budget, seeds, epochs, workers)
+        source, group, preset, network, steps, given, finetune, skip, budget, seconds, seeds, epochs, workers)
     print(f'recognizer: {kept}')
     print(f"page: {out/'README.md'}")
     print(f'try it: hcms predict VIDEO --checkpoint {kept}')

@@ -6,7 +6,10 @@ import io
 import os
 import re
 import sys
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 import nbformat
 from execnb.shell import CaptureShell
 from fastcore.xtras import working_directory
@@ -43,8 +46,23 @@ def _stored(output):
         return None
     return new_output(output.output_type, data)
 
+@contextmanager
+def own_temporary_folder():
+    "Temporary files of this process and of those it starts go to a folder that is deleted afterwards."
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, TMPDIR=folder):
+        tempfile.tempdir = folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
+
 def executed(path:Path):
     "A notebook with the outputs that its code gives now."
+    with own_temporary_folder():
+        return _executed(path)
+
+def _executed(path):
     nb = nbformat.read(path, 4)
     os.environ['IN_TEST'] = '1'   # nbdev's sign that cells are run by a test
     if str(NBS.parent) not in sys.path:
