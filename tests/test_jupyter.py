@@ -37,6 +37,7 @@ def missing(link, page) -> str:
 def test_links_and_pictures_of_all_pages_resolve():
     "From where each page lies: notebooks as JupyterLab shows them, and the pages that stand beside them."
     text = [ROOT/'README.md', ROOT/'data_manifests'/'README.md', *(ROOT/'reports').rglob('README.md')]
+    text += (ROOT/'reports').glob('*/pages/*.md')
     pages = {p: prose(p) for p in (ROOT/'nbs').rglob('[!.]*.ipynb')} | {p: p.read_text() for p in text}
     lacks = [missing(link, page) for page,text in pages.items() for link in sorted(links(text))]
     assert not any(lacks), '\n'.join(filter(None, lacks))

@@ -47,7 +47,7 @@ ARRAY = 'SLURM_ARRAY_TASK_ID=0 SLURM_ARRAY_TASK_COUNT=1 bash'
 TOGETHER = 'accelerate launch --help && python -m'
 INSTEAD = [
     # half an hour; tests/test_pipeline.py runs `hcms report`
-    (r'make (reports|test)\b.*', '', 'make -n {rest}', (0,), '.venv/bin/'),
+    (r'make (reports|test|notebooks)\b.*', '', 'make -n {rest}', (0,), '.venv/bin/'),
     # tests/test_wheel.py installs the package
     (r'pip install .*', '', 'true', (0,), ''),
     # named in a sentence, without its arguments
