@@ -2,6 +2,7 @@
 # make test                     all tests; make test-full their long form, and those that take minutes; writes reports/demo/robustness.*
 # make notebooks                JupyterLab, with nbs/index.ipynb open
 # make outputs                  after a change: runs the library's notebooks and stores what they show
+# make docs                     a static site of notebooks, API and results, in docs/_build/html
 # make bench                    the speed report: make reports ONLY=speed, on a quiet machine
 # make install                  .venv alone, with the hcms command
 # Each makes .venv first, with what requirements.lock pins.
@@ -12,7 +13,7 @@ BIN     := .venv/bin
 
 unexport PYTHONDONTWRITEBYTECODE   # pip compiles nothing; what is imported is compiled once, and only that
 
-.PHONY: bench reports test test-full notebooks outputs install export clean
+.PHONY: bench docs reports test test-full notebooks outputs install export clean
 reports: .venv/ready
 	$(BIN)/hcms report $(DATASET) $(ONLY:%=--only %)
 
@@ -30,6 +31,9 @@ install: .venv/ready
 
 notebooks: .venv/ready
 	env -u JUPYTER_PATH $(BIN)/jupyter lab --ServerApp.root_dir=$(CURDIR) nbs/index.ipynb   # a python3 from elsewhere is not this one
+
+docs: .venv/ready
+	$(BIN)/python docs/build.py
 
 outputs: export OMP_NUM_THREADS = 1
 outputs: .venv/ready
