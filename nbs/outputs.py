@@ -1,8 +1,6 @@
 """The outputs that the library's notebooks keep: `make outputs` stores them, the tests compare them.
 
 `python nbs/outputs.py [NOTEBOOK ...]` runs all of them, or those named, and stores what they show."""
-import base64
-import io
 import os
 import re
 import sys
@@ -14,7 +12,6 @@ import nbformat
 from execnb.shell import CaptureShell
 from fastcore.xtras import working_directory
 from nbformat.v4 import new_output
-from PIL import Image
 
 NBS = Path(__file__).parent
 SKIPPED = re.compile(r'^#\|\s*(notest|eval:\s*false)', re.M)   # Not run
@@ -28,20 +25,14 @@ CLOSE = 1e-3       # Relative difference of two numbers that count as the same o
 def rooms() -> list:   # of Path
     return sorted(NBS.rglob('[0-9][0-9]_*.ipynb'))
 
-def _smaller(png:str) -> str:
-    "A picture as base64 in 256 colours, which are enough for diagrams and take a third of the bytes."
-    buffer = io.BytesIO()
-    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert('RGB')
-    picture.quantize(256, dither=Image.Dither.NONE).save(buffer, 'png', optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode()
-
 def _stored(output):
     "An output as it is stored, or None: warnings, progress bars and what matplotlib returns are not."
     if output.output_type=='stream':
         return new_output('stream', text=output.text) if output.name=='stdout' else None
     data = {k: ADDRESS.sub('', v) for k,v in output.data.items()}
     if 'image/png' in data:
-        data = {'image/png': _smaller(data['image/png'])}
+        from hcms.reports.plots import smaller
+        data = {'image/png': smaller(data['image/png'])}
     elif data.get('text/plain', '').startswith(RETURNED):
         return None
     return new_output(output.output_type, data)

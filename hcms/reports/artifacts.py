@@ -491,6 +491,14 @@ def _door(out, key, sides) -> list:
     said = sides[0]['findings'] if key=='claims' and sides[0].get('findings') else []
     return [f'## [{title}]({page})', '', ' '.join([what, *said]), '', *_gallery(out, names, page), links, '']
 
+def _ran(out) -> list:
+    "Links to the notebooks as they ran."
+    names = sorted(p.stem for p in out.glob('notebooks/*.ipynb'))
+    if not names:
+        return []
+    links = ' · '.join(f'[{o}](notebooks/{o}.ipynb)' for o in names)
+    return ['## The notebooks as they ran', '', links, '']
+
 def write_index(
     out_dir,    # A folder of artifacts
     other='',   # Of `other_than_default`
@@ -517,7 +525,7 @@ def write_index(
         (out/'pages').mkdir(exist_ok=True)
         page = [*_page(out, own, f"# {title}: {own[0]['dataset']}", '../'), back, '']
         write_whole(out/'pages'/f'{key}.md', '\n'.join(page))
-    return write_whole(out/'README.md', '\n'.join(lines))
+    return write_whole(out/'README.md', '\n'.join([*lines, *_ran(out)]))
 
 # %% ../../nbs/reports/02_artifacts.ipynb #e25b79f1
 def _ledger(folder, side) -> list:

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'OTHER', 'STYLE', 'MARKERS', 'COLUMN', 'CMAPS', 'OTHERS', 'GROUP_COLORS', 'POLICY_COLORS', 'KIND_COLORS',
-           'color_of', 'Figure', 'figure', 'panels', 'write_picture', 'save_figure', 'plot_costs', 'plot_curves',
-           'plot_usage', 'plot_map', 'plot_training', 'plot_ratios', 'plot_policies', 'plot_many', 'plot_growth',
-           'plot_memory', 'plot_bars', 'plot_phases', 'plot_used', 'plot_frame', 'plot_timeline', 'plot_architecture']
+           'color_of', 'Figure', 'figure', 'panels', 'write_picture', 'smaller', 'save_figure', 'plot_costs',
+           'plot_curves', 'plot_usage', 'plot_map', 'plot_training', 'plot_ratios', 'plot_policies', 'plot_many',
+           'plot_growth', 'plot_memory', 'plot_bars', 'plot_phases', 'plot_used', 'plot_frame', 'plot_timeline',
+           'plot_architecture']
 
 # %% ../../nbs/reports/01_plots.ipynb #9403bfcc
+import base64
 import io
 from pathlib import Path
 import matplotlib as mpl
@@ -17,6 +19,7 @@ import matplotlib.patches as mpatches
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from PIL import Image
 from matplotlib.axes import Axes
 from ..core import write_whole
 
@@ -67,6 +70,14 @@ def write_picture(fig, path, **options) -> Path:
     with mpl.rc_context(STYLE):
         fig.savefig(buffer, format=Path(path).suffix[1:], dpi=STYLE['savefig.dpi'], **options)
     return write_whole(path, buffer.getvalue())
+
+# %% ../../nbs/reports/01_plots.ipynb #a7f1a729
+def smaller(png:str) -> str:   # Base64
+    "A picture of a notebook, as base64, in 256 colours."
+    buffer = io.BytesIO()
+    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert('RGB')
+    picture.quantize(256, dither=Image.Dither.NONE).save(buffer, 'png', optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 # %% ../../nbs/reports/01_plots.ipynb #f551e7a7
 def _stamp(fig, stamp):
