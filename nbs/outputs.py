@@ -15,8 +15,11 @@ from nbformat.v4 import new_output
 
 NBS = Path(__file__).parent
 SKIPPED = re.compile(r'^#\|\s*(notest|eval:\s*false)', re.M)   # Not run
-UNSEEN = re.compile(r'^#\|\s*(hide|export|default_exp)\b', re.M)   # Run, but what they show is not kept
+# Run, but what they show is not kept:
+UNSEEN = re.compile(r'^#\|\s*(hide|export|default_exp|varies)\b', re.M)
 ADDRESS = re.compile(r' at 0x[0-9a-f]+')
+# A folder that is made anew each time:
+TEMPORARY = re.compile(r'''/[^\s'"]*?/tmp[a-z0-9_]{8}(/tmp[a-z0-9_]{8})*''')
 NUMBER = re.compile(r'(?<![\w.])[-+]?\d+(?:\.\d*)?(?:e[-+]?\d+)?')
 RETURNED = ('<Axes', '[<', 'Text(', '<matplotlib', 'array([<')   # What calls of matplotlib return
 LARGEST = 80_000   # Characters of one picture: 60 kB as base64
@@ -25,11 +28,15 @@ CLOSE = 1e-3       # Relative difference of two numbers that count as the same o
 def rooms() -> list:   # of Path
     return sorted(NBS.rglob('[0-9][0-9]_*.ipynb'))
 
+def _lasting(text:str) -> str:
+    "Text without addresses in memory and names of temporary folders."
+    return TEMPORARY.sub('/somewhere', ADDRESS.sub('', text))
+
 def _stored(output):
     "An output as it is stored, or None: warnings, progress bars and what matplotlib returns are not."
     if output.output_type=='stream':
-        return new_output('stream', text=output.text) if output.name=='stdout' else None
-    data = {k: ADDRESS.sub('', v) for k,v in output.data.items()}
+        return new_output('stream', text=_lasting(output.text)) if output.name=='stdout' else None
+    data = {k: _lasting(v) if k.startswith('text/') else v for k,v in output.data.items()}
     if 'image/png' in data:
         from hcms.reports.plots import smaller
         data = {'image/png': smaller(data['image/png'])}

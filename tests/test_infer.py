@@ -95,7 +95,7 @@ def test_the_command(trained, trained_home, tmp_path):
         assert o['gates']==gates.astype(int).tolist()
     assert sorted(o.name for o in (tmp_path/'plots').glob('*.png'))==['-v0 ü.png', '-v1 ü.png']
     few = hcms('predict', '--budget', 0.01, '--top', 2, '--', tmp_path/'-v0 ü.mp4', home=trained_home)
-    assert 'the budget ended it' in few.stdout and few.stdout.count('%')==2
+    assert 'stopped by the budget' in few.stdout and few.stdout.count('%')==2
     none = hcms('predict', tmp_path/'plots', home=trained_home, check=False)
     assert none.returncode==2 and 'holds no video' in none.stderr
 

@@ -135,7 +135,7 @@ class Rival(nn.Module, Saved, library_name='hcms', tags=['video-classification']
     always = ()          # at all steps,
     once = ()            # and once a video
     tunes = ()           # Its own constant that is tuned: name, and the values that are tried
-    longer = 1           # Times the epochs of the others, where its selection curve would not end with theirs
+    longer = 1           # Multiple of the usual epochs, for a rival that converges more slowly
     version = 0          # Raise it when the results of this class change
     def __init__(self,
         num_classes:int,             # C
@@ -167,7 +167,9 @@ class Rival(nn.Module, Saved, library_name='hcms', tags=['video-classification']
         x = features_of(features, named, self.modalities, self.in_sizes)
         return [f(o) for f,o in zip(self.project, x)]
     def forward(self, *features, setting=None, chosen=None, **named) -> RivalOutput:
-        "Features (B, T, D) by place or name; `setting`: the operating point; `chosen` takes the choice away."
+        """Features (B, T, D) by place or name; `setting`: the operating point.
+
+        `chosen`: use these steps instead of its own."""
         x = self.inputs(features, named)
         if chosen is not None:
             return self.given(x, chosen)

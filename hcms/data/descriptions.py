@@ -64,7 +64,7 @@ class Description(Plan):
     evaluated:Literal['validation', 'testing']   # The split that tables report
     multilabel:bool = False           # May a video have several classes? A sigmoid each then
     title:str = ''
-    preset:str = 'paper'              # Networks and time steps; one that ships also lends its training
+    preset:str = 'paper'              # Networks and time steps; a shipped one also sets training defaults
     networks:tuple[str, ...] = ()     # Names of networks, each in place of the preset's of its modality
     steps:int = Field(0, ge=0)        # Time steps of a video; 0: the preset's
     precision:str = ''                # Of the features

@@ -282,7 +282,7 @@ class Interval(NamedTuple):
     def undecided(self, limit=0.) -> bool:
         return bool(self.low<=limit<=self.high)
     def times_more(self, limit=0.) -> float:
-        "How many times the videos and seeds would decide, if the estimate stays."
+        "How many times as much data would decide, if the estimate stayed the same."
         away = abs(self.mean-limit)
         return ((self.high-self.low)/2/away)**2 if away else np.inf
 

@@ -8,7 +8,7 @@ __all__ = ['GRID', 'VIEWS', 'HCMS_GRID', 'KINDS', 'POLICIES', 'SHIPPED', 'LEARNE
            'acted', 'Retrained', 'forced', 'Hierarchical', 'stopped', 'Random', 'Loudest', 'cheapest_evidence',
            'Oracle', 'Cascade', 'Late', 'early', 'register_policy', 'policies', 'policy_changes', 'policy_seeds',
            'policy_configs', 'measure', 'along', 'cost_at', 'last_rise', 'tested', 'admissions', 'admitted', 'measured',
-           'chance', 'Line', 'line', 'lines', 'equal_costs', 'advantage', 'compare']
+           'one_video', 'choices', 'chance', 'Line', 'line', 'lines', 'equal_costs', 'advantage', 'compare']
 
 # %% ../../nbs/experiments/03_policies.ipynb #129df141
 import math
@@ -325,13 +325,13 @@ def early(*modalities, views=None):
 
 _ORDER = (
     'that the order of steps is worth little here, so a mean of single steps is the easier recognizer; '
-    'classes that differ in the order of moves would')
+    'to test it, add classes that differ in the order of moves')
 _WHERE = (
     'that audio says where to look before anything is paid, while HCMS walks from left to right; '
-    'audio without cues would tell')
+    'to test it, remove the cues from audio')
 _DRAW = (
     'that a few features of any step are worth more than a walk that is cut short; '
-    'HCMS with a larger lambda would tell')
+    'to test it, train HCMS with a larger lambda')
 
 # %% ../../nbs/experiments/03_policies.ipynb #7b322f2e
 def _shipped() -> list:   # of functions that make a policy, HCMS first
@@ -343,13 +343,13 @@ def _shipped() -> list:   # of functions that make a policy, HCMS first
     return [
         partial(Hierarchical, 'HCMS', 'HCMS', HCMS_GRID),
         partial(Retrained, 'UNIFORM', 'no learning', [early(views=v) for v in VIEWS],
-            'that evenly spaced steps suffice: evidence is not sparse enough; shorter bursts would tell'),
+            'that evenly spaced steps suffice, as evidence is dense; to test it, make bursts shorter'),
         partial(Random, 'RANDOM', 'no learning', one, (.01, .03, .1, .3, 1.), _DRAW),
         partial(Loudest, 'Loudest', 'no learning', one, (1, 2, 4, 8, 16),
-            'that loud steps carry the evidence; the same corpus with equal loudness would tell'),
+            'that loud steps carry the evidence; to test it, make all steps equally loud'),
         partial(Cascade, 'Cascade', 'no learning', [early()], (.3, .6, .8, .9, .97, .995),
             'that whole videos are easy or hard, so choosing among videos is worth more than choosing '
-            'among steps; a mixture of both in one policy would tell'),
+            'among steps; to test it, mix both in one policy'),
         partial(Oracle, 'Oracle', 'truth', one, _ORACLE, 'that it knows the truth'),
         partial(Late, 'Late fusion', 'fusion', [early()], why='that it uses everything'),
         partial(TrainedOnce, 'TSN', 'fusion', 'tsn', _ORDER),
@@ -360,7 +360,7 @@ def _shipped() -> list:   # of functions that make a policy, HCMS first
         partial(TrainedOnce, 'SCSampler', 'steps', 'scsampler', _WHERE),
         partial(TrainedOnce, 'Listen to Look', 'steps', 'listen', _WHERE),
         partial(TrainedOnce, 'FrameExit', 'steps', 'frameexit',
-            'that videos differ in how soon they are clear; HCMS with an exit would tell'),
+            'that videos differ in how soon they are clear; to test it, give HCMS an exit'),
         partial(TrainedOnce, 'OCSampler', 'steps', 'ocsampler', _WHERE),
         partial(Retrained, 'LiteEval', 'modalities', liteeval, 'that one gate is easier to learn than two'),
         partial(Retrained, 'AdaMML', 'modalities', adamml,
@@ -606,6 +606,29 @@ def measured(
     tensors = load((kept/'changes.safetensors').read_bytes())
     return stamped(data, curves),tensors['changes'],tensors['strata']
 
+# %% ../../nbs/experiments/03_policies.ipynb #e554a6a7
+def one_video(data) -> int:   # Its position in the evaluated split
+    "The first video with evidence in most modalities, where that is known; else the first."
+    evidence = data.evidence(data.evaluated)
+    return 0 if evidence is None else int(evidence.any(1).sum(-1).argmax())
+
+def choices(data, i:int, epochs:int=0, workers:int=2) -> dict:   # policy -> (T, n) 0. or 1.
+    "What each policy uses of video `i`, at its middle operating point and with its first seed."
+    whole = data.split(data.evaluated)
+    at = slice(i, i+1)
+    x = {m: o[at] for m,o in whole.x.items()}
+    evidence = data.evidence(data.evaluated)
+    view = View(
+        Split(whole.ids[at], x, whole.y[at], whole.labels[at], whole.prices),
+        None if evidence is None else evidence[at], data.simulated, data.charged)
+    out = {}
+    for p in policies():
+        if isinstance(p, Oracle) and evidence is None:
+            continue
+        p.fit(data, 1, epochs, workers)
+        out[p.name] = p.select(view, p.middle)[0]
+    return out
+
 # %% ../../nbs/experiments/03_policies.ipynb #83d9f329
 def chance(data) -> float:
     "mAP of scores that say nothing: the mean share of positives."
@@ -626,7 +649,7 @@ class Line(NamedTuple):
         changes = along(self.cost, self.changes.reshape(K, -1), grid).mean(0).reshape(S, N)
         return Estimate(each, changes, self.strata)
     def where(self, target:Estimate, grid) -> Interval:
-        "The cost at which mAP reaches a target: all costs at which the difference to it could be nothing."
+        "The cost at which mAP reaches a target; its interval: where the difference is not significant."
         differences = [(self.at([c])-target).interval() for c in grid]
         first = lambda reached: next((float(c) for c,ok in zip(grid, reached) if ok), np.inf)
         mean = cost_at(self.cost, self.each.mean(1), target.mean)

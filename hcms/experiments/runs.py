@@ -364,7 +364,7 @@ def operating_point(
     epochs:int=0,
     **order,                          # `modalities`, where another order than the natural one is searched
 ) -> pd.DataFrame:                    # A row a trial: weight, targets, reached, map, close
-    "Trials of targets and lambda until the reached skip ratios are the wanted ones: the last one."
+    "Search targets and lambda until the wanted skip ratios are reached; the last row is the result."
     ranges = PAPER.appearance_skip,PAPER.motion_skip
     free = ((0., 1.),)*len(want)
     rows = []

@@ -332,7 +332,7 @@ def predict_many(
 
 # %% ../../nbs/inference/01_infer.ipynb #d4a94d97
 _NOBODY = Walk(None, ended=True)
-NO_STEP = 'the budget does not reach the end of the first step: the answer is the prior, every class alike'
+NO_STEP = 'budget too small for one step: all classes get the same probability'
 
 def _advance(run, state, rows, media):
     "One time step of every video in the batch."
@@ -365,7 +365,7 @@ def _notes(row) -> list:
     i = row.reader.info
     out = []
     if w.ended:
-        out.append(f'the budget ended it after {w.steps} of {row.T} steps' if w.steps else NO_STEP)
+        out.append(f'stopped by the budget after {w.steps} of {row.T} steps' if w.steps else NO_STEP)
     if not i.has_audio and 'audio' in row.reader.modalities:
         out.append('no audio: silence was used')
     if i.status!='ok' and not w.ended:
@@ -498,9 +498,9 @@ def answer(self:Stream) -> Answer:
         self.said_at = w.steps
     note = ''
     if not w.steps:
-        note = NO_STEP if w.ended else 'no step is complete yet: the answer is the prior, every class alike'
+        note = NO_STEP if w.ended else 'no step is complete yet: all classes get the same probability'
     elif w.ended:
-        note = f'the budget ended it after {w.steps} steps'
+        note = f'stopped by the budget after {w.steps} steps'
     return Answer(self.classes, self.said, self.time, self.said_at, w.meter.gflops, note)
 
 # %% ../../nbs/inference/01_infer.ipynb #f2b60fd4

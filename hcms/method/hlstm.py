@@ -65,7 +65,7 @@ def keep(
     old:Tensor,     # (B, H) this LSTM's h or c at t-1
     lower:Tensor,   # (B, L) the lower LSTM's at t
 ) -> Tensor:        # (B, H)
-    "A closed gate: the head takes the lower LSTM's current state, the tail stays."
+    "A closed gate: the first units take the lower LSTM's state at t, the rest keep theirs of t-1."
     w = min(old.shape[-1], lower.shape[-1])
     return torch.cat([lower[...,:w], old[...,w:]], -1)
 
@@ -75,7 +75,7 @@ def skipped(
     lower,            # (h, c) of the lower LSTM at t
     copy_cell=True,   # Copy c as well as h?
 ):                    # (h, c) at t
-    "The closed case of Eqs. 4 and 6."
+    "The state after a closed gate, Eqs. 4 and 6."
     return keep(old[0], lower[0]), keep(old[1], lower[1]) if copy_cell else old[1]
 
 # %% ../../nbs/method/03_hlstm.ipynb #c10b2902
@@ -85,7 +85,7 @@ def mix(
     kept:Tensor,   # (B, H) if closed
     blend:bool,    # Blend (training), or select (test)?
 ) -> Tensor:       # (B, H)
-    "The two cases of Eqs. 4 and 6."
+    "The updated or the kept state, as the gate says, Eqs. 4 and 6."
     return torch.lerp(kept, new, G.to(new.dtype)) if blend else torch.where(G>.5, new, kept)
 
 # %% ../../nbs/method/03_hlstm.ipynb #16756072

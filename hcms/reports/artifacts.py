@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEFAULTS', 'PARTS', 'ORDER', 'FEW', 'injected', 'check_writable', 'check_parameters', 'other_than_default',
            'report_folder', 'noted', 'written', 'mean_pm', 'describe', 'write_side', 'Shown', 'write_table',
-           'write_figure', 'part_of', 'write_index', 'write_top_index']
+           'write_figure', 'part_of', 'artifacts_of', 'write_index', 'write_top_index']
 
 # %% ../../nbs/reports/02_artifacts.ipynb #9fcce4e6
 import ast
@@ -396,7 +396,8 @@ PARTS = {
          'fig4', 'fig5', 'fig6', 'table4', 'table5', 'table6', 'fig7')),
     'policies': (
         'Other policies', 'Rivals and baselines on the same features: which of them work, and at which cost.',
-        ('table3_measured', 'rivals', 'rivals_admission', 'learning_curves', 'table3_quoted')),
+        ('table3_measured', 'rivals', 'rivals_choices', 'rivals_admission', 'learning_curves',
+         'table3_quoted')),
     'choices': (
         'Choices and fits', 'What the paper leaves open, changed one at a time; how well a stand-in fits.',
         ('ablations', 'calibration', 'calibration_trials')),
@@ -414,6 +415,19 @@ def part_of(name:str) -> str:
     "The page on which an artifact is shown."
     return next((k for k,(_,_,names) in PARTS.items() if name in names), 'other')
 
+def artifacts_of(place:str) -> set:   # of names, such as 'table4'
+    "The tables and figures that a claim's place names: 'Sec. 4.3.3, Tables 4 and 5'."
+    named = re.findall(r'(Table|Fig)s?\.? (\d+(?:(?:, | and )\d+)*)', place)
+    return {kind.lower()+n for kind,numbers in named for n in re.findall(r'\d+', numbers)}
+
+def _verdicts(out, name) -> list:
+    "The claims of the paper that an artifact is about, with their verdicts."
+    if not (out/'claims.csv').is_file():
+        return []
+    ledger = pd.read_csv(out/'claims.csv', usecols=['n', 'claim', 'place', 'verdict'])
+    own = ledger[[name in artifacts_of(o) for o in ledger.place]]
+    return [f'Claim {o.n}, *{o.claim}*: **{o.verdict}**.\n' for o in own.itertuples()]
+
 def _section(out, side, common, up) -> list:
     "The lines of one artifact on a page; `up` leads from the page to the folder."
     name = side['name']
@@ -425,6 +439,7 @@ def _section(out, side, common, up) -> list:
         lines += [f"![{side['title']}]({up}{name}.png)", '']
     if 'md' in there:
         lines += [*(o for o in read_text(out/f'{name}.md').splitlines() if o.startswith('|')), '']
+    lines += _verdicts(out, name)
     lines += [f'- {o}' for o in side['notes'] if o not in common]
     links = ' '.join(f'[{k}]({up}{name}.{k})' for k in there)
     return [*lines, '', links, '']

@@ -6,7 +6,7 @@
 __all__ = ['FIG7_GROUPS', 'MOST_CLASSES', 'fig3_changes', 'fig3_configs', 'fig3', 'fig3_adaframe', 'show_fig3', 'usage_frame',
            'extremes', 'show_fig4', 'fig6', 'show_fig6', 'fig7_configs', 'fig7', 'show_fig7', 'first_configs',
            'video_configs', 'sample_videos', 'describe_video', 'video_frame', 'evaluated_ids', 'show_fig1',
-           'show_classes', 'show_fig5', 'show_fig2', 'show_timeline']
+           'show_classes', 'show_choices', 'show_fig5', 'show_fig2', 'show_timeline']
 
 # %% ../../nbs/reports/04_figures.ipynb #f526a87f
 import numpy as np
@@ -16,10 +16,10 @@ from ..data.manifests import BAR
 from ..experiments.datasets import stamped
 from ..media.files import MediaSpec, read_steps
 from ..evaluation.metrics import probabilities
-from .plots import (COLUMN, figure, panels, plot_architecture, plot_curves, plot_frame, plot_many,
-    plot_map,
-                        plot_timeline, plot_training, plot_usage, plot_used, write_picture)
-from ..experiments.policies import GRID, VIEWS, policy_configs
+from .plots import (
+    COLUMN, color_of, figure, panels, plot_architecture, plot_curves, plot_frame, plot_many, plot_map,
+    plot_timeline, plot_training, plot_usage, plot_used, write_picture)
+from ..experiments.policies import GRID, VIEWS, choices, one_video, policy_configs
 from .artifacts import describe, write_figure
 from ..experiments.runs import config_for, variants
 from .tables import listed, over_seeds, percent
@@ -451,6 +451,38 @@ def show_classes(data, run, parameters, out, columns=4):
     title = f'The classes of {data.label}'
     findings = [f'{data.label} has {len(data.classes)} classes and {len(y):,} evaluated videos.']
     return write_figure(fig, pd.DataFrame(rows), 'classes', out, title, notes, meta, findings)
+
+# %% ../../nbs/reports/04_figures.ipynb #1573d7ad
+def show_choices(data, epochs, workers, parameters, runs, out):
+    "Write rivals_choices.*: what each policy uses of one video at its middle operating point."
+    i = one_video(data)
+    used = choices(data, i, epochs, workers)
+    evidence = data.evidence(data.evaluated)
+    n = len(data.modalities)
+    fig,ax = figure(2*COLUMN, .45+.26*len(used))
+    rows = []
+    for y,(name,use) in enumerate(used.items()):
+        for k,m in enumerate(data.modalities):
+            on = np.flatnonzero(use[:,k])
+            row = y+.8*(k+.5)/n
+            ax.hlines([row]*len(on), on, on+1, color=color_of(m), lw=.8*13/n)
+            rows += [dict(policy=name, modality=m, step=t, used=int(use[t,k])) for t in range(len(use))]
+            if evidence is not None:
+                seen = np.flatnonzero(evidence[i][:,k])
+                ax.plot(seen+.5, [row]*len(seen), '.', color='black', ms=1.5)
+    ax.set_yticks(np.arange(len(used))+.4, list(used), fontsize=7)
+    ax.set(xlim=(0, data.steps), ylim=(len(used), -.1), xlabel=f'time step ({data.label})')
+    ax.grid(False)
+    counts = {name: use[:,-1].sum() for name,use in used.items()}
+    least,most = min(counts.values()),max(counts.values())
+    last = data.modalities[-1]
+    findings = [f'Of {data.steps} time steps the policies use {last} at {least:.0f} to {most:.0f}.']
+    notes,meta = describe(data, runs, parameters)
+    note = 'Each policy at the middle of its operating points, first seed. Colours: '
+    note += ', '.join(f'{m} ({c})' for m,c in zip(MODALITIES, ('grey', 'purple', 'green')))
+    notes.append(note+('.' if evidence is None else '. Dots: steps that carry evidence.'))
+    title = f'What each policy uses of one video of {data.label}'
+    return write_figure(fig, pd.DataFrame(rows), 'rivals_choices', out, title, notes, meta, findings)
 
 # %% ../../nbs/reports/04_figures.ipynb #5f4643c8
 def _draw_frames(

@@ -520,7 +520,7 @@ def _longer(rows) -> str:
     return f" ({', '.join(said)}, since their curves had not ended)" if said else ''
 
 def show_measured(rows, data, parameters, runs, out):
-    "Write table3_measured.* and return it as it is shown: `rows` from `hcms.policies.compare`."
+    "Write table3_measured.* and return it as it is shown: `rows` from `hcms.experiments.policies.compare`."
     more = [text if ok else '–' for ok,text in zip(rows.admitted, _with_interval(rows, 'hcms_more', 100))]
     shown = pd.DataFrame({
         'Policy': _named(rows),
@@ -538,9 +538,9 @@ def show_measured(rows, data, parameters, runs, out):
         'Every policy saw the same features, with the same prices, optimizer and '
         f'epochs{_longer(rows)}; how many tuning trials each had stands in the table of admissions. '
         'At equal cost: the mean difference over '
-        'the logarithm of the cost, from where both have an operating point to where neither has a more '
-        'expensive one. Area: mean mAP over the logarithm of the cost from hearing everything to using '
-        'everything, chance before the cheapest operating point, so it rewards cheap ones. '
+        'the logarithm of the cost, from the more expensive of the two cheapest operating points to the more '
+        'expensive of the two most expensive ones. Area: mean mAP over the logarithm of the cost from '
+        'hearing everything to using everything, chance before the cheapest operating point, so it rewards cheap ones. '
         'Intervals: 95%, over videos and seeds.')
     first,*reasons = _plainly(rows)
     notes += reasons

@@ -74,7 +74,7 @@ _OF_GATES = (
     'skip_targets', 'weight', 'warmup', 'per_video', 'policy', 'nested', 'copy_cell', 'hard', 'sizes_by')
 
 def _unread(model:str) -> tuple:
-    "Names of the values that decide nothing of a model."
+    "Configuration fields that a model ignores."
     if model=='hcms':
         return ('recompute',)
     return ('recompute', *_OF_GATES, *(('tau',) if model=='early' else ('min_epochs', 'patience')))
