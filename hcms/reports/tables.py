@@ -540,7 +540,8 @@ def show_measured(rows, data, parameters, runs, out):
         'At equal cost: the mean difference over '
         'the logarithm of the cost, from the more expensive of the two cheapest operating points to the more '
         'expensive of the two most expensive ones. Area: mean mAP over the logarithm of the cost from '
-        'hearing everything to using everything, chance before the cheapest operating point, so it rewards cheap ones. '
+        'hearing everything to using everything, chance before the cheapest operating point, so it rewards '
+        'cheap ones. '
         'Intervals: 95%, over videos and seeds.')
     first,*reasons = _plainly(rows)
     notes += reasons
