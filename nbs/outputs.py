@@ -25,8 +25,11 @@ RETURNED = ('<Axes', '[<', 'Text(', '<matplotlib', 'array([<')   # What calls of
 LARGEST = 80_000   # Characters of one picture: 60 kB as base64
 CLOSE = 1e-3       # Relative difference of two numbers that count as the same on another machine
 
+GUIDES = ('index', 'quickstart')   # Pages for readers that run in a minute
+WIDGET = 'application/vnd.jupyter.widget-view+json'
+
 def rooms() -> list:   # of Path
-    return sorted(NBS.rglob('[0-9][0-9]_*.ipynb'))
+    return sorted(NBS.rglob('[0-9][0-9]_*.ipynb')) + [NBS/f'{o}.ipynb' for o in GUIDES]
 
 def _lasting(text:str) -> str:
     "Text without addresses in memory and names of temporary folders."
@@ -36,6 +39,8 @@ def _stored(output):
     "An output as it is stored, or None: warnings, progress bars and what matplotlib returns are not."
     if output.output_type=='stream':
         return new_output('stream', text=_lasting(output.text)) if output.name=='stdout' else None
+    if WIDGET in output.data:
+        return None   # it lives as long as its kernel
     data = {k: _lasting(v) if k.startswith('text/') else v for k,v in output.data.items()}
     if 'image/png' in data:
         from hcms.reports.plots import smaller
@@ -45,19 +50,20 @@ def _stored(output):
     return new_output(output.output_type, data)
 
 @contextmanager
-def own_temporary_folder():
+def own_temporary_folder(*more):   # Environment variables that shall name it, too
     "Temporary files of this process and of those it starts go to a folder that is deleted afterwards."
     before = tempfile.tempdir
-    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, TMPDIR=folder):
+    with tempfile.TemporaryDirectory() as folder:
         tempfile.tempdir = folder
         try:
-            yield
+            with patch.dict(os.environ, dict.fromkeys(('TMPDIR', *more), folder)):
+                yield
         finally:
             tempfile.tempdir = before
 
 def executed(path:Path):
     "A notebook with the outputs that its code gives now."
-    with own_temporary_folder():
+    with own_temporary_folder(*(['HCMS_HOME'] if path.stem in GUIDES else [])):
         return _executed(path)
 
 def _executed(path):
