@@ -12,6 +12,7 @@ import json
 import time
 from functools import partial
 from pathlib import Path
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -27,7 +28,7 @@ from ..media.files import read_steps
 from ..method.hlstm import SEAL
 from ..networks.backbones import PRESETS, check_memory, networks_of, weights_path
 from ..networks.weights import obtain
-from .artifacts import describe, mean_pm, write_index, write_table
+from .artifacts import Shown, describe, mean_pm, write_index, write_table
 from .driver import keep_recognizer
 from .figures import evaluated_ids, fig3, fig3_changes, show_fig3, show_fig4, usage_frame
 from .tables import over_seeds, percent
@@ -306,14 +307,17 @@ def prepared(
         freeze_backbones(name)
     return Dataset(name)
 
-def write_page(data, runs, ours, best, given, out) -> pd.DataFrame:   # The outcome as it is shown
+def write_page(data, runs, ours, best, given, out) -> Shown:   # The outcome
     "The page of what was learned: outcome, mistakes, Figs. 3 and 4."
     out.mkdir(parents=True, exist_ok=True)
     compared = ours+[r for r in runs if r.config.model=='early' and r.config.views is None]
+    open_before = plt.get_fignums()
     shown = show_outcome(outcome(data, compared), data, given, compared, out)
     show_mistakes(mistakes(data, best), data, given, best, out)
     show_fig3(fig3(data, runs), None, data, given, runs, out)
     show_fig4(usage_frame(data, ours), data, given, ours, out)
+    for n in set(plt.get_fignums())-set(open_before):
+        plt.close(n)   # they are files now
     write_index(out)
     return shown
 
