@@ -610,7 +610,7 @@ def show_claims(numbers, e, parameters, out):
         f"(policies: {policy_seeds(e.asked)}; Student's t). A row of several comparisons holds if each "
         'does; it is refuted if one fails in an interval that is corrected for their number. '
         'An equal verdict means: within one point of mAP, or as the test says.')
-    findings = [f'Of {len(numbers)} claims of the paper: {total}.']
+    findings = [f'Of {len(numbers)} claims of the paper: {total}.'.replace('holds', 'hold')]
     notes = [*notes, intervals]
     shown = numbers[list(_COLUMNS)].rename(columns=_COLUMNS).assign(Verdict=lambda d: '**'+d.Verdict+'**')
     shown['#'] = shown['#'].astype(str)

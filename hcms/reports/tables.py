@@ -138,10 +138,11 @@ def _table1_findings(numbers) -> list:
     every = max(full.index, key=len)
     h = numbers[numbers.method=='HCMS'].iloc[-1]
     e = full.loc[every]
+    more = 100*(h.map_mean-e.map_mean)
     out = [
         f'HCMS reaches {percent(h.map_mean)} mAP with {h.gflops_mean:,.0f} GFLOPs a video. '
         f'An LSTM on {every} at all {e.views} steps reaches {percent(e.map_mean)} with {e.gflops_mean:,.0f}: '
-        f'HCMS is {100*(h.map_mean-e.map_mean):+.1f} points away, at '
+        f'HCMS is {abs(more):.1f} points {"above" if more>0 else "below"} that, at '
         f'{percent(h.gflops_mean/e.gflops_mean)} of the cost.']
     alone = full[[' ' not in o for o in full.index]].map_mean.sort_values()
     pairs = full[[o.count('+')==1 for o in full.index]].map_mean.sort_values()
@@ -353,8 +354,8 @@ def _table2_findings(numbers, within=.05) -> list:
     if near.budget<most.budget:
         out.append(f'It stays within {100*within:.0f} points of that down to a budget of {near.budget:g}.')
     out.append(f'At {least.budget:g}, the smallest, it has {percent(least.map_mean)}.')
-    out.append('mAP never falls when the budget grows.' if not falls else
-               f'mAP falls {falls} time{"s" if falls>1 else ""} when the budget grows.')
+    often = {0: 'never falls', 1: 'falls once'}.get(falls, f'falls {falls} times')
+    out.append(f'mAP {often} when the budget grows.')
     return out
 
 def show_table2(numbers, data, parameters, runs, out):
