@@ -528,7 +528,8 @@ def write_index(
         names = [o['name'] for o in sides]
         lines += [*_gallery(out, names, ''), *_page(out, sides, '## Tables and figures')]
         return write_whole(out/'README.md', '\n'.join(lines))
-    lines += [f'- {o}' for o in _common(sides)[:2]] + ['']
+    about = next((o for o in sides if o['name']=='table1'), sides[0])
+    lines += [f'- {o}' for o in about['notes'][:2]] + ['']
     if (out/'classes.png').exists():
         lines += ['![The classes](classes.png)', '']
     back = '[all results of this data set](../README.md)'
