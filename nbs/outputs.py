@@ -20,6 +20,7 @@ UNSEEN = re.compile(r'^#\|\s*(hide|export|default_exp|varies)\b', re.M)
 ADDRESS = re.compile(r' at 0x[0-9a-f]+')
 # A folder that is made anew each time:
 TEMPORARY = re.compile(r'''/[^\s'"]*?/tmp[a-z0-9_]{8}(/tmp[a-z0-9_]{8})*''')
+STYLER = re.compile(r'\bT_[0-9a-f]{5}(?=[_"\s])')   # The name that pandas gives a styled table
 NUMBER = re.compile(r'(?<![\w.])[-+]?\d+(?:\.\d*)?(?:e[-+]?\d+)?')
 RETURNED = ('<Axes', '[<', 'Text(', '<matplotlib', 'array([<')   # What calls of matplotlib return
 LARGEST = 80_000   # Characters of one picture: 60 kB as base64
@@ -32,8 +33,8 @@ def rooms() -> list:   # of Path
     return sorted(NBS.rglob('[0-9][0-9]_*.ipynb')) + [NBS/f'{o}.ipynb' for o in GUIDES]
 
 def _lasting(text:str) -> str:
-    "Text without addresses in memory and names of temporary folders."
-    return TEMPORARY.sub('/somewhere', ADDRESS.sub('', text))
+    "Text without addresses in memory, names of temporary folders, and random names of tables."
+    return STYLER.sub('T_0', TEMPORARY.sub('/somewhere', ADDRESS.sub('', text)))
 
 def _stored(output):
     "An output as it is stored, or None: warnings, progress bars and what matplotlib returns are not."

@@ -67,7 +67,7 @@ def test_everything_from_the_driver(tiny_reports, tmp_path):
     assert len(claims)==16 and claims.verdict.isin(verdicts).all()
     assert claims[['numbers', 'test', 'paper', 'failing']].notna().all(axis=None)
     index = (out/'README.md').read_text()
-    assert f'# Results on demo with {OTHER}' in index and '(#table6)' in index
+    assert f'# Results on demo with {OTHER}' in index and '(pages/paper.md#table6)' in index
     shutil.copytree(out, tmp_path/'demo')
     shutil.copytree(out, tmp_path/'demo'/OTHER)
     front = write_top_index(tmp_path).read_text()

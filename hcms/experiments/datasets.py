@@ -458,7 +458,7 @@ def bring_features(
 
     Instead of a folder, one HDF5 file with a dataset for each video, by its id."""
     data = Dataset(name)
-    check_choice(modality, data.brought, f'[brought.NAME] of the dataset.toml of {data.label}')
+    check_choice(modality, data.brought, f'modality among [brought.NAME] of {data.label}')
     ids = data.manifest.ids
     paths = _brought_of(Path(folder), ids)
     x = {id: read_brought(o, data.steps, id) for id,o in paths.items()}
