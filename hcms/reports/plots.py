@@ -407,7 +407,11 @@ def plot_bars(names, values, label:str, ax:Axes) -> Axes:
 # %% ../../nbs/reports/01_plots.ipynb #5f178aae
 @mpl.rc_context(STYLE)
 def plot_phases(phases:pd.DataFrame, ax:Axes) -> Axes:   # phase, seconds
-    "A stacked bar of where time went."
+    "A stacked bar of where time went; a line of text where no whole run was made on this machine."
+    if phases.empty:
+        ax.text(.5, .5, 'no whole run of make reports\non this machine', ha='center', va='center', fontsize=7)
+        ax.axis('off')
+        return ax
     below = 0.
     for k,o in enumerate(phases.itertuples()):
         minutes = o.seconds/60
