@@ -526,7 +526,8 @@ def write_index(
     lines = _head(sides[0], other)
     if len(sides)<=FEW:
         names = [o['name'] for o in sides]
-        lines += [*_gallery(out, names, ''), *_page(out, sides, '## Tables and figures')]
+        marked = [o | dict(stamp='') for o in sides]   # the page begins with the stamp
+        lines += [*_gallery(out, names, ''), *_page(out, marked, '## Tables and figures')]
         return write_whole(out/'README.md', '\n'.join(lines))
     about = next((o for o in sides if o['name']=='table1'), sides[0])
     lines += [f'- {o}' for o in about['notes'][:2]] + ['']
