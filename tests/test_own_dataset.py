@@ -38,6 +38,24 @@ def mine(tiny_home, tmp_path):
     (tmp_path/'home').mkdir()
     return folder,tmp_path/'home'
 
+def test_the_complete_description_of_the_page_is_one(tmp_path):
+    "The example with a fourth modality: valid, and a model of it grows from level to level."
+    import re
+    from hcms.data.descriptions import described
+    from hcms.training.train import build_model, train_config
+    page = (ROOT/'data_manifests'/'README.md').read_text(encoding='utf-8')
+    text = re.search(r'```toml\n(title = .*?)```', page, re.S)[1]
+    folder = tmp_path/'shapes'
+    folder.mkdir()
+    (folder/'dataset.toml').write_text(text, encoding='utf-8')
+    d = described(str(folder))
+    assert d.modalities==('audio', 'speech', 'appearance', 'motion') and d.brought['speech'].letter=='S'
+    config = train_config(modalities=d.modalities, **d.training)
+    assert len(config.skip_targets)==len(d.modalities)-1
+    model = build_model(config, dict.fromkeys(d.modalities, 8), 5)
+    sizes = model.hidden_sizes
+    assert all(a<b for a,b in zip(sizes, sizes[1:])), 'a closed gate leaves a part of the state'
+
 def test_it_is_found_by_path_and_by_name(mine, monkeypatch):
     from hcms.data.descriptions import dataset_names, plan_of
     from hcms.experiments.datasets import Dataset, open_dataset
