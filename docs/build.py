@@ -24,7 +24,8 @@ PART = re.compile(r'^### (\d\. .*)$', re.M)
 
 def copy_notebooks():
     "Without hidden cells, and without the marks that are for nbdev."
-    for path in sorted((ROOT/'nbs').rglob('*.ipynb')):
+    found = [*(ROOT/'nbs').rglob('*.ipynb'), *(ROOT/'reports').glob('*/notebooks/*.ipynb')]
+    for path in sorted(found):
         if '.ipynb_checkpoints' in path.parts:
             continue
         nb = nbformat.read(path, 4)
@@ -95,15 +96,15 @@ def write_front(api):
     "README.md as the front page, with the reading order as its contents."
     text = (ROOT/'README.md').read_text(encoding='utf-8')
     order = text.split('## Reading order')[1]
-    parts = PART.split(order)[1:]
+    headed = PART.split(order)[1:]
     trees = []
-    for caption,body in zip(parts[::2], parts[1::2]):
+    for caption,body in zip(headed[::2], headed[1::2]):
         linked = re.findall(r'\]\((nbs/[\w/]+)\.ipynb\)', body)
         trees.append(contents(caption, linked))
     results = ['reports/README', *sorted(
         p.relative_to(SOURCE).with_suffix('').as_posix() for p in (SOURCE/'reports').glob('*/README.md'))]
-    results += sorted(
-        p.relative_to(SOURCE).with_suffix('').as_posix() for p in (SOURCE/'reports').glob('*/pages/*.md'))
+    parts = [*(SOURCE/'reports').glob('*/pages/*.md'), *(SOURCE/'reports').glob('*/notebooks/*.ipynb')]
+    results += sorted(p.relative_to(SOURCE).with_suffix('').as_posix() for p in parts)
     trees += [contents('Results', results), contents('Data sets', ['data_manifests/README'])]
     trees.append(contents('API', api))
     (SOURCE/'index.md').write_text(text+'\n'+'\n'.join(trees), encoding='utf-8')
@@ -155,9 +156,9 @@ def broken() -> list:   # of sentences
 
 def main() -> int:
     shutil.rmtree(BUILD, ignore_errors=True)
-    copy_notebooks()
     for folder in ('reports', 'data_manifests'):
         shutil.copytree(ROOT/folder, SOURCE/folder)
+    copy_notebooks()
     for path in (SOURCE/'reports').rglob('*.md'):   # tables are part of their pages
         if path.name!='README.md' and path.parent.name!='pages':
             path.unlink()
