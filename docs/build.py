@@ -88,8 +88,8 @@ def write_api() -> list:   # Names of the pages
         pages.append(f'api/{name}')
     return pages
 
-def contents(caption:str, pages, hidden=True) -> str:
-    options = f':caption: {caption}\n:maxdepth: 1\n'+(':hidden:\n' if hidden else '')
+def contents(caption:str, pages) -> str:
+    options = f':caption: {caption}\n:maxdepth: 1\n:hidden:\n'
     return f'```{{toctree}}\n{options}\n'+'\n'.join(pages)+'\n```\n'
 
 def write_front(api):

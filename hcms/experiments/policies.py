@@ -614,19 +614,13 @@ def one_video(data) -> int:   # Its position in the evaluated split
 
 def choices(data, i:int, epochs:int=0, workers:int=2) -> dict:   # policy -> (T, n) 0. or 1.
     "What each policy uses of video `i`, at its middle operating point and with its first seed."
-    whole = data.split(data.evaluated)
-    at = slice(i, i+1)
-    x = {m: o[at] for m,o in whole.x.items()}
-    evidence = data.evidence(data.evaluated)
-    view = View(
-        Split(whole.ids[at], x, whole.y[at], whole.labels[at], whole.prices),
-        None if evidence is None else evidence[at], data.simulated, data.charged)
+    view = view_of(data)
     out = {}
     for p in policies():
-        if isinstance(p, Oracle) and evidence is None:
+        if isinstance(p, Oracle) and view.evidence is None:
             continue
         p.fit(data, 1, epochs, workers)
-        out[p.name] = p.select(view, p.middle)[0]
+        out[p.name] = p.select(view, p.middle)[i]   # on all videos: some policies share out what they may use
     return out
 
 # %% ../../nbs/experiments/03_policies.ipynb #83d9f329
