@@ -109,6 +109,7 @@ class Run:
     history:pd.DataFrame
     predictions:Predictions
     prices:dict = field(default_factory=PAPER_PRICES.copy)   # modality -> GFLOPs of one feature
+    cpu:str = ''   # Instructions of the processor that trained it, as PyTorch names them: 'AVX2', 'AVX512'
     def headline(self) -> dict:
         "The numbers of a row of Table 1."
         return headline(self.predictions, self.model, self.prices)
@@ -204,7 +205,8 @@ def make_run(dataset, config:TrainConfig, splits:dict, team=None) -> Path:
     tensors = dict(logits=logits[:,-1], gates=gates.to(torch.uint8), y=test.y,
         labels=torch.as_tensor(test.labels, dtype=torch.uint8))
     note = dict(key=folder.name, dataset=dataset.label, data=dataset.fingerprint,
-        config=config.model_dump(mode='json'), versions=versions())
+        config=config.model_dump(mode='json'), versions=versions(),
+        cpu=torch.backends.cpu.get_cpu_capability())
     with sealing(folder/SEAL, *SEALED, 'predictions.safetensors', 'history.csv', 'run.json'):
         write_whole(folder/'predictions.safetensors', save({k: v.contiguous() for k,v in tensors.items()}))
         write_whole(folder/'history.csv', pd.DataFrame(history).to_csv(index=False, lineterminator='\n'))
@@ -244,7 +246,7 @@ def load_run(
     history = _read(folder/'history.csv', _history)
     predictions = _read(folder/'predictions.safetensors', _predictions)
     predictions = predictions._replace(multilabel=config.multilabel)
-    return Run(key, config, model.eval(), history, predictions, dict(prices))
+    return Run(key, config, model.eval(), history, predictions, dict(prices), note.get('cpu', ''))
 
 # %% ../../nbs/experiments/02_runs.ipynb #65c0cadc
 def check_configs(

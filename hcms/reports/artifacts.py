@@ -14,6 +14,7 @@ import math
 import os
 import re
 import sys
+from collections import Counter
 from html import escape
 from pathlib import Path
 import pandas as pd
@@ -219,9 +220,19 @@ def _videos(data, counts:dict) -> str:
     missing = f', {lost} missing' if lost else ''
     return f"{data.evaluated} split, {evaluated} of {official} videos evaluated{missing}"
 
+# %% ../../nbs/reports/02_artifacts.ipynb #b62d226b
+def _processors(runs) -> list:
+    "A note where the runs were trained on different kinds of processor."
+    kinds = Counter(r.cpu or 'unknown' for r in runs)
+    if len(kinds)==1:
+        return []
+    each = ', '.join(f'{cpu} ({n} of the runs)' for cpu,n in sorted(kinds.items()))
+    return [f'Trained on processors with different instructions: {each}. They add in another order, so a '
+            'single machine will give slightly different numbers.']
+
 # %% ../../nbs/reports/02_artifacts.ipynb #6500c4d8
 def _notes(data, counts, config, runs) -> list:
-    "Two lines: the data, and the training."
+    "The data, the training, and what else decides the numbers."
     seeds = {r.config.seed for r in runs}
     spread = f'Mean and standard deviation of {len(seeds)} seeds.' if len(seeds)>1 else 'One seed.'
     own = []
@@ -237,6 +248,7 @@ def _notes(data, counts, config, runs) -> list:
         f"batch {config['batch']}; {_aims(data, runs)} where nothing else is said. "
         "The epoch is chosen on the selection split.",
         *own,
+        *_processors(runs),
     ]
 
 # %% ../../nbs/reports/02_artifacts.ipynb #5ff19bd0
