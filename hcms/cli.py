@@ -399,6 +399,7 @@ def manifest_ucf101(
     from hcms.data.owners import ucf101_manifest
     _write_manifest('ucf101', out, lambda root: ucf101_manifest(lists, root, number, videos, links_out))
 
+# %% ../nbs/90_cli.ipynb #3357a64d
 @manifest_app.command('hmdb51')
 def manifest_hmdb51(
     lists:Path=typer.Option(..., help=_LISTS), number:int=_NUMBER, out:Path=OUT, videos:str=VIDEOS,

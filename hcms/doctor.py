@@ -102,6 +102,7 @@ def _steps(name, folder) -> list:
     out.append(Finding(f'{name}: tables', not waiting, text))
     return out
 
+# %% ../nbs/80_doctor.ipynb #e7b88390
 def examine(names) -> list:   # of Finding
     "What the machine has, and what each data set lacks."
     out = machine()

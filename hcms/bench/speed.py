@@ -311,6 +311,7 @@ def _grain(x, seed:int=0):
         return torch.rand(x.shape, generator=g)
     return torch.randint(0, 256, x.shape, generator=g, dtype=x.dtype)
 
+# %% ../../nbs/bench/01_speed.ipynb #385c9b88
 def network_table(
     device:str='cpu',
     precisions=('float32',),

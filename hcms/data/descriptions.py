@@ -123,6 +123,7 @@ def own_folder(name) -> Path|None:
         if folder and (folder/'dataset.toml').is_file():
             return folder.resolve()
 
+# %% ../../nbs/data/05_descriptions.ipynb #1b3dbf03
 def described(name:str) -> Description:
     "The description of a data set; one that is not valid is an `InputError` that names its file and field."
     own = None if name in SHIPPED else own_folder(name)

@@ -588,6 +588,7 @@ def folder_manifest(
         rows.append(dict(path=p.as_posix(), labels=label, group=own and f'{label}/{own}'))
     return _own_manifest(rows, root, str(root), testing, selection, seed, links_out)
 
+# %% ../../nbs/data/01_manifests.ipynb #e956545a
 def csv_manifest(
     path,             # With a heading: path and label; also id, group, split where they are known
     root=None,        # Folder that its paths are relative to; by default the table's own

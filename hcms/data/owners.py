@@ -171,6 +171,7 @@ def _records(
         raise InputError(path, 'lists no video')
     return pd.DataFrame(rows, columns=names, index=places)
 
+# %% ../../nbs/data/02_owners.ipynb #66b59f4c
 _SPLITS = dict(
     train='training', val='validation', validate='validation', validation='validation', test='testing')
 
@@ -266,6 +267,7 @@ def ucf101_manifest(
                 labels=_without_bar(where, found[1]), group=group, where=where))
     return _made(rows, None, root, str(lists), videos, links_out)
 
+# %% ../../nbs/data/02_owners.ipynb #34132fa2
 def hmdb51_manifest(
     lists,            # Folder of CLASS_test_split1.txt, a file a class
     root,             # Folder of the data set
@@ -350,6 +352,7 @@ def charades_manifest(
                 seconds=f'{_seconds(where, r.length):g}', where=where))
     return _made(rows, [named[k] for k in sorted(named)] or None, root, str(training), videos, links_out)
 
+# %% ../../nbs/data/02_owners.ipynb #4327babb
 def audioset_manifest(
     training,         # balanced_train_segments.csv, or another of AudioSet's lists
     testing,          # eval_segments.csv

@@ -405,6 +405,7 @@ def _of_hdf5(path, id):
     with h5py.File(path) as f:
         return np.asarray(f[id])
 
+# %% ../../nbs/experiments/01_datasets.ipynb #dce89f16
 def _brought_of(folder, ids) -> dict:   # id -> path
     "Where the features of each video are: in files of a folder, or all in one HDF5 file."
     if folder.is_file() and folder.suffix in _TOGETHER:
@@ -426,6 +427,7 @@ def _brought_of(folder, ids) -> dict:   # id -> path
         raise InputError(folder, f'has no file of any of the {len(ids)} videos, such as {ids[0]}.npy')
     return paths
 
+# %% ../../nbs/experiments/01_datasets.ipynb #5d73aee7
 def read_brought(
     path,
     steps:int,      # T

@@ -170,6 +170,7 @@ class _Media:
         self.busy += time.perf_counter()-began
         return f
 
+# %% ../../nbs/inference/01_infer.ipynb #3436afb5
 def check_fit(
     model,
     backbones:Backbones,

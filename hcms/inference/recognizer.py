@@ -46,6 +46,7 @@ def entropy_limit(
     "Above which entropy an answer is to be marked."
     return float(np.quantile(entropy(scores, multilabel), share))
 
+# %% ../../nbs/inference/02_recognizer.ipynb #79e8f9d6
 @dataclass
 class Recognizer:
     "An HCMS with its networks and the names of its classes: videos in, `Prediction`s out."
@@ -108,6 +109,7 @@ r.predict('clip.mp4', budget=None).top()
 GFLOPs are multiply-accumulates in 1e9 and leave decoding out.
 '''
 
+# %% ../../nbs/inference/02_recognizer.ipynb #c6480180
 def _card(r:Recognizer, about, results:dict) -> str:
     "The model card, in the Hub's format."
     more = ', ...' if len(r.classes)>20 else ''

@@ -464,6 +464,7 @@ class TorchVision(nn.Module):
         x = (x.float()/255-self.mean)/self.std
         return self.net(x.permute(0, 4, 1, 2, 3).contiguous())
 
+# %% ../../nbs/networks/01_backbones.ipynb #244138dc
 @cache
 def _of_torchvision(name:str) -> Network:   # torchvision/NAME
     from torchvision.models import list_models

@@ -76,6 +76,7 @@ def _in_order(state:dict, net:nn.Module, path) -> dict:
         raise InputError(path, f'has {len(state)} tensors where the network has {len(names)}')
     return dict(zip(names, state.values()))
 
+# %% ../../nbs/networks/02_weights.ipynb #859263ef
 def read_pretrained(
     name:str,       # Of a network
     path,           # yamnet.h5, a TFLite model, or a state dict with the library's own key names
@@ -105,6 +106,7 @@ def _note(folder) -> dict:
 def _write_note(folder, note:dict):
     write_whole(Path(folder)/'weights.json', json.dumps(note, indent=1, sort_keys=True))
 
+# %% ../../nbs/networks/02_weights.ipynb #5cf64bfb
 def install(
     name:str,            # Of a network
     folder,              # backbones/pretrained of a data set
@@ -130,6 +132,7 @@ def install(
     _write_note(folder, note | {modality: asdict(source) | dict(network=name, sha256=digest, file=out.name)})
     return out
 
+# %% ../../nbs/networks/02_weights.ipynb #36929a57
 def install_random(
     folder,
     preset:str='paper',
@@ -162,6 +165,7 @@ def _of_package(address:str) -> Path:   # package:MODULE
         raise OSError(f'{module} holds {len(files)} files of weights, not one')
     return files[0]
 
+# %% ../../nbs/networks/02_weights.ipynb #3a6229ba
 def fetch(name:str, folder) -> Path:
     "Download the published weights of a network; offline, the error names another way."
     n = network(name)
@@ -186,6 +190,7 @@ def fetch(name:str, folder) -> Path:
         rule = f'could not be had ({type(e).__name__}: {why}). Fetch it elsewhere, then: {by_hand}'
         raise InputError(s.address, rule) from None
 
+# %% ../../nbs/networks/02_weights.ipynb #375a45cb
 def obtain(
     name:str,    # Of a network
     folder,      # backbones/pretrained of a data set

@@ -432,6 +432,7 @@ def artifacts_of(place:str) -> set:   # of names, such as 'table4'
     named = re.findall(r'(Table|Fig)s?\.? (\d+(?:(?:, | and )\d+)*)', place)
     return {kind.lower()+n for kind,numbers in named for n in re.findall(r'\d+', numbers)}
 
+# %% ../../nbs/reports/02_artifacts.ipynb #eb0f386e
 def _verdicts(out, name) -> list:
     "The claims of the paper that an artifact is about, with their verdicts."
     if not (out/'claims.csv').is_file():
@@ -526,6 +527,7 @@ def _ran(out) -> list:
     links = ' · '.join(f'[{o}](notebooks/{o}.ipynb)' for o in names)
     return ['## The notebooks as they ran', '', links, '']
 
+# %% ../../nbs/reports/02_artifacts.ipynb #93b26992
 def write_index(
     out_dir,    # A folder of artifacts
     other='',   # Of `other_than_default`

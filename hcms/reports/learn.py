@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['listed', 'few', 'weighted', 'waiting', 'took', 'measure_networks', 'forecast', 'forecast_training', 'learn_configs',
-           'cost_on', 'seconds_a_feature', 'seconds_on', 'cheapest', 'check_budget', 'within', 'outcome', 'mistakes',
-           'show_outcome', 'show_mistakes', 'worked', 'prepared', 'write_page', 'learn', 'evaluate']
+           'cost_on', 'seconds_a_feature', 'seconds_on', 'Budget', 'budget_of', 'outcome', 'mistakes', 'show_outcome',
+           'show_mistakes', 'worked', 'prepared', 'write_page', 'learn', 'evaluate']
 
 # %% ../../nbs/reports/08_learn.ipynb #81d2cf49
 import json
 import time
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -118,6 +119,8 @@ def forecast(data, there) -> float:   # Seconds; `there` from `waiting`
             pass   # it will be set aside, with its reason
     return took(read) + data.steps*sum(measure_networks(data).values())
 
+
+# %% ../../nbs/reports/08_learn.ipynb #3df14052
 def _random_split(data, videos:int) -> Split:
     "Random numbers in the shape of the data set's features."
     x = {}
@@ -151,6 +154,7 @@ def learn_configs(data, seeds:int=3, epochs:int=0, skip_targets=()) -> list:   #
     configs = variants(data, changes, seeds, epochs)
     return list({c.model_dump_json(): c for c in configs}.values())   # each once
 
+# %% ../../nbs/reports/08_learn.ipynb #522d7df0
 def cost_on(split, run) -> float:   # GFLOPs a video
     "What a run costs on a split."
     _,gates = predict_split(run.model, run.config, split)
@@ -170,29 +174,48 @@ def seconds_on(split, run, seconds:dict) -> float:
     first,*gated = run.config.modalities
     return gates.shape[1]*seconds[first] + sum(n*seconds[m] for m,n in zip(gated, used))
 
-def cheapest(data, prices) -> float:   # A video
-    "The first modality at all time steps: no skip target makes HCMS cheaper."
-    return data.steps*prices[data.modalities[0]]
 
-def check_budget(data, budget:float, prices:dict, unit:str):
-    least = cheapest(data, prices)
-    if budget<least:
-        rule = f'{data.modalities[0]} alone takes {least:.3g} at {data.steps} time steps'
-        raise InputError('budget', f'of {budget:g} {unit} a video is too small: {rule}')
+# %% ../../nbs/reports/08_learn.ipynb #b722d82b
+class Budget(NamedTuple):
+    "What a video may cost."
+    limit:float
+    unit:str       # 'GFLOPs' or 'seconds'
+    prices:dict    # modality -> what one feature costs
+    def check(self, data):
+        "The first modality is used at all time steps: no skip target makes HCMS cheaper."
+        least = data.steps*self.prices[data.modalities[0]]
+        if self.limit<least:
+            rule = f'{data.modalities[0]} alone takes {least:.3g} at {data.steps} time steps'
+            raise InputError('budget', f'of {self.limit:g} {self.unit} a video is too small: {rule}')
+    def cost(self, split, run) -> float:
+        "What a run costs on a split, a video."
+        return cost_on(split, run) if self.unit=='GFLOPs' else seconds_on(split, run, self.prices)
+    def best(self, split, runs) -> list:   # Runs, a seed each
+        "The HCMS that keep the budget on a split, of the skip targets that are best there."
+        rows = pd.DataFrame(dict(
+            targets=[r.config.skip_targets for r in runs],
+            cost=[self.cost(split, r) for r in runs],
+            map=[chosen_epoch(r)['map'] for r in runs]))
+        kept = rows[rows.cost<=self.limit]
+        if kept.empty:
+            rule = f'is less than any of {len(rows)} trained models costs on the selection split'
+            cheapest = f'the cheapest takes {rows.cost.min():.3g}'
+            raise InputError('budget', f'of {self.limit:g} {self.unit} a video {rule}: {cheapest}')
+        best = kept.groupby('targets')['map'].mean().idxmax()
+        return [runs[i] for i in kept.index[kept.targets==best]]
 
-def within(runs, costs, budget:float, unit:str='GFLOPs') -> list:   # Runs, a seed each
-    "The HCMS that keep a budget on the selection split, of the skip targets that are best there."
-    rows = pd.DataFrame(dict(
-        targets=[r.config.skip_targets for r in runs],
-        cost=costs,
-        map=[chosen_epoch(r)['map'] for r in runs]))
-    kept = rows[rows.cost<=budget]
-    if kept.empty:
-        rule = f'of {budget:g} {unit} a video is less than any of {len(rows)} trained models costs on the '
-        raise InputError('budget', f'{rule}selection split: the cheapest takes {rows.cost.min():.3g}')
-    best = kept.groupby('targets')['map'].mean().idxmax()
-    return [runs[i] for i in kept.index[kept.targets==best]]
+def budget_of(data, gflops:float=None, seconds:float=None) -> Budget|None:
+    "The budget that was given, checked; None where there is none."
+    if gflops is None and seconds is None:
+        return None
+    if seconds is None:
+        budget = Budget(gflops, 'GFLOPs', data.charged)
+    else:
+        budget = Budget(seconds, 'seconds', seconds_a_feature(data))
+    budget.check(data)
+    return budget
 
+# %% ../../nbs/reports/08_learn.ipynb #93f049f3
 def outcome(data, runs) -> pd.DataFrame:   # A row a method; shares from 0 to 1, GFLOPs a video
     "Accuracy, mAP and cost over seeds, on the evaluated split."
     rows = []
@@ -219,6 +242,7 @@ def mistakes(data, run) -> pd.DataFrame:   # A row a video
         probability=[float(scores[i].max()) for i in wrong]))
     return rows.sort_values('probability', ascending=False, ignore_index=True)
 
+# %% ../../nbs/reports/08_learn.ipynb #3a08231e
 def show_outcome(numbers, data, parameters, runs, out):
     "Write outcome.* and return it as it is shown."
     skips = {f'skips {m} %': mean_pm(numbers, f'skip_{m}', 100) for m in data.modalities[1:]}
@@ -307,6 +331,7 @@ def prepared(
         freeze_backbones(name)
     return Dataset(name)
 
+# %% ../../nbs/reports/08_learn.ipynb #180675df
 def write_page(data, runs, ours, best, given, out) -> Shown:   # The outcome
     "The page of what was learned: outcome, mistakes, Figs. 3 and 4."
     out.mkdir(parents=True, exist_ok=True)
@@ -321,6 +346,7 @@ def write_page(data, runs, ours, best, given, out) -> Shown:   # The outcome
     write_index(out)
     return shown
 
+# %% ../../nbs/reports/08_learn.ipynb #86dad8e6
 def learn(
     source,               # A folder of class folders, or a table of paths and labels
     group:str='',         # Regular expression; what its bracket finds in a file's name stays together
@@ -343,23 +369,16 @@ def learn(
         raise InputError('budget', 'chooses the skip targets; give these, or GFLOPs, or seconds')
     data = prepared(
         source, group, preset, networks, steps, weights, finetune, skip_targets, workers, say)
-    if budget is not None:
-        check_budget(data, budget, data.charged, 'GFLOPs')
-    if seconds is not None:
-        check_budget(data, seconds, seconds_a_feature(data), 'seconds')
+    limit = budget_of(data, budget, seconds)
     configs_of = partial(learn_configs, seeds=seeds, epochs=epochs, skip_targets=skip_targets)
     runs = worked(data, configs_of, workers, say)
     data = Dataset(data.name)   # with its features
     every = [r for r in runs if r.config.model=='hcms']
-    targets = tuple(skip_targets) or config_for(data).skip_targets
-    keep = [r for r in every if r.config.skip_targets==targets]
-    if budget is not None:
-        selection = data.split('selection')
-        keep = within(every, [cost_on(selection, r) for r in every], budget)
-    if seconds is not None:
-        selection = data.split('selection')
-        each = seconds_a_feature(data)
-        keep = within(every, [seconds_on(selection, r, each) for r in every], seconds, 'seconds')
+    if limit:
+        keep = limit.best(data.split('selection'), every)
+    else:
+        targets = tuple(skip_targets) or config_for(data).skip_targets
+        keep = [r for r in every if r.config.skip_targets==targets]
     best = max(keep, key=lambda r: r.history.score.max())   # on the selection split
     ours = [r for r in every if r.config.skip_targets==best.config.skip_targets]
     kept = keep_recognizer(data, best)

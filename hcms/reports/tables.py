@@ -837,6 +837,7 @@ def _table6_findings(numbers) -> list:
         f'The others reach {percent(others.map_mean.min())} to {percent(others.map_mean.max())} at '
         f'{times.min():.1f} to {times.max():.1f} times that cost.']
 
+# %% ../../nbs/reports/03_tables.ipynb #a0e576ab
 def show_table6(numbers, data, parameters, runs, out):
     "Write table6.* and return it as it is shown."
     targets = zip(numbers.target_middle_mean, numbers.target_tail_mean)

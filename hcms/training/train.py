@@ -79,6 +79,7 @@ def _unread(model:str) -> tuple:
         return ('recompute',)
     return ('recompute', *_OF_GATES, *(('tau',) if model=='early' else ('min_epochs', 'patience')))
 
+# %% ../../nbs/training/01_train.ipynb #3dd9123d
 class TrainConfig(BaseModel):
     "What decides a trained model."
     model_config = ConfigDict(frozen=True, extra='forbid', allow_inf_nan=False)
