@@ -1,6 +1,8 @@
 """The outputs that the library's notebooks keep: `make outputs` stores them, the tests compare them.
 
 `python nbs/outputs.py [NOTEBOOK ...]` runs all of them, or those named, and stores what they show."""
+import base64
+import io
 import os
 import re
 import sys
@@ -9,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 import nbformat
+import numpy as np
+from PIL import Image
 from execnb.shell import CaptureShell
 from fastcore.xtras import working_directory
 from nbformat.v4 import new_output
@@ -24,6 +28,7 @@ STYLER = re.compile(r'\bT_[0-9a-f]{5}(?=[_"\s])')   # The name that pandas gives
 NUMBER = re.compile(r'(?<![\w.])[-+]?\d+(?:\.\d*)?(?:e[-+]?\d+)?')
 RETURNED = ('<Axes', '[<', 'Text(', '<matplotlib', 'array([<')   # What calls of matplotlib return
 LARGEST = 80_000   # Characters of one picture: 60 kB as base64
+SHADE = .5         # Of 255: the mean difference of two pictures that count as the same
 CLOSE = 1e-3       # Relative difference of two numbers that count as the same on another machine
 
 GUIDES = ('index', 'quickstart')   # Pages for readers that run in a minute
@@ -113,6 +118,21 @@ def stale(stored, now) -> list:   # of (number of the cell, text as stored, text
     texts = [(n, text_of(a), text_of(b)) for n,(a,b) in pairs if a.cell_type=='code']
     return [(n, a, b) for n,a,b in texts if differ(a, b)]
 
+def _pictures(cell) -> list:   # of arrays (H, W, 3)
+    pngs = [v for o in cell.outputs for k,v in o.get('data', {}).items() if k=='image/png']
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(v))).convert('RGB'), dtype=float) for v in pngs]
+
+def redrawn(stored, now) -> list:   # of numbers of cells
+    "Cells with a picture that looks different now: another size, or another shade in the mean."
+    out = []
+    for n,(a,b) in enumerate(zip(stored.cells, now.cells, strict=True)):
+        if a.cell_type!='code':
+            continue
+        pairs = list(zip(_pictures(a), _pictures(b)))
+        if any(x.shape!=y.shape or abs(x-y).mean()>SHADE for x,y in pairs):
+            out.append(n)
+    return out
+
 def unfit(nb) -> list:   # of sentences
     "What must not be stored: folders of this machine, pictures that are too large."
     here = re.compile(r'/tmp/|/home/|/root/|'+re.escape(str(NBS.parent)))
@@ -127,13 +147,13 @@ def unfit(nb) -> list:   # of sentences
     return out
 
 def store(path:Path) -> int:   # Cells whose outputs changed
-    "Run a notebook and store its outputs; one that shows the same words as before keeps its bytes."
+    "Run a notebook and store its outputs; a cell that shows the same as before keeps its bytes."
     old = nbformat.read(path, 4)
     new = executed(path)
     wrong = unfit(new)
     if wrong:
         raise SystemExit('\n'.join(f'{path}: {o}' for o in wrong))
-    changed = {n for n,*_ in stale(old, new)}
+    changed = {n for n,*_ in stale(old, new)} | {*redrawn(old, new)}
     for n,cell in enumerate(old.cells):
         if n in changed:
             cell.outputs = new.cells[n].outputs
