@@ -198,8 +198,10 @@ def draw_budget(
     ax.axvline(steps, color='black', lw=1)
     answer = 'the answer is read here' if steps else 'no step is complete'
     on_the_left = steps>T/2
-    ax.text(steps, spent[-1], f' {answer} ', ha='right' if on_the_left else 'left', va='top', fontsize=7)
-    ax.set(xlim=(0, T), ylim=(0, 1.08*spent[-1]), xticks=np.arange(T)+.5, xlabel='time step', ylabel='GFLOPs spent')
+    side = 'right' if on_the_left else 'left'
+    ax.text(steps, spent[-1], f' {answer} ', ha=side, va='top', fontsize=7)
+    ax.set(xlim=(0, T), ylim=(0, 1.08*spent[-1]), xlabel='time step', ylabel='GFLOPs spent')
+    ax.set_xticks(np.arange(T)+.5)
     ax.set_xticklabels(range(1, T+1))
     return ax
 
