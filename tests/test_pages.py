@@ -2,6 +2,7 @@
 
 The environment takes its packages from the one that runs the tests instead of the internet; videos and the
 owners' files are small ones of the real formats. INSTEAD replaces what takes hours, a GPU or a network."""
+import hashlib
 import importlib.metadata
 import json
 import re
@@ -194,3 +195,11 @@ def test_lines_of_the_page_on_data_sets(clone, tmp_path):
     owners_files(tmp_path/'data', clone)
     run_page('data_manifests', clone, STAND_IN=str(tmp_path/'data'))
     assert (tmp_path/'data'/'fcvid'/'manifest.csv').is_file()
+
+def test_the_demo_was_measured_with_the_networks_that_ship():
+    "The committed results and a new run on any machine then begin with the same features, but for rounding."
+    shipped = ROOT/'hcms'/'resources'/'demo'/'backbones'
+    measured = json.loads(page('reports', 'demo', 'table1.json'))['backbones']
+    for modality,network in measured.items():
+        sum_of = hashlib.sha256((shipped/f'{modality}.safetensors').read_bytes()).hexdigest()
+        assert network['weights']==f'sha256:{sum_of}'

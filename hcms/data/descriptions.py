@@ -78,6 +78,8 @@ class Description(Plan):
     rendered:bool = False             # Is it made here?
     pretraining:dict = {}             # Of a rendered one's networks: `recipe` of the clips, and `config`
     finetuning:dict = {}              # Of the same: values of a `FinetuneConfig`
+    # Folder of `hcms/resources` with networks that were trained so on its standard corpus
+    shipped:str = ''
     prepare:str = ''                  # How to come by its manifest
 
     @property

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OF_ALWAYS_ON', 'FINETUNING', 'banner', 'StampedFrame', 'Stamped', 'stamped', 'paper_budgets', 'Dataset', 'choose',
-           'read_brought', 'bring_features', 'train_backbones', 'finetune_backbones', 'freeze_backbones',
-           'prepare_rendered', 'SimulatedDataset', 'open_dataset']
+           'read_brought', 'bring_features', 'train_backbones', 'finetune_backbones', 'take_shipped',
+           'freeze_backbones', 'prepare_rendered', 'SimulatedDataset', 'open_dataset']
 
 # %% ../../nbs/experiments/01_datasets.ipynb #ecb338f1
 import json
@@ -15,6 +15,7 @@ import shutil
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from html import escape
+from importlib.resources import files
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -22,8 +23,8 @@ import torch
 from fastcore.basics import patch
 from safetensors.torch import load_file
 from ..core import (
-    MODALITIES, InputError, check_choice, check_count, check_seconds, fingerprint, first_line, folder_from,
-    home, read_json, register_modality, sha256, worker_pool, write_whole)
+    MODALITIES, InputError, check_choice, check_count, check_seal, check_seconds, fingerprint, first_line,
+    folder_from, home, read_json, register_modality, sealing, sha256, worker_pool, write_whole)
 from ..data.descriptions import SHIPPED, Plan, data_folder, described, plan_of
 from ..data.manifests import hold_out, read_manifest
 from ..data.rendered import Recipe, evidence, read_recipe, render_demo
@@ -595,6 +596,25 @@ def _finetune_rendered(description, folder, out, start, workers):
     train_backbones(trimmed, start, trimmed_spec, preset, first['config'], None, workers)
     train_backbones(folder/'manifest.csv', out, spec, preset, description.finetuning, start, workers)
 
+# %% ../../nbs/experiments/01_datasets.ipynb #c205d90a
+def take_shipped(name:str) -> list:   # of modalities
+    "The networks that ship for a rendered data set, where it is the standard corpus and has none yet."
+    folder = data_folder(name)
+    said = described(name)
+    if not said.shipped or read_recipe(folder/'recipe.json')!=Recipe() or (folder/'backbones').exists():
+        return []
+    source = Path(str(files('hcms')))/'resources'/said.shipped/'backbones'
+    of = networks_of(said.preset)
+    for m in said.fed:
+        check_seal(source/f'{m}.sha256')
+        path = weights_path(folder/'backbones'/'finetuned', m)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        record = dict(network=of[m].name, config=said.finetuning, start='shipped', history=[])
+        write_whole(path.with_suffix('.json'), json.dumps(record, indent=1))
+        with sealing(path.with_suffix('.sha256'), path.name):
+            write_whole(path, weights_path(source, m).read_bytes())
+    return list(said.fed)
+
 # %% ../../nbs/experiments/01_datasets.ipynb #27e58c14
 def freeze_backbones(
     name:str,        # Data set
@@ -633,6 +653,7 @@ def prepare_rendered(
     note = folder/'recipe.json'
     recipe = recipe or (read_recipe(note) if note.exists() else Recipe())
     render_demo(folder, recipe, workers)
+    take_shipped(name)
     finetune_backbones(name, workers)
     data = Dataset(name)
     result = data.extract(workers)
