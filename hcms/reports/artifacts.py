@@ -413,6 +413,9 @@ PARTS = {
     'choices': (
         'Choices and fits', 'What the paper leaves open, changed one at a time; how well a stand-in fits.',
         ('ablations', 'calibration', 'calibration_trials')),
+    'beyond': (
+        'Beyond the paper', 'A better policy than the printed one: every budget from one training.',
+        ('beyond',)),
     'speed': (
         'Speed', 'Seconds beside the GFLOPs, and what bounds them.',
         ('speed_lines', 'speed_ratios', 'speed', 'speed_decoding', 'speed_training', 'speed_growth',

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from ..core import (
     InputError, check_choice, home, read_json, repo_root, stoppable, worker_pool, write_whole)
 from ..data.descriptions import described
+from ..experiments.conditioned import beyond_configs
 from ..experiments.datasets import open_dataset
 from ..experiments.policies import measured, policy_configs
 from ..experiments.runs import check_configs, config_for, load_run, run_folder, train_runs
@@ -106,8 +107,10 @@ CONFIGS = dict(
     calibration=calibration_configs,
     ablations=ablation_configs,
     speed=first_configs,
+    beyond=beyond_configs,
 )
-NOTEBOOKS = tuple(o for o in CONFIGS if o not in ('calibration', 'ablations', 'speed'))   # Of every data set
+_NAMED = 'calibration', 'ablations', 'speed', 'beyond'   # Run where they are named, or of some data sets only
+NOTEBOOKS = tuple(o for o in CONFIGS if o not in _NAMED)   # Of every data set
 MEASURED = ('rivals', 'fig3', 'table3', 'claims')   # Those that show all policies
 
 def notebooks(data) -> list:

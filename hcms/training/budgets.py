@@ -137,12 +137,12 @@ def train_conditioned(
     return model.eval(),history
 
 # %% ../../nbs/training/03_budgets.ipynb #e8876baf
-HALVINGS = 30
+HALVINGS = 10   # The range of lambda is e^8 wide, so its logarithm is found to .008
 
 def meet(
     model:Conditioned,
     config:TrainConfig,
-    split:Split,       # The selection split
+    split:Split,       # The videos on which it is to be met
     budget:float,      # GFLOPs a video, in the mean
     prices:dict=PAPER_PRICES,
 ) -> tuple:            # A plain HCMS, and its lambda
