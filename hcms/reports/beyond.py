@@ -29,14 +29,17 @@ def budget_findings(numbers) -> list:
         out.append(f'Of {o.budget:,.0f} GFLOPs it asks for {o.gflops_mean:.3g}, and no more.')
     matched = every[every.less_low>MATCHED]
     share = lambda o: fused.gflops_mean/o.gflops_mean
-    of = f'Early fusion at all steps ({percent(fused.map_mean)} mAP, {fused.gflops_mean:,.0f} GFLOPs)'
+    everything = f'fusion at all steps ({percent(fused.map_mean)} mAP, {fused.gflops_mean:,.0f} GFLOPs)'
     if len(matched):
         first = matched.iloc[0]
-        out.append(f'{of} is matched from {first.budget:g} GFLOPs on, at 1/{share(first):.0f} of its cost.')
+        out.append(f'Early {everything} is matched from {first.budget:g} GFLOPs on, at 1/{share(first):.0f} of '
+                   'its cost.')
     else:
         best = every.loc[every.less_mean.idxmax()]
-        out.append(f'{of} is not matched within a point; the nearest is {100*best.less_mean:+.1f} points at '
-                   f'{best.budget:g} GFLOPs.')
+        points = [100*best[f'less_{k}'] for k in ('mean', 'low', 'high')]
+        difference = '{:+.1f} [{:.1f}, {:.1f}] points'.format(*points)
+        out.append(f'Against early {everything} the best is {difference} at {best.budget:g} GFLOPs: a loss of '
+                   'more than a point is not excluded.')
     return out
 
 # %% ../../nbs/reports/10_beyond.ipynb #6a395a18
