@@ -32,14 +32,14 @@ def budget_findings(numbers) -> list:
     everything = f'fusion at all steps ({percent(fused.map_mean)} mAP, {fused.gflops_mean:,.0f} GFLOPs)'
     if len(matched):
         first = matched.iloc[0]
-        out.append(f'Early {everything} is matched from {first.budget:g} GFLOPs on, at 1/{share(first):.0f} of '
-                   'its cost.')
+        out.append(f'Early {everything} is matched from {first.budget:g} GFLOPs on, '
+                   f'at 1/{share(first):.0f} of its cost.')
     else:
         best = every.loc[every.less_mean.idxmax()]
         points = [100*best[f'less_{k}'] for k in ('mean', 'low', 'high')]
         difference = '{:+.1f} [{:.1f}, {:.1f}] points'.format(*points)
-        out.append(f'Against early {everything} the best is {difference} at {best.budget:g} GFLOPs: a loss of '
-                   'more than a point is not excluded.')
+        out.append(f'Against early {everything} the best is {difference} at {best.budget:g} GFLOPs: '
+                   'a loss of more than a point is not excluded.')
     return out
 
 # %% ../../nbs/reports/10_beyond.ipynb #6a395a18
