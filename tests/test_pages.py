@@ -2,7 +2,6 @@
 
 The environment takes its packages from the one that runs the tests instead of the internet; videos and the
 owners' files are small ones of the real formats. INSTEAD replaces what takes hours, a GPU or a network."""
-import hashlib
 import importlib.metadata
 import json
 import re
@@ -11,6 +10,7 @@ import shutil
 import subprocess
 import numpy as np
 import pytest
+from hcms.core import sha256
 from helpers import ROOT, fresh_clone, new_environment, without_home
 
 COMMANDS = 'hcms|make|papermill|pip|source|export|sbatch|accelerate|jupyter|git|python'
@@ -201,5 +201,4 @@ def test_the_demo_was_measured_with_the_networks_that_ship():
     shipped = ROOT/'hcms'/'resources'/'demo'/'backbones'
     measured = json.loads(page('reports', 'demo', 'table1.json'))['backbones']
     for modality,network in measured.items():
-        sum_of = hashlib.sha256((shipped/f'{modality}.safetensors').read_bytes()).hexdigest()
-        assert network['weights']==f'sha256:{sum_of}'
+        assert network['weights']==f"sha256:{sha256(shipped/f'{modality}.safetensors')}"

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PAPER_PRICES', 'count_macs', 'backbone_prices', 'ModuleCosts', 'lstm_macs', 'linear_macs', 'head_macs',
-           'module_costs', 'ledger', 'video_gflops', 'gflops_per_video', 'decisions', 'cost_events', 'Spent',
-           'whole_macs', 'budget_macs', 'within_budget', 'Predictions', 'headline', 'budget_scores', 'budget_row',
-           'by_group', 'oracle_rows']
+           'module_costs', 'ledger', 'video_gflops', 'gflops_per_video', 'decisions', 'mean_gflops', 'cost_events',
+           'Spent', 'whole_macs', 'budget_macs', 'within_budget', 'Predictions', 'headline', 'budget_scores',
+           'budget_row', 'by_group', 'oracle_rows']
 
 # %% ../../nbs/evaluation/02_costs.ipynb #021f27ac
 import copy
@@ -168,6 +168,11 @@ def decisions(
         raise InputError('gates', f'must have the shape (N, T, n-1), got {tuple(gates.shape)}')
     return check_gates(gates, (*gates.shape[:2], len(costs.modalities)-1), costs.nested).double().numpy()
 
+# %% ../../nbs/evaluation/02_costs.ipynb #076c5bf6
+def mean_gflops(gates, prices=PAPER_PRICES, model=None) -> float:
+    "What a video costs in the mean; parameters as of `gflops_per_video`."
+    return float(gflops_per_video(gates, prices, model)['total'].mean())
+
 # %% ../../nbs/evaluation/02_costs.ipynb #47bc69f7
 def cost_events(
     gates,               # (N, T, n-1)
@@ -233,11 +238,11 @@ def headline(
     prices=PAPER_PRICES,
 ) -> dict:                # map, accuracy, gflops, skip ratios and the rest of `summary`
     "The numbers of a row of Table 1; ratios from 0 to 1."
-    gflops = gflops_per_video(p.gates, prices, model)['total'].mean()
     skips = {}
     if p.gates.shape[-1]:
         skips = {f'skip_{m}': float(s) for m,s in zip(model.modalities[1:], skip_ratios(p.gates))}
-    return summary(p.scores, p.y, p.labels, p.multilabel) | dict(gflops=float(gflops)) | skips
+    cost = dict(gflops=mean_gflops(p.gates, prices, model))
+    return summary(p.scores, p.y, p.labels, p.multilabel) | cost | skips
 
 # %% ../../nbs/evaluation/02_costs.ipynb #362e2375
 def budget_scores(

@@ -23,7 +23,7 @@ from ..baselines.rivals import RIVALS, previewed, sureness, top_steps, uniform_v
 from ..core import (
     MODALITIES, InputError, check_choice, check_count, check_seal, fingerprint, load_extensions, rng_for,
     sealing, worker_pool, write_whole)
-from ..evaluation.costs import PAPER_PRICES, Predictions, budget_scores, gflops_per_video
+from ..evaluation.costs import PAPER_PRICES, Predictions, budget_scores, gflops_per_video, mean_gflops
 from ..evaluation.metrics import (
     Estimate, Interval, leave_one_out, mean_average_precision, probabilities, strata_of)
 from .datasets import stamped
@@ -235,7 +235,7 @@ class Hierarchical(Retrained):
 def stopped(run, split:Split, share:float) -> Acted:
     "What HCMS did before a video had spent a share of the mean cost."
     logits,gates = (o.numpy() for o in predict_split(run.model, run.config, split))
-    budget = share*gflops_per_video(gates, run.prices, run.model)['total'].mean()
+    budget = share*mean_gflops(gates, run.prices, run.model)
     p = Predictions(
         logits[:,-1], gates, split.y.numpy(), split.labels, logits, run.config.multilabel)
     scores,spent = budget_scores(p, run.model, budget, run.prices)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['REACHED_BY', 'VERSION', 'REACHED', 'CLOSE', 'DECAYS', 'SEED', 'HELD_OUT', 'trials', 'tuned', 'open_choices', 'Run',
-           'lengthened', 'config_for', 'variants', 'run_folder', 'make_run', 'load_run', 'check_configs', 'with_steps',
-           'train_together', 'train_runs', 'get_runs', 'chosen_epoch', 'reached', 'operating_point', 'candidates',
-           'part', 'together', 'tuning_splits', 'choose', 'tune', 'keep_trials']
+           'longer', 'lengthened', 'config_for', 'variants', 'run_folder', 'splits_of', 'make_run', 'load_run',
+           'check_configs', 'with_steps', 'train_together', 'train_runs', 'get_runs', 'chosen_epoch', 'reached',
+           'operating_point', 'candidates', 'part', 'together', 'tuning_splits', 'choose', 'tune', 'keep_trials']
 
 # %% ../../nbs/experiments/02_runs.ipynb #55989729
 import json
@@ -118,12 +118,14 @@ class Run:
         return gflops_per_video(self.predictions.gates, self.prices, self.model)['total'].to_numpy()
 
 # %% ../../nbs/experiments/02_runs.ipynb #98b607e7
+def longer(config:TrainConfig, times:float) -> TrainConfig:
+    "The configuration with a multiple of its epochs; the learning rate ends as low as before."
+    return config.model_copy(update=dict(epochs=round(times*config.epochs), decay=config.decay**(1/times)))
+
 def lengthened(config):
     "The configuration with its rival's multiple of the epochs; the learning rate ends as low as before."
     times = RIVALS[config.model].longer if config.model in RIVALS else 1
-    if times==1:
-        return config
-    return config.model_copy(update=dict(epochs=times*config.epochs, decay=config.decay**(1/times)))
+    return config if times==1 else longer(config, times)
 
 def _for_modalities(values:dict, modalities) -> dict:
     "What a training needs for other modalities than the paper's: names, sizes, a skip target a gate."
@@ -189,6 +191,10 @@ def run_folder(dataset, config:TrainConfig) -> Path:
     return dataset.folder/'runs'/fingerprint([version, config.model_dump(mode='json'), dataset.fingerprint])
 
 # %% ../../nbs/experiments/02_runs.ipynb #2f0d4f2c
+def splits_of(dataset) -> dict:   # name -> Split
+    "What a run is trained on, chosen on and evaluated on."
+    return {k: dataset.split(k) for k in ('training', 'selection', dataset.evaluated)}
+
 def make_run(dataset, config:TrainConfig, splits:dict, team=None) -> Path:
     "Train a configuration and keep everything a table may ask for; goes on where it was stopped."
     folder = run_folder(dataset, config)
@@ -296,7 +302,7 @@ def train_together(
     own = dict(precision=precision or launched, recompute=recompute)
     configs = [train_config(**c.model_dump() | own) for c in configs]
     check_configs(dataset, configs)
-    splits = {k: dataset.split(k) for k in ('training', 'selection', dataset.evaluated)}
+    splits = splits_of(dataset)
     for c in configs:
         make_run(dataset, c, splits, team)
         team.wait_for_everyone()
@@ -307,7 +313,7 @@ def _start_worker(dataset):
     global _dataset,_splits
     torch.set_num_threads(1)
     _dataset = dataset
-    _splits = {k: _dataset.split(k) for k in ('training', 'selection', _dataset.evaluated)}
+    _splits = splits_of(dataset)
 
 def _work(config):
     return make_run(_dataset, config, _splits)

@@ -64,5 +64,7 @@ def show_budgets(numbers, data, parameters, runs, out):
         'as teacher. The lambda of a budget is chosen on the training and selection videos.')
     notes.append('Spent: mean and standard deviation over seeds, on the evaluated split. In brackets: 95% '
                  'intervals over videos and seeds, paired where they are of a difference.')
+    notes.append('That lambda is chosen on the training and selection videos together, and not on the latter '
+                 "alone, was decided after costs on the demo's evaluated split had been seen.")
     title = f'Every budget from one training, on {data.label}'
     return write_table(numbers, shown, 'beyond', out, title, notes, meta, budget_findings(numbers))

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from ..core import InputError, check_choice, full_path, home, read_json, write_whole
 from ..data.descriptions import describe_folder, described
 from ..data.manifests import BAR, csv_manifest, folder_manifest, read_manifest, write_manifest
-from ..evaluation.costs import Predictions, gflops_per_video, headline
+from ..evaluation.costs import Predictions, headline, mean_gflops
 from ..experiments.datasets import Dataset, choose, finetune_backbones, freeze_backbones, stamped
 from ..experiments.runs import chosen_epoch, config_for, get_runs, run_folder, variants
 from ..inference.recognizer import Recognizer
@@ -158,7 +158,7 @@ def learn_configs(data, seeds:int=3, epochs:int=0, skip_targets=()) -> list:   #
 def cost_on(split, run) -> float:   # GFLOPs a video
     "What a run costs on a split."
     _,gates = predict_split(run.model, run.config, split)
-    return float(gflops_per_video(gates.numpy(), run.prices, run.model)['total'].mean())
+    return mean_gflops(gates, run.prices, run.model)
 
 def seconds_a_feature(data) -> dict:   # modality -> seconds
     "As `measure_networks`, measured once and kept beside the features: a run that goes on chooses the same."
@@ -173,7 +173,6 @@ def seconds_on(split, run, seconds:dict) -> float:
     used = gates.sum(1).mean(0).tolist()   # steps a video
     first,*gated = run.config.modalities
     return gates.shape[1]*seconds[first] + sum(n*seconds[m] for m,n in zip(gated, used))
-
 
 # %% ../../nbs/reports/08_learn.ipynb #b722d82b
 class Budget(NamedTuple):

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ..baselines.rivals import RIVALS
 from ..core import LETTERS, MODALITIES, InputError, letters
 from ..data.rendered import family
-from ..evaluation.costs import PAPER_PRICES, budget_row, by_group, gflops_per_video, oracle_rows
+from ..evaluation.costs import PAPER_PRICES, budget_row, by_group, mean_gflops, oracle_rows
 from ..evaluation.metrics import mean_average_precision, per_class_ap, probabilities
 from ..data.descriptions import described, standins
 from ..experiments.datasets import open_dataset, stamped
@@ -84,7 +84,7 @@ def _table1_row(data, run):
     row = run.headline()
     measured = np.nan
     if data.prices:
-        measured = float(gflops_per_video(p.gates, data.prices, run.model)['total'].mean())
+        measured = mean_gflops(p.gates, data.prices, run.model)
     out = dict(method=_PAPER_NAMES[c.model], modalities=letters(c.modalities), views=c.views or data.steps)
     out |= {k: row[k] for k in ('map', 'map_interpolated', 'accuracy', 'gflops')}
     out |= dict(gflops_measured=measured)

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['TEMPERATURE', 'TAUGHT', 'LAMBDAS', 'WARMUP', 'HALVINGS', 'cost_share', 'taught_loss', 'Curve', 'curve',
-           'train_conditioned', 'meet']
+           'train_conditioned', 'costs_on', 'meet']
 
 # %% ../../nbs/training/03_budgets.ipynb #23a3a419
+from functools import cache
 from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from ..core import InputError, rng_for
-from ..evaluation.costs import PAPER_PRICES, gflops_per_video
+from ..evaluation.costs import PAPER_PRICES, mean_gflops
 from ..evaluation.metrics import mean_average_precision, probabilities
 from ..method.conditioned import Conditioned
 from ..method.gating import tau_at
@@ -72,7 +73,7 @@ def curve(
         plain = model.at(weight)
         logits,gates = predict_split(plain, config, split)
         scores = probabilities(logits[:,-1].numpy(), config.multilabel)
-        cost = gflops_per_video(gates.numpy(), prices, plain)['total'].mean()
+        cost = mean_gflops(gates, prices, plain)
         points.append((weight, cost, mean_average_precision(scores, split.labels)))
     points.sort(key=lambda o: o[1])
     return Curve(*map(np.array, zip(*points)))
@@ -137,21 +138,29 @@ def train_conditioned(
     return model.eval(),history
 
 # %% ../../nbs/training/03_budgets.ipynb #e8876baf
+def costs_on(
+    model:Conditioned,
+    config:TrainConfig,
+    split:Split,       # The videos on which a budget is to be met
+    prices:dict=PAPER_PRICES,
+):
+    "A function that gives the mean GFLOPs of a video at a lambda; each lambda is predicted once."
+    @cache
+    def cost_at(weight:float) -> float:
+        plain = model.at(weight)
+        _,gates = predict_split(plain, config, split)
+        return mean_gflops(gates, prices, plain)
+    return cost_at
+
+# %% ../../nbs/training/03_budgets.ipynb #61e6d7a2
 HALVINGS = 10   # The range of lambda is e^8 wide, so its logarithm is found to .008
 
 def meet(
     model:Conditioned,
-    config:TrainConfig,
-    split:Split,       # The videos on which it is to be met
-    budget:float,      # GFLOPs a video, in the mean
-    prices:dict=PAPER_PRICES,
-) -> tuple:            # A plain HCMS, and its lambda
-    "The model whose mean cost on a split is the most that a budget allows."
-    prices = {m: prices[m] for m in config.modalities}
-    def cost_at(weight):
-        plain = model.at(weight)
-        _,gates = predict_split(plain, config, split)
-        return gflops_per_video(gates.numpy(), prices, plain)['total'].mean()
+    cost_at,        # From `costs_on`
+    budget:float,   # GFLOPs a video, in the mean
+) -> tuple:         # A plain HCMS, and its lambda
+    "The model whose mean cost is the most that a budget allows."
     least = cost_at(model.highest)
     if least>budget:
         raise InputError('budget', f'of {budget:g} GFLOPs a video is too small: the least is {least:.3g}')
@@ -160,7 +169,7 @@ def meet(
     low,high = np.log([model.lowest, model.highest])   # too expensive at low, within the budget at high
     for _ in range(HALVINGS):
         middle = (low+high)/2
-        if cost_at(np.exp(middle))<=budget:
+        if cost_at(float(np.exp(middle)))<=budget:
             high = middle
         else:
             low = middle
