@@ -241,6 +241,9 @@ def train_command(
             'by default as accelerate was launched'),
     recompute:bool=typer.Option(
         False, '--recompute', help='with --together: less memory, for a forward pass more'),
+    budget:float=typer.Option(
+        None, min=0, help='beyond the paper: the HCMS that costs so many GFLOPs a video in the mean, '
+            'from one training for every budget'),
 ):
     "Train HCMS on stored features. Goes on where it was stopped."
     with _saying(LOADING):
@@ -249,10 +252,20 @@ def train_command(
     if (device or precision or recompute) and not together:
         raise InputError('--device, --precision, --recompute',
             'go with --together; without it runs are trained side by side on the CPU, in float32')
+    if budget is not None and together:
+        raise InputError('--budget', 'goes without --together')
     data = open_dataset(dataset, workers)
     configs = variants(data, [dict()], seeds, epochs)
     if data.stamp:
         print(data.stamp)
+    if budget is not None:
+        from hcms.experiments.conditioned import budget_runs
+        for r in budget_runs(data, [budget], seeds, epochs, workers)[budget]:
+            folder = data.folder/'budgets'/f'{budget:g}'/f'seed_{r.config.seed}'
+            r.model.save_pretrained(folder)
+            spent = f"{r.headline()['gflops']:.3g} GFLOPs a video of the {data.evaluated} split"
+            print(f'seed {r.config.seed}: {spent}, in {folder}')
+        return
     if together:
         runs = train_together(data, configs, device, precision, recompute)
     else:
@@ -278,7 +291,7 @@ def learn_command(
         [], min=0, max=1, help='skip target of a modality after the first, given once for each of them in '
             "their order; by default the preset's"),
     budget:float=typer.Option(
-        None, min=0, help='or GFLOPs a video: the best of several skip targets that keep it'),
+        None, min=0, help='or GFLOPs a video in the mean: one training serves every budget'),
     seconds:float=typer.Option(
         None, min=0, help='or seconds a video that the networks take on one thread of this machine'),
     seeds:int=SEEDS,

@@ -169,9 +169,9 @@ def decisions(
     return check_gates(gates, (*gates.shape[:2], len(costs.modalities)-1), costs.nested).double().numpy()
 
 # %% ../../nbs/evaluation/02_costs.ipynb #076c5bf6
-def mean_gflops(gates, prices=PAPER_PRICES, model=None) -> float:
+def mean_gflops(gates, prices=PAPER_PRICES, model=None, modalities=None) -> float:
     "What a video costs in the mean; parameters as of `gflops_per_video`."
-    return float(gflops_per_video(gates, prices, model)['total'].mean())
+    return float(gflops_per_video(gates, prices, model, modalities)['total'].mean())
 
 # %% ../../nbs/evaluation/02_costs.ipynb #47bc69f7
 def cost_events(

@@ -35,6 +35,10 @@ class Conditioned(nn.Module):
         self.highest = highest
         self.slope = nn.Parameter(torch.full((gates,), slope))
         self.bend = nn.Sequential(nn.Linear(1, width), nn.Tanh(), nn.Linear(width, gates))
+    @property
+    def middle(self) -> float:
+        "The lambda in the middle of the range of its logarithm."
+        return math.sqrt(self.lowest*self.highest)
     def draw(self, videos:int, generator=None) -> Tensor:   # (videos,)
         "A lambda for each video, evenly spread over the range of its logarithm."
         share = torch.rand(videos, generator=generator)

@@ -186,8 +186,11 @@ def mean_pm(
     return pd.Series([one(m, s) for m,s in zip(df[f'{name}_mean'], df[f'{name}_std'])], index=df.index)
 
 # %% ../../nbs/reports/02_artifacts.ipynb #220f8916
-def _aims(data, runs) -> str:
-    "Skip targets and lambda in words, and why these."
+def _aims(data, runs, parameters) -> str:
+    "Skip targets and lambda in words, and why these; or the budget in their place."
+    for unit,name in dict(GFLOPs='budget', seconds='seconds').items():
+        if parameters.get(name):
+            return f'for a budget of {parameters[name]:g} {unit} a video, from one training for every budget'
     config = config_for(data)
     ours = [r.config for r in runs if r.config.model=='hcms' and r.config.policy=='learned']
     targets = {c.skip_targets for c in ours if c.modalities==data.modalities}
@@ -231,7 +234,7 @@ def _processors(runs) -> list:
             'single machine will give slightly different numbers.']
 
 # %% ../../nbs/reports/02_artifacts.ipynb #6500c4d8
-def _notes(data, counts, config, runs) -> list:
+def _notes(data, counts, config, runs, parameters) -> list:
     "The data, the training, and what else decides the numbers."
     seeds = {r.config.seed for r in runs}
     spread = f'Mean and standard deviation of {len(seeds)} seeds.' if len(seeds)>1 else 'One seed.'
@@ -245,7 +248,7 @@ def _notes(data, counts, config, runs) -> list:
         f"{data.label}: {data.media}; {_videos(data, counts)}; {data.training}; "
         f"{data.steps} time steps. {spread}",
         f"Training: Adam {config['lr']:g} x {config['decay']:g} an epoch, {_epochs(config)}, "
-        f"batch {config['batch']}; {_aims(data, runs)} where nothing else is said. "
+        f"batch {config['batch']}; {_aims(data, runs, parameters)} where nothing else is said. "
         "The epoch is chosen on the selection split.",
         *own,
         *_processors(runs),
@@ -269,7 +272,7 @@ def describe(
         versions=versions(), commit=commit(), paper_prices=PAPER_PRICES, charged=data.charged,
         configuration={k: v for k,v in config.items() if k!='seed'}, seeds=seeds, runs=[r.key for r in runs],
     )
-    return _notes(data, counts, config, runs),meta | more
+    return _notes(data, counts, config, runs, parameters),meta | more
 
 # %% ../../nbs/reports/02_artifacts.ipynb #3c520d44
 def _plain(o):

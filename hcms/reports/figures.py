@@ -52,9 +52,13 @@ def _fig3_row(data, run) -> dict:
 def fig3(
     data,
     runs,            # Of `fig3_changes`, every seed
+    at_budgets={},   # budget -> runs of HCMS, where each has a budget instead of skip targets
 ) -> pd.DataFrame:   # method, setting, label, mAP and GFLOPs over seeds
     "The numbers of Fig. 3."
-    return stamped(data, over_seeds([_fig3_row(data, r) for r in runs], ['method', 'setting', 'label']))
+    rows = [_fig3_row(data, r) for r in runs]
+    for budget,of_seeds in at_budgets.items():
+        rows += [_fig3_row(data, r) | dict(setting=budget, label=f'{budget:.2g}') for r in of_seeds]
+    return stamped(data, over_seeds(rows, ['method', 'setting', 'label']))
 
 def fig3_adaframe(curves) -> pd.DataFrame:
     "AdaFrame's rows for Fig. 3, from `hcms.experiments.policies.measured`."
@@ -99,8 +103,11 @@ def show_fig3(
     shown = 'HCMS, UNIFORM' if curves is None else 'HCMS, UNIFORM, AdaFrame'
     plot_curves(numbers, ax, f'{data.label}: {shown}')
     notes,meta = describe(data, runs, parameters)
+    point = f"choice of skip targets ({', '.join(data.modalities[1:])})"
+    if parameters.get('budget') or parameters.get('seconds'):
+        point = 'budget, all from one training a seed'
     notes.append(
-        f"HCMS: one point a choice of skip targets ({', '.join(data.modalities[1:])}). UNIFORM: early fusion "
+        f'HCMS: one point a {point}. UNIFORM: early fusion '
         f'of {letters(data.modalities)} at so many evenly spaced views. Bands: one standard deviation over '
         'seeds.')
     if curves is not None:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['listed', 'few', 'weighted', 'waiting', 'took', 'measure_networks', 'forecast', 'forecast_training', 'learn_configs',
-           'cost_on', 'seconds_a_feature', 'seconds_on', 'Budget', 'budget_of', 'outcome', 'mistakes', 'show_outcome',
-           'show_mistakes', 'worked', 'prepared', 'write_page', 'learn', 'evaluate']
+           'seconds_a_feature', 'Budget', 'budget_of', 'outcome', 'mistakes', 'show_outcome', 'show_mistakes', 'worked',
+           'prepared', 'write_page', 'learn', 'evaluate']
 
 # %% ../../nbs/reports/08_learn.ipynb #81d2cf49
 import json
@@ -21,9 +21,10 @@ from tqdm.auto import tqdm
 from ..core import InputError, check_choice, full_path, home, read_json, write_whole
 from ..data.descriptions import describe_folder, described
 from ..data.manifests import BAR, csv_manifest, folder_manifest, read_manifest, write_manifest
-from ..evaluation.costs import Predictions, headline, mean_gflops
+from ..evaluation.costs import Predictions, headline
+from ..experiments.conditioned import SHARES, budget_runs
 from ..experiments.datasets import Dataset, choose, finetune_backbones, freeze_backbones, stamped
-from ..experiments.runs import chosen_epoch, config_for, get_runs, run_folder, variants
+from ..experiments.runs import config_for, get_runs, run_folder, variants
 from ..inference.recognizer import Recognizer
 from ..media.files import read_steps
 from ..method.hlstm import SEAL
@@ -146,20 +147,19 @@ def forecast_training(data, configs, most:int=64) -> dict:   # (model, views) ->
     return out
 
 # %% ../../nbs/reports/08_learn.ipynb #c0510f23
-def learn_configs(data, seeds:int=3, epochs:int=0, skip_targets=()) -> list:   # of TrainConfig
-    "What Fig. 3 needs: HCMS for several skip targets, early fusion at a few views and at all steps."
+def learn_configs(data, seeds:int=3, epochs:int=0, skip_targets=(), budget=None) -> list:   # of TrainConfig
+    """What Fig. 3 needs: HCMS for several skip targets, early fusion at a few views and at all steps.
+
+    With a budget, early fusion alone: one training of HCMS serves all budgets."""
     changes = [o for o in fig3_changes() if (o.get('views') or 0)<data.steps]   # at all steps once
+    if budget:
+        changes = [o for o in changes if o.get('model')=='early']
     if skip_targets:
         changes.append(dict(skip_targets=tuple(skip_targets)))
     configs = variants(data, changes, seeds, epochs)
     return list({c.model_dump_json(): c for c in configs}.values())   # each once
 
 # %% ../../nbs/reports/08_learn.ipynb #522d7df0
-def cost_on(split, run) -> float:   # GFLOPs a video
-    "What a run costs on a split."
-    _,gates = predict_split(run.model, run.config, split)
-    return mean_gflops(gates, run.prices, run.model)
-
 def seconds_a_feature(data) -> dict:   # modality -> seconds
     "As `measure_networks`, measured once and kept beside the features: a run that goes on chooses the same."
     path = data.folder/'seconds.json'
@@ -167,41 +167,28 @@ def seconds_a_feature(data) -> dict:   # modality -> seconds
         write_whole(path, json.dumps(measure_networks(data)))
     return read_json(path)
 
-def seconds_on(split, run, seconds:dict) -> float:
-    "What the networks of a run take for a video of a split, in seconds of one thread."
-    _,gates = predict_split(run.model, run.config, split)
-    used = gates.sum(1).mean(0).tolist()   # steps a video
-    first,*gated = run.config.modalities
-    return gates.shape[1]*seconds[first] + sum(n*seconds[m] for m,n in zip(gated, used))
-
 # %% ../../nbs/reports/08_learn.ipynb #b722d82b
 class Budget(NamedTuple):
-    "What a video may cost."
+    "What a video may cost, in the mean."
     limit:float
     unit:str       # 'GFLOPs' or 'seconds'
     prices:dict    # modality -> what one feature costs
     def check(self, data):
-        "The first modality is used at all time steps: no skip target makes HCMS cheaper."
+        "The first modality is used at all time steps: HCMS cannot be cheaper."
         least = data.steps*self.prices[data.modalities[0]]
         if self.limit<least:
             rule = f'{data.modalities[0]} alone takes {least:.3g} at {data.steps} time steps'
             raise InputError('budget', f'of {self.limit:g} {self.unit} a video is too small: {rule}')
-    def cost(self, split, run) -> float:
-        "What a run costs on a split, a video."
-        return cost_on(split, run) if self.unit=='GFLOPs' else seconds_on(split, run, self.prices)
-    def best(self, split, runs) -> list:   # Runs, a seed each
-        "The HCMS that keep the budget on a split, of the skip targets that are best there."
-        rows = pd.DataFrame(dict(
-            targets=[r.config.skip_targets for r in runs],
-            cost=[self.cost(split, r) for r in runs],
-            map=[chosen_epoch(r)['map'] for r in runs]))
-        kept = rows[rows.cost<=self.limit]
-        if kept.empty:
-            rule = f'is less than any of {len(rows)} trained models costs on the selection split'
-            cheapest = f'the cheapest takes {rows.cost.min():.3g}'
-            raise InputError('budget', f'of {self.limit:g} {self.unit} a video {rule}: {cheapest}')
-        best = kept.groupby('targets')['map'].mean().idxmax()
-        return [runs[i] for i in kept.index[kept.targets==best]]
+    def runs(self, data, seeds:int, epochs:int, workers:int) -> dict:   # budget -> runs, a seed each
+        "The HCMS of this budget and of others beside it, from one training a seed."
+        everything = data.steps*sum(self.prices.values())
+        asked = sorted({self.limit, *(float(f'{o*everything:.2g}') for o in SHARES)})
+        own = self.unit=='GFLOPs'   # the hierarchy is counted, and its seconds are not measured
+        found = budget_runs(data, asked, seeds, epochs, workers, self.prices, own)
+        if self.limit not in found:
+            rule = f'is less than the gates and {data.modalities[0]} take'
+            raise InputError('budget', f'of {self.limit:g} {self.unit} a video {rule}')
+        return found
 
 def budget_of(data, gflops:float=None, seconds:float=None) -> Budget|None:
     "The budget that was given, checked; None where there is none."
@@ -331,14 +318,14 @@ def prepared(
     return Dataset(name)
 
 # %% ../../nbs/reports/08_learn.ipynb #180675df
-def write_page(data, runs, ours, best, given, out) -> Shown:   # The outcome
+def write_page(data, runs, ours, best, given, out, at_budgets={}) -> Shown:   # The outcome
     "The page of what was learned: outcome, mistakes, Figs. 3 and 4."
     out.mkdir(parents=True, exist_ok=True)
     compared = ours+[r for r in runs if r.config.model=='early' and r.config.views is None]
     open_before = plt.get_fignums()
     shown = show_outcome(outcome(data, compared), data, given, compared, out)
     show_mistakes(mistakes(data, best), data, given, best, out)
-    show_fig3(fig3(data, runs), None, data, given, runs, out)
+    show_fig3(fig3(data, runs, at_budgets), None, data, given, [*runs, *ours], out)
     show_fig4(usage_frame(data, ours), data, given, ours, out)
     for n in set(plt.get_fignums())-set(open_before):
         plt.close(n)   # they are files now
@@ -355,7 +342,7 @@ def learn(
     weights=None,         # modality -> a file, or 'random'; others are fetched from where they are published
     finetune=False,       # Train the networks on these videos too? Takes hours without a GPU
     skip_targets=(),      # Of the recognizer, one for each modality after the first; by default the preset's
-    budget:float=None,    # Or GFLOPs a video: the best that keeps it on the selection split
+    budget:float=None,    # Or GFLOPs a video in the mean, from one training for every budget
     seconds:float=None,   # Or seconds a video that the networks take on one thread of this machine
     seeds:int=3,
     epochs:int=0,         # 0: the preset's schedule
@@ -365,25 +352,25 @@ def learn(
 ) -> tuple:               # Folder of the recognizer, folder of the page
     "A recognizer of somebody's own classes, and a page that says how good it is."
     if bool(skip_targets) + (budget is not None) + (seconds is not None) > 1:
-        raise InputError('budget', 'chooses the skip targets; give these, or GFLOPs, or seconds')
+        raise InputError('budget', 'takes the place of skip targets; give these, or GFLOPs, or seconds')
     data = prepared(
         source, group, preset, networks, steps, weights, finetune, skip_targets, workers, say)
     limit = budget_of(data, budget, seconds)
-    configs_of = partial(learn_configs, seeds=seeds, epochs=epochs, skip_targets=skip_targets)
+    configs_of = partial(
+        learn_configs, seeds=seeds, epochs=epochs, skip_targets=skip_targets, budget=limit)
     runs = worked(data, configs_of, workers, say)
     data = Dataset(data.name)   # with its features
-    every = [r for r in runs if r.config.model=='hcms']
+    at_budgets = limit.runs(data, seeds, epochs, workers) if limit else {}
     if limit:
-        keep = limit.best(data.split('selection'), every)
+        ours = at_budgets[limit.limit]
     else:
         targets = tuple(skip_targets) or config_for(data).skip_targets
-        keep = [r for r in every if r.config.skip_targets==targets]
-    best = max(keep, key=lambda r: r.history.score.max())   # on the selection split
-    ours = [r for r in every if r.config.skip_targets==best.config.skip_targets]
+        ours = [r for r in runs if r.config.model=='hcms' and r.config.skip_targets==targets]
+    best = max(ours, key=lambda r: r.history.score.max())   # on the selection split
     kept = keep_recognizer(data, best)
     out = full_path(out_dir) if out_dir else home()/'reports'/data.label
     given = dict(dataset=data.label, seeds=seeds, epochs=epochs, budget=budget, seconds=seconds)
-    page = write_page(data, runs, ours, best, given, out)
+    page = write_page(data, runs, ours, best, given, out, at_budgets)
     say('\n'.join([*page.findings, '', page.table.to_string(index=False)]))
     return kept,out
 

@@ -22,6 +22,7 @@ import pandas as pd
 from PIL import Image
 from matplotlib.axes import Axes
 from ..core import write_whole
+from ..experiments.conditioned import EVERY_BUDGET
 
 # %% ../../nbs/reports/01_plots.ipynb #62b0ad44
 COLORS = dict(
@@ -295,7 +296,9 @@ def plot_ratios(
 
 # %% ../../nbs/reports/01_plots.ipynb #6250e5da
 _PALETTE = ('#0173B2', '#DE8F05', '#56B4E9', '#8C510A', '#5E3C99', '#B8A300')   # none of the modalities'
-POLICY_COLORS = {k: COLORS[k] for k in ('HCMS', 'UNIFORM', 'AdaFrame')} | dict(Oracle='#222222')
+POLICY_COLORS = {k: COLORS[k] for k in ('HCMS', 'UNIFORM', 'AdaFrame')}
+POLICY_COLORS |= {'Oracle': '#222222', EVERY_BUDGET: COLORS['HCMS']}
+_POLICY_LINES = {'Oracle': '--', EVERY_BUDGET: ':'}
 
 def _policy_colors(names) -> dict:
     "A colour for each policy: its own, or one of the palette that no other of them has."
@@ -320,11 +323,11 @@ def plot_policies(
         x = d.gflops['mean']
         y = 100*d['map']['mean']
         std = np.minimum(100*d['map']['std'].fillna(0), 100-y)   # no band above 100 %
-        if name=='HCMS':
+        if name in ('HCMS', EVERY_BUDGET):
             how = dict(ms=6, lw=2, zorder=3)
         else:
             how = dict(ms=3.5, lw=1.1, zorder=2)
-        line = '--' if name=='Oracle' else '-'
+        line = _POLICY_LINES.get(name, '-')
         ax.plot(x, y, marker=MARKERS.get(name, 'sDvpXP'[k%6]), ls=line, color=colors[name], label=name, **how)
         if len(x)>1:
             ax.fill_between(x, y-std, y+std, color=colors[name], alpha=.13, lw=0)
@@ -337,8 +340,9 @@ def plot_policies(
 # %% ../../nbs/reports/01_plots.ipynb #ddfc43ff
 KIND_COLORS = {
     'HCMS': COLORS['HCMS'], 'truth': '#222222', 'no learning': '#0173B2',
-    'fusion': '#8C510A', 'steps': '#DE8F05', 'modalities': '#5E3C99',
+    'fusion': '#8C510A', 'steps': '#DE8F05', 'modalities': '#5E3C99', 'beyond': COLORS['HCMS'],
 }
+_KIND_LINES = dict(truth='--', beyond=':')
 
 @mpl.rc_context(STYLE)
 def plot_many(
@@ -349,14 +353,17 @@ def plot_many(
     "All policies at once, a colour for each kind."
     for (name,kind),d in curves.groupby(['policy', 'kind'], sort=False):
         m = d.groupby('setting')[['gflops', 'map']].mean().sort_values('gflops')
-        hcms = kind=='HCMS'
-        ax.plot(m.gflops, 100*m['map'], marker='.', ms=4, lw=2.2 if hcms else .9,
-                ls='--' if kind=='truth' else '-', color=KIND_COLORS[kind], zorder=3 if hcms else 2)
-    names = dict(HCMS='HCMS', truth='oracle', steps='choose steps', modalities='choose modalities')
+        ours = kind in ('HCMS', 'beyond')
+        ax.plot(m.gflops, 100*m['map'], marker='.', ms=4, lw=2.2 if ours else .9,
+                ls=_KIND_LINES.get(kind, '-'), color=KIND_COLORS[kind], zorder=3 if ours else 2)
+    names = dict(
+        truth='oracle', steps='choose steps', modalities='choose modalities',
+        beyond='HCMS, every budget (not of the paper)')
+    shown = [k for k in KIND_COLORS if (curves.kind==k).any()]
     lines = [
-        mpl.lines.Line2D([], [], color=c, ls='--' if k=='truth' else '-') for k,c in KIND_COLORS.items()
+        mpl.lines.Line2D([], [], color=KIND_COLORS[k], ls=_KIND_LINES.get(k, '-')) for k in shown
     ]
-    ax.legend(lines, [names.get(k, k) for k in KIND_COLORS], loc='best', fontsize=6)
+    ax.legend(lines, [names.get(k, k) for k in shown], loc='best', fontsize=6)
     ax.set(xscale='log', xlabel='GFLOPs a video (multiply-accumulates, 1e9)', ylabel='mAP (%)', title=title)
     return ax
 
