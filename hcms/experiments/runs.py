@@ -78,7 +78,7 @@ _OPEN = dict(   # name -> note
     copy_cell='the copy takes c as well as h',
     precision='')
 _NO_CHOICE = ('model', 'modalities', 'views', 'setting', 'constant', 'policy', 'threads', 'recompute',
-    'multilabel')
+    'multilabel', 'shift')
 
 def open_choices(plan:Plan=Plan()) -> pd.DataFrame:   # what, ours, note, stated
     "Every value of a training, and whether Sec. 4.1.3 states it; by default for both large data sets alike."

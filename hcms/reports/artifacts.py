@@ -418,7 +418,7 @@ PARTS = {
         ('ablations', 'calibration', 'calibration_trials')),
     'beyond': (
         'Beyond the paper', 'A better policy than the printed one: every budget from one training.',
-        ('beyond',)),
+        ('beyond', 'beyond_policies', 'beyond_curve', 'beyond_trials')),
     'speed': (
         'Speed', 'Seconds beside the GFLOPs, and what bounds them.',
         ('speed_lines', 'speed_ratios', 'speed', 'speed_decoding', 'speed_training', 'speed_growth',

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'SMOOTHED', 'save_state', 'load_state', 'generator_for', 'threads', 'TrainConfig', 'train_config', 'Split',
-           'build_model', 'control_gates', 'predict_split', 'smoothed', 'out_of_patience', 'train']
+           'build_model', 'control_gates', 'predict_split', 'shifted', 'smoothed', 'out_of_patience', 'train']
 
 # %% ../../nbs/training/01_train.ipynb #f999ec32
 import hashlib
@@ -118,6 +118,7 @@ class TrainConfig(BaseModel):
     precision:Literal['float32', 'bfloat16', 'float16'] = 'float32'
     recompute:bool = False                            # HCMS: less memory, one more forward pass, same bits
     multilabel:bool = False                           # May a video have several classes? A sigmoid each then
+    shift:bool = False                                # Beyond the paper: begin at a random time step
     @field_validator('model')
     @classmethod
     def _registered(cls, name):
@@ -129,7 +130,7 @@ class TrainConfig(BaseModel):
     @model_serializer(mode='wrap')
     def _plain(self, dump):
         # without what is at its default, so that earlier runs keep their keys
-        later = dict(precision='float32', setting=None, constant=None, multilabel=False)
+        later = dict(precision='float32', setting=None, constant=None, multilabel=False, shift=False)
         unread = _unread(self.model)
         return {k: v for k,v in dump(self).items() if k not in unread and (k, v) not in later.items()}
 
@@ -280,6 +281,17 @@ def _evaluate(model, config, split, team=None) -> dict:
         penalty = usage_loss(gates, config.skip_targets).item()
     return out | dict(score=out['map']-config.weight*penalty)
 
+# %% ../../nbs/training/01_train.ipynb #2a45d936
+def shifted(
+    x:list,        # (B, T, D) each
+    generator,
+) -> list:         # Likewise, each video from a random time step on
+    "Videos that begin elsewhere; all modalities of a video alike."
+    B,T = x[0].shape[:2]
+    by = torch.randint(T, (B, 1), generator=generator)
+    steps = (torch.arange(T)+by)%T
+    return [o[torch.arange(B)[:,None],steps] for o in x]
+
 # %% ../../nbs/training/01_train.ipynb #23b2cc39
 def _train_epoch(model, config, x, y, optimizer, scaler, epoch, team=None) -> dict:
     model.train()
@@ -300,6 +312,8 @@ def _train_epoch(model, config, x, y, optimizer, scaler, epoch, team=None) -> di
         weight = config.weight*min(1., progress/config.warmup) if config.warmup else config.weight
         targets = config.skip_targets if config.model=='hcms' else ()
         batch = [o[at].float() for o in x]
+        if config.shift:
+            batch = shifted(batch, generator)
         terms = _step(model, config, batch, y[at], options, targets, weight, optimizer, scaler, team)
         for k in sums:
             sums[k] += terms[k]*len(at)
