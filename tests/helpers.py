@@ -59,6 +59,7 @@ def run_code(code, home):
     env = dict(os.environ, HCMS_HOME=str(home), HCMS_DATA='')
     r = subprocess.run([sys.executable, home/'go.py'], env=env, capture_output=True, text=True)
     assert r.returncode==0, r.stderr[-3000:]
+    return r
 
 def fresh_clone(to) -> Path:
     "What `git clone` would give of the working tree as it stands."

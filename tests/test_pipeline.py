@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 import pandas as pd
 import pytest
-from helpers import BIN, ROOT, copy_home, count_videos, hcms
+from helpers import BIN, ROOT, copy_home, count_videos, hcms, run_code
 from test_notebooks import OTHER
 
 def ask(command, home, timeout=None, **env) -> subprocess.CompletedProcess:
@@ -347,6 +347,41 @@ def test_killed_training_ends_with_the_same_bytes(tiny_home, tmp_path, tally):
     made,whole = (snapshot(h/'data'/'demo'/'runs') for h in (home, calm))
     assert made and {k: v for k,v in made.items() if '.tmp-' not in k}==whole
     tally('faults', 'kill -9 in the middle of training', 'the next run ends with the same bytes')
+
+def test_training_for_a_budget_gives_plain_models_that_cost_what_is_said(tiny_home, tmp_path):
+    "Another budget needs no other training; one that audio alone exceeds is refused."
+    from hcms import HCMS
+    home = copy_home(tiny_home, tmp_path)
+    kept = home/'data'/'demo'
+    train = ('train', 'demo', '--seeds', 2, '--epochs', 2, '--budget')
+    said = hcms(*train, 900, home=home).stdout
+    assert said.count('seed ')==2
+    before = snapshot(kept/'conditioned')
+    other = hcms(*train, 300, home=home).stdout
+    assert snapshot(kept/'conditioned')==before and len(before)==2
+    for budget,lines in (('900', said), ('300', other)):
+        spent = [float(o.split(': ')[1].split()[0]) for o in lines.splitlines() if o.startswith('seed ')]
+        for seed,cost in enumerate(spent):
+            folder = kept/'budgets'/budget/f'seed_{seed}'
+            assert str(folder) in lines
+            assert HCMS.from_pretrained(folder).modalities==('audio', 'appearance', 'motion')
+            told = run_code(COST.format(folder=str(folder)), home).stdout
+            assert float(told)==pytest.approx(cost, rel=.005)
+    r = hcms(*train, 1, home=home, check=False)
+    assert r.returncode==2 and 'budget: of 1 a video is less than' in r.stderr and 'Traceback' not in r.stderr
+    r = hcms(*train, 300, '--together', home=home, check=False)
+    assert r.returncode==2 and '--budget: goes without --together' in r.stderr
+
+COST = """
+from hcms import HCMS
+from hcms.evaluation.costs import mean_gflops
+from hcms.experiments.datasets import Dataset
+from hcms.training.train import predict_split, train_config
+data = Dataset('demo')
+model = HCMS.from_pretrained({folder!r})
+_,gates = predict_split(model, train_config(), data.split(data.evaluated))
+print(mean_gflops(gates, data.charged, model))
+"""
 
 def test_two_processes_train_what_one_does(tiny_home, tmp_path, tally):
     "Gathered predictions within 1e-5, the same gates and the same mAP; in order, none twice."
