@@ -167,8 +167,8 @@ def show_trials(rows, data, parameters, runs, out):
     notes,meta = describe(data, runs, parameters)
     notes[1] = (
         'Trained on three quarters of the training videos, scored on the rest and the selection videos: mean '
-        'mAP over the logarithm of the cost from 30 to 1,000 GFLOPs. Mean and standard deviation over seeds that '
-        'no table uses. No evaluated video took part.')
+        'mAP over the logarithm of the cost from 30 to 1,000 GFLOPs. Mean and standard deviation over seeds '
+        'that no table uses. No evaluated video took part.')
     best = numbers.loc[numbers.score_mean.idxmax()]
     findings = [f'Best is {best.idea} with {100*best.score_mean:.1f}; what is kept is {KEPT}.']
     title = f'Ideas that were tried on {data.label}'
