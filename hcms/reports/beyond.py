@@ -119,8 +119,8 @@ def show_against(rows, closed, data, parameters, runs, out):
         'In brackets: 95% intervals over videos and seeds, paired. More: in the mean over the logarithm of '
         'the cost. Better and worse: budgets at which the interval is above or below 0.')
     notes.append(
-        'The other policies are trained without shifted videos, as their papers describe them; what these are '
-        'worth to the gates that know lambda is in the trials.')
+        'The other policies are trained without shifted videos, as their papers describe them; what these '
+        'are worth to the gates that know lambda is in the trials.')
     title = f'Every budget against each policy at equal cost, on {data.label}'
     findings = against_findings(rows, closed)
     return write_table(rows, shown, 'beyond_policies', out, title, notes, meta, findings)
