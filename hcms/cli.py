@@ -255,7 +255,6 @@ def train_command(
     if budget is not None and together:
         raise InputError('--budget', 'goes without --together')
     data = open_dataset(dataset, workers)
-    configs = variants(data, [dict()], seeds, epochs)
     if data.stamp:
         print(data.stamp)
     if budget is not None:
@@ -266,6 +265,7 @@ def train_command(
             spent = f"{r.headline()['gflops']:.3g} GFLOPs a video of the {data.evaluated} split"
             print(f'seed {r.config.seed}: {spent}, in {folder}')
         return
+    configs = variants(data, [dict()], seeds, epochs)
     if together:
         runs = train_together(data, configs, device, precision, recompute)
     else:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LONGER', 'VERSION', 'BUDGETS', 'SHARES', 'SEEN', 'EVERY_BUDGET', 'check_modalities', 'fused_configs',
-           'beyond_configs', 'conditioned_config', 'budgets_of', 'Trained', 'conditioned_folder', 'make_conditioned',
-           'EveryBudget', 'at_budgets', 'AtBudgets', 'reached_budgets', 'budget_runs', 'budget_table',
-           'against_policies', 'gap_closed']
+           'beyond_configs', 'conditioned_config', 'shares_of', 'budgets_of', 'Trained', 'conditioned_folder',
+           'make_conditioned', 'EveryBudget', 'at_budgets', 'AtBudgets', 'reached_budgets', 'budget_runs',
+           'budget_table', 'against_policies', 'gap_closed']
 
 # %% ../../nbs/experiments/04_conditioned.ipynb #e0586dae
 import json
@@ -25,8 +25,7 @@ from .datasets import stamped
 from .policies import (
     Policy, View, acted, early, equal_costs, evenly_used, forced, line, lines, measure, policy_configs,
     policy_seeds, tested, view_of)
-from .runs import (
-    Run, config_for, longer, part, splits_of, together, variants)
+from .runs import Run, config_for, longer, part, splits_of, together, variants
 from ..method.conditioned import Conditioned
 from ..method.hlstm import SEAL
 from ..training.budgets import Curve, curve, meet, train_conditioned
@@ -58,12 +57,14 @@ def conditioned_config(data, seed:int, epochs:int=0) -> TrainConfig:
 BUDGETS = (30, 50, 75, 100, 150, 200, 300, 500, 1000)              # GFLOPs a video
 SHARES = (.015, .025, .035, .05, .07, .1, .15, .25, .5)            # Of everything at all steps
 
+def shares_of(data, prices:dict) -> tuple:   # What a video may cost, in the unit of the prices
+    "The shares of what everything at all steps costs, in round numbers."
+    everything = data.steps*sum(prices.values())
+    return tuple(float(f'{o*everything:.2g}') for o in SHARES)
+
 def budgets_of(data) -> tuple:   # GFLOPs a video
     "The budgets of a data set's page."
-    if data.charged==PAPER_PRICES:
-        return BUDGETS
-    everything = data.steps*sum(data.charged.values())
-    return tuple(float(f'{o*everything:.2g}') for o in SHARES)
+    return BUDGETS if data.charged==PAPER_PRICES else shares_of(data, data.charged)
 
 # %% ../../nbs/experiments/04_conditioned.ipynb #dd7b05fa
 SEEN = 2000   # Videos that lambda is chosen on, at most
@@ -77,27 +78,31 @@ class Trained(NamedTuple):
     def at(self, budget:float) -> 'Trained':
         "The plain HCMS of a budget in the place of the model."
         return self._replace(model=self.model.at(meet(self.points, budget)))
+    def kept(self, budgets) -> list:
+        "Those budgets that it can keep."
+        return [b for b in budgets if b>=self.points.cost.min()]
 
-def conditioned_folder(data, config:TrainConfig, prices) -> Path:
-    key = [VERSION, config.model_dump(mode='json'), data.fingerprint, prices]
+def conditioned_folder(data, config:TrainConfig, seconds:dict=None) -> Path:
+    key = [VERSION, config.model_dump(mode='json'), data.fingerprint, seconds or data.charged]
+    if seconds:
+        key.append('seconds')
     return data.folder/'conditioned'/fingerprint(key)
 
 def make_conditioned(
     data,
     config:TrainConfig,
-    splits:dict,       # From `splits_of`
-    prices:dict=None,  # modality -> cost of one feature; by default the data set's GFLOPs
-    own:bool=True,     # As of `curve`
+    splits:dict,         # From `splits_of`
+    seconds:dict=None,   # modality -> seconds of one feature, in the place of the data set's GFLOPs
 ) -> Trained:
     "Train, or load what was trained."
-    prices = data.charged if prices is None else prices
-    path = conditioned_folder(data, config, prices)/'state.pt'
+    prices = seconds or data.charged
+    path = conditioned_folder(data, config, seconds)/'state.pt'
     training = splits['training']
     if not path.is_file():
         model,history = train_conditioned(config, training, splits['selection'], prices)
         every = together(training, splits['selection'])
         seen = part(every, np.linspace(0, len(every)-1, min(len(every), SEEN)).astype(int))
-        points = [o.tolist() for o in curve(model, config, seen, prices, own)]
+        points = [o.tolist() for o in curve(model, config, seen, prices, own=not seconds)]
         path.parent.mkdir(parents=True, exist_ok=True)
         save_state(path, model=model.state_dict(), history=history, points=points)
     state = load_state(path)
@@ -123,14 +128,14 @@ class EveryBudget(Policy):
 
 def at_budgets(trained:Trained, view:View, budgets) -> tuple:   # dicts of `measure`, dicts of `tested`
     "The policy of one training on the evaluated split; budgets that it cannot keep are left out."
-    reached = [b for b in budgets if b>=trained.points.cost.min()]
+    reached = trained.kept(budgets)
     policy = EveryBudget(reached)
     policy.runs = [[trained]]
     rows = measure(policy, view)
     for r,budget in zip(rows, reached):
         capped = budget>trained.points.cost.max()   # at its smallest lambda it asks for less
-        r |= dict(setting=budgets.index(budget), budget=float(budget), capped=capped)
-        r |= dict(weight=meet(trained.points, budget))
+        weight = meet(trained.points, budget)
+        r |= dict(setting=budgets.index(budget), budget=float(budget), weight=weight, capped=capped)
     return rows,tested(policy, view)
 
 # %% ../../nbs/experiments/04_conditioned.ipynb #4d7e4f3d
@@ -141,20 +146,21 @@ def _start(data):
     _splits = splits_of(data)
     _view = view_of(data)
 
-def _work(job) -> Path:
-    config,budgets = job
-    trained = make_conditioned(_data, config, _splits)
-    folder = conditioned_folder(_data, config, _data.charged)/fingerprint([budgets])
-    if (folder/SEAL).exists():
-        return folder
-    rows,tests = at_budgets(trained, _view, budgets)
+def _each_seed(data, work, jobs, workers) -> list:
+    "The results of some jobs, a training each."
+    with worker_pool(workers, _start, (data,), doing=f'train for all budgets, {data.label}') as pool:
+        bar = dict(total=len(jobs), desc=f'budgets, {data.bar_label}', unit='run')
+        return list(tqdm(pool.map(work, jobs), **bar))
+
+def _measure(job):
+    config,budgets,folder = job
+    rows,tests = at_budgets(make_conditioned(_data, config, _splits), _view, budgets)
     changes = dict(
         curves=np.stack([r.pop('changes') for r in rows]), tests=np.stack([r.pop('changes') for r in tests]))
     folder.mkdir(parents=True, exist_ok=True)
     with sealing(folder/SEAL, 'changes.safetensors', 'rows.json'):
         write_whole(folder/'changes.safetensors', save(changes))
         write_whole(folder/'rows.json', json.dumps(dict(curves=rows, tests=tests), default=float))
-    return folder
 
 class AtBudgets(NamedTuple):
     "The policy on the evaluated split."
@@ -182,16 +188,17 @@ def reached_budgets(
     budgets = list(budgets or budgets_of(data))
     check_count(seeds, 'seeds')
     check_modalities(data)
-    jobs = [(conditioned_config(data, s, epochs), budgets) for s in range(policy_seeds(seeds))]
-    with worker_pool(workers, _start, (data,), doing=f'train for all budgets, {data.label}') as pool:
-        bar = dict(total=len(jobs), desc=f'budgets, {data.bar_label}', unit='run')
-        folders = list(tqdm(pool.map(_work, jobs), **bar))
+    configs = [conditioned_config(data, s, epochs) for s in range(policy_seeds(seeds))]
+    folders = [conditioned_folder(data, c)/fingerprint([budgets]) for c in configs]
+    jobs = [(c, budgets, f) for c,f in zip(configs, folders) if not (f/SEAL).exists()]
+    if jobs:
+        _each_seed(data, _measure, jobs, workers)
     for f in folders:
         check_seal(f/SEAL)
     kept = [read_json(f/'rows.json') for f in folders]
     tensors = [load((f/'changes.safetensors').read_bytes()) for f in folders]
     curves = pd.DataFrame([r for o in kept for r in o['curves']])
-    every = curves.groupby('budget').seed.transform('nunique')==len(jobs)
+    every = curves.groupby('budget').seed.transform('nunique')==len(configs)
     if not every.any():
         raise InputError('budgets', f'of {max(budgets):g} and less are too small for {data.label}')
     curves['capped'] = curves.capped.astype(bool)
@@ -204,14 +211,12 @@ def reached_budgets(
 
 # %% ../../nbs/experiments/04_conditioned.ipynb #7d41c1ed
 def _runs(job) -> dict:   # budget -> Run
-    config,budgets,prices,own = job
-    trained = make_conditioned(_data, config, _splits, prices, own)
-    key = conditioned_folder(_data, config, prices).name
+    config,budgets,seconds = job
+    trained = make_conditioned(_data, config, _splits, seconds)
+    key = conditioned_folder(_data, config, seconds).name
     test = _splits[_data.evaluated]
     out = {}
-    for budget in budgets:
-        if budget<trained.points.cost.min():
-            continue
+    for budget in trained.kept(budgets):
         plain = trained.at(budget)
         logits,gates = (o.numpy() for o in predict_split(plain.model, config, test))
         said = Predictions(logits[:,-1], gates, test.y.numpy(), test.labels, multilabel=config.multilabel)
@@ -224,17 +229,13 @@ def budget_runs(
     seeds:int=3,
     epochs:int=0,       # 0: the data set's own schedule
     workers:int=2,      # Processes
-    prices:dict=None,   # modality -> cost of one feature; by default the data set's GFLOPs
-    own:bool=True,      # As of `curve`
+    seconds:dict=None,  # modality -> seconds of one feature, in the place of the data set's GFLOPs
 ) -> dict:              # budget -> runs, a seed each; `InputError` where a seed cannot keep any of them
     "The HCMS of some budgets; those that audio and the gates exceed are left out."
-    prices = data.charged if prices is None else prices
     check_count(workers, 'workers')
     check_count(seeds, 'seeds')
-    jobs = [(conditioned_config(data, s, epochs), budgets, prices, own) for s in range(seeds)]
-    with worker_pool(workers, _start, (data,), doing=f'train for all budgets, {data.label}') as pool:
-        bar = dict(total=len(jobs), desc=f'budgets, {data.bar_label}', unit='run')
-        each = list(tqdm(pool.map(_runs, jobs), **bar))
+    jobs = [(conditioned_config(data, s, epochs), budgets, seconds) for s in range(seeds)]
+    each = _each_seed(data, _runs, jobs, workers)
     kept = {b: [o[b] for o in each] for b in budgets if all(b in o for o in each)}
     if not kept:
         rule = f'of {max(budgets):g} a video is less than the first modality and the gates take'
@@ -251,21 +252,20 @@ def budget_table(
     labels = data.split(data.evaluated).labels
     gated = data.modalities[1:]
     fused = {k: [r for r in fused if r.config.shift==k] for k in (False, True)}
-    map_of = lambda runs: estimate_map([r.predictions.scores for r in runs], labels)
-    plain,shifted = map(map_of, fused.values())
+    maps = {k: estimate_map([r.predictions.scores for r in runs], labels) for k,runs in fused.items()}
     rows = []
     for budget,d in reached.curves.groupby('budget'):
         own = Estimate(d['map'].to_numpy(), reached.changes[d.index], reached.strata)
         rows.append(dict(
             what='HCMS', budget=budget, gflops_mean=d.gflops.mean(), gflops_std=d.gflops.std(),
             off=d.gflops.mean()/budget-1, capped=d.capped.all(),
-            **_named('map', own), **_named('less', own-plain), **_named('less_shifted', own-shifted),
+            **_named('map', own), **_named('less', own-maps[False]), **_named('less_shifted', own-maps[True]),
             **{f'skip_{m}': 1-d[f'use_{m}'].mean() for m in gated}, seeds=len(d)))
     for k,runs in fused.items():
         what = 'early fusion, shifted videos' if k else 'early fusion'
         rows.append(dict(
             what=what, budget=np.nan, gflops_mean=np.mean([r.headline()['gflops'] for r in runs]),
-            gflops_std=0., capped=False, **_named('map', map_of(runs)),
+            gflops_std=0., capped=False, **_named('map', maps[k]),
             **{f'skip_{m}': 0. for m in gated}, seeds=len(runs)))
     return stamped(data, pd.DataFrame(rows))
 
@@ -276,7 +276,7 @@ def _named(name:str, estimate:Estimate) -> dict:
 def against_policies(
     reached:AtBudgets,
     curves:pd.DataFrame, changes, strata,   # From `measured`
-    least:float=50,                         # GFLOPs a video from where on it counts
+    least:float,                            # GFLOPs a video from where on it counts
 ) -> pd.DataFrame:                          # A row a policy
     "The mAP of every budget's HCMS less that of each admitted policy, at equal cost; shares from 0 to 1."
     ours = reached.line()
@@ -302,7 +302,7 @@ def against_policies(
         rows.append(row)
     return pd.DataFrame(rows)
 
-def gap_closed(reached:AtBudgets, curves:pd.DataFrame, changes, strata, least:float=30) -> Interval|None:
+def gap_closed(reached:AtBudgets, curves:pd.DataFrame, changes, strata, least:float) -> Interval|None:
     "Of the mAP between the paper's HCMS and the oracle, the share that is closed; None without an oracle."
     each = lines(curves, changes, strata)
     if 'Oracle' not in each:

@@ -22,7 +22,7 @@ from ..core import InputError, check_choice, full_path, home, read_json, write_w
 from ..data.descriptions import describe_folder, described
 from ..data.manifests import BAR, csv_manifest, folder_manifest, read_manifest, write_manifest
 from ..evaluation.costs import Predictions, headline
-from ..experiments.conditioned import SHARES, budget_runs
+from ..experiments.conditioned import budget_runs, shares_of
 from ..experiments.datasets import Dataset, choose, finetune_backbones, freeze_backbones, stamped
 from ..experiments.runs import config_for, get_runs, run_folder, variants
 from ..inference.recognizer import Recognizer
@@ -181,10 +181,9 @@ class Budget(NamedTuple):
             raise InputError('budget', f'of {self.limit:g} {self.unit} a video is too small: {rule}')
     def runs(self, data, seeds:int, epochs:int, workers:int) -> dict:   # budget -> runs, a seed each
         "The HCMS of this budget and of others beside it, from one training a seed."
-        everything = data.steps*sum(self.prices.values())
-        asked = sorted({self.limit, *(float(f'{o*everything:.2g}') for o in SHARES)})
-        own = self.unit=='GFLOPs'   # the hierarchy is counted, and its seconds are not measured
-        found = budget_runs(data, asked, seeds, epochs, workers, self.prices, own)
+        asked = sorted({self.limit, *shares_of(data, self.prices)})
+        seconds = self.prices if self.unit=='seconds' else None
+        found = budget_runs(data, asked, seeds, epochs, workers, seconds)
         if self.limit not in found:
             rule = f'is less than the gates and {data.modalities[0]} take'
             raise InputError('budget', f'of {self.limit:g} {self.unit} a video {rule}')

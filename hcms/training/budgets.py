@@ -52,11 +52,6 @@ class Curve(NamedTuple):
     weight:np.ndarray   # (K,) lambda
     cost:np.ndarray     # (K,) GFLOPs a video
     map:np.ndarray      # (K,) mAP, from 0 to 1
-    def mean(self, least:float, most:float) -> float:
-        "Mean mAP over the logarithm of the cost; a cheaper point may stand for a more expensive budget."
-        best = np.maximum.accumulate(self.map)
-        budgets = np.geomspace(least, most, 50)
-        return float(np.interp(np.log(budgets), np.log(self.cost), best, left=0.).mean())
 
 def curve(
     model:Conditioned,
