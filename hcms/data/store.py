@@ -69,8 +69,8 @@ def _pack(id:str, modality:str, fp:str, x:Tensor, mask:Tensor, meta:Mapping) -> 
     x_bytes = x.numpy().tobytes()
     mask_bytes = mask.numpy().tobytes()
     meta = dict(meta, id=id, modality=modality, fp=fp, crc32_x=_crc(x_bytes), crc32_mask=_crc(mask_bytes))
-    head = _header(x.shape, {v:k for k,v in _DTYPES.items()}[x.dtype], meta)
-    return head.replace(_UNSIGNED, f'"crc32_header":"{_crc(head)}"'.encode()) + x_bytes + mask_bytes
+    header = _header(x.shape, {v:k for k,v in _DTYPES.items()}[x.dtype], meta)
+    return header.replace(_UNSIGNED, f'"crc32_header":"{_crc(header)}"'.encode()) + x_bytes + mask_bytes
 
 # %% ../../nbs/data/03_store.ipynb #dc8ad49f
 def _parse_header(
@@ -83,18 +83,18 @@ def _parse_header(
         raise CorruptFeature(where, f'claims a header of {n} bytes; at most {_MAX_HEADER} are believed')
     if len(buf)<8+n or not n:
         raise CorruptFeature(where, f'is truncated: {len(buf)} bytes')
-    head = bytes(buf[:8+n])
-    crc = _SIGNED.findall(head)
-    head = _SIGNED.sub(_UNSIGNED, head)
-    if len(crc)!=1 or crc[0].decode()!=_crc(head):
+    header = bytes(buf[:8+n])
+    crc = _SIGNED.findall(header)
+    header = _SIGNED.sub(_UNSIGNED, header)
+    if len(crc)!=1 or crc[0].decode()!=_crc(header):
         raise CorruptFeature(where, 'header does not match its CRC')
     try:
-        h = json.loads(head[8:])
+        h = json.loads(header[8:])
         shape = h['x']['shape']
         dtype = h['x']['dtype']
         meta = h['__metadata__']
         ok = all(type(o) is int and o>0 for o in shape) and all(type(o) is str for o in meta.values())
-        ok = ok and _header(shape, dtype, meta)==head
+        ok = ok and _header(shape, dtype, meta)==header
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         ok = False
     if not ok or not set(_OWN)<=set(meta):

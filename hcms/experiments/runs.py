@@ -195,15 +195,15 @@ def splits_of(dataset) -> dict:   # name -> Split
     "What a run is trained on, chosen on and evaluated on."
     return {k: dataset.split(k) for k in ('training', 'selection', dataset.evaluated)}
 
-def make_run(dataset, config:TrainConfig, splits:dict, team=None) -> Path:
+def make_run(dataset, config:TrainConfig, splits:dict, accelerator=None) -> Path:
     "Train a configuration and keep everything a table may ask for; goes on where it was stopped."
     folder = run_folder(dataset, config)
     if (folder/SEAL).exists():   # it is written last
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     state = folder/'state.pt'
-    model,history = train(config, splits['training'], splits['selection'], state, team=team)
-    if team is not None and not team.is_main_process:
+    model,history = train(config, splits['training'], splits['selection'], state, accelerator=accelerator)
+    if accelerator is not None and not accelerator.is_main_process:
         return folder
     model.save_pretrained(folder)
     test = splits[dataset.evaluated]
@@ -297,15 +297,16 @@ def train_together(
 ) -> list:             # of Run
     "The runs of some configurations, each trained by all processes that `accelerate launch` started."
     from accelerate import Accelerator
-    team = Accelerator(cpu=check_device(device)=='cpu' if device else None)   # None: as it was launched
-    launched = dict(no='float32', bf16='bfloat16', fp16='float16').get(team.mixed_precision, 'float32')
+    cpu = check_device(device)=='cpu' if device else None   # None: as it was launched
+    accelerator = Accelerator(cpu=cpu)
+    launched = dict(no='float32', bf16='bfloat16', fp16='float16').get(accelerator.mixed_precision, 'float32')
     own = dict(precision=precision or launched, recompute=recompute)
     configs = [train_config(**c.model_dump() | own) for c in configs]
     check_configs(dataset, configs)
     splits = splits_of(dataset)
     for c in configs:
-        make_run(dataset, c, splits, team)
-        team.wait_for_everyone()
+        make_run(dataset, c, splits, accelerator)
+        accelerator.wait_for_everyone()
     return [load_run(run_folder(dataset, c), dataset.charged) for c in configs]
 
 # %% ../../nbs/experiments/02_runs.ipynb #2041fa05

@@ -33,7 +33,7 @@ def lstm_(
     torch.tanh(c_new, out=h_new).mul_(o)
 
 # %% ../../nbs/method/02_recurrence.ipynb #ec8e8526
-def _head(H, lower, copy_cell):
+def _copied(H, lower, copy_cell):
     "Which part of a state (..., 2, H) the lower state replaces."
     return ..., slice(None, 2 if copy_cell else 1), slice(None, min(H, lower.shape[-1]))
 
@@ -64,10 +64,10 @@ def _forward(a, s, under, lower, w_hh, w_gate, tau, hard, sample, copy_cell):
         G.copy_(under)
         s = d
     learned = w_gate is not None
-    head = _head(H, lower, copy_cell)
+    copied = _copied(H, lower, copy_cell)
     scores = _steps(s, old.flatten(2), d, own, under, G)
-    states = _steps(old, state, state[head], lower[head], new, G[...,None,None])
-    for update,(s_t,h_c,d_t,own_t,under_t,G_t),(was,now,now_head,lower_head,new_t,g) in zip(
+    states = _steps(old, state, state[copied], lower[copied], new, G[...,None,None])
+    for update,(s_t,h_c,d_t,own_t,under_t,G_t),(was,now,now_copied,lower_copied,new_t,g) in zip(
             updates, scores, states):
         lstm_(w, *update)
         if learned:
@@ -75,7 +75,7 @@ def _forward(a, s, under, lower, w_hh, w_gate, tau, hard, sample, copy_cell):
             torch.mul(under_t, own_t, out=G_t)
         # k_t
         now.copy_(was)
-        now_head.copy_(lower_head)
+        now_copied.copy_(lower_copied)
         if sample:
             now.lerp_(new_t, g)
         else:
@@ -128,24 +128,24 @@ def _backward(dS, dG, S, G, Z, new, scores, own, under, lower, w_hh, w_gate, tau
             d.zero_()
             lstm_back_(w_hh, *dh_dc_n, *update, *dh_dc_old)
         return dZ,None,None,None
-    head = _head(H, lower, copy_cell)
+    copied = _copied(H, lower, copy_cell)
     to_gate = torch.empty_like(G)
     ds = torch.zeros_like(G)
     dlower = torch.zeros_like(lower)
     gain = new-old   # n_t - k_t
-    gain[head] = new[head]-lower[head]
+    gain[copied] = new[copied]-lower[copied]
     soft = torch.sigmoid(scores/tau)
-    d_head = d[head]
+    d_copied = d[copied]
     product = torch.empty_like(d)
     d_soft = under*soft*(1-soft)/tau
-    views = _steps(dS, gain, G[...,None,None], dlower[head], to_gate, dG, d_soft, ds, back=True)
-    for update,(dS_t,gain_t,g,dlower_head,to,dG_t,d_soft_t,ds_t) in zip(updates, views):
+    views = _steps(dS, gain, G[...,None,None], dlower[copied], to_gate, dG, d_soft, ds, back=True)
+    for update,(dS_t,gain_t,g,dlower_copied,to,dG_t,d_soft_t,ds_t) in zip(updates, views):
         d.add_(dS_t)
         torch.sum(torch.mul(d, gain_t, out=product), (1, 2), out=to).add_(dG_t)
         torch.mul(d, g, out=n)
         d.sub_(n)
-        dlower_head.copy_(d_head)
-        d_head.zero_()
+        dlower_copied.copy_(d_copied)
+        d_copied.zero_()
         lstm_back_(w_hh, *dh_dc_n, *update, *dh_dc_old)
         if learn:
             d_flat.addr_(torch.mul(to, d_soft_t, out=ds_t), w_gate)

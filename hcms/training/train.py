@@ -222,7 +222,7 @@ def predict_split(
     usage=None,           # Random gates of this usage, instead of the model's own
     draw:int=0,           # Which random gates
     rows:int=ROWS,        # Time steps in a batch
-    team=None,            # Where several processes share the work: an `accelerate.Accelerator`
+    accelerator=None,     # Where several processes share the work: an `accelerate.Accelerator`
 ) -> tuple:               # step logits (N, T, C) and gates (N, T, n-1), on the CPU
     "Logits and gates of every video of a split, at test time: no noise, the larger score decides."
     model.eval()
@@ -233,22 +233,22 @@ def predict_split(
     for n,i in enumerate(range(0, len(split), batch)):
         part = [o[i:i+batch].float() for o in x]
         options = control_gates(config, *part[0].shape[:2], g, usage) if config.model=='hcms' else {}
-        if team is None:
+        if accelerator is None:
             out.append(model(*part, **options)[1:])
-        elif n%team.num_processes==team.process_index:
-            part = [o.to(team.device) for o in part]
-            options = {k: o.to(team.device) for k,o in options.items()}
+        elif n%accelerator.num_processes==accelerator.process_index:
+            part = [o.to(accelerator.device) for o in part]
+            options = {k: o.to(accelerator.device) for k,o in options.items()}
             out.append([o.cpu() for o in model(*part, **options)[1:]])
-    if team is not None:
-        out = _in_order(out, team, -(-len(split)//batch))
+    if accelerator is not None:
+        out = _in_order(out, accelerator, -(-len(split)//batch))
     logits,gates = zip(*out)
     return torch.cat(logits),torch.cat(gates)
 
-def _in_order(mine, team, batches) -> list:
+def _in_order(mine, accelerator, batches) -> list:
     "Every process's batches, put together again: batch n was done by process n mod P."
     from accelerate.utils import gather_object
     parts = gather_object([mine])
-    return [parts[n%team.num_processes][n//team.num_processes] for n in range(batches)]
+    return [parts[n%accelerator.num_processes][n//accelerator.num_processes] for n in range(batches)]
 
 # %% ../../nbs/training/01_train.ipynb #83147cd1
 def _score(logits, config, split) -> float:   # mAP, 0 to 1
@@ -269,8 +269,8 @@ def _rival_score(model, config, split, at_default, gates) -> float:
     grid = np.linspace(0, np.log(min(model.looks, x[0].shape[1])), 50)
     return float(np.interp(grid, np.log(steps), maps).mean())
 
-def _evaluate(model, config, split, team=None) -> dict:
-    logits,gates = predict_split(model, config, split, team=team)
+def _evaluate(model, config, split, accelerator=None) -> dict:
+    logits,gates = predict_split(model, config, split, accelerator=accelerator)
     out = dict(map=_score(logits[:,-1], config, split))
     if config.model=='hcms':
         out |= {f'skip_{m}': float(s) for m,s in zip(config.modalities[1:], skip_ratios(gates.numpy()))}
@@ -293,7 +293,7 @@ def shifted(
     return [o[torch.arange(B)[:,None],steps] for o in x]
 
 # %% ../../nbs/training/01_train.ipynb #23b2cc39
-def _train_epoch(model, config, x, y, optimizer, scaler, epoch, team=None) -> dict:
+def _train_epoch(model, config, x, y, optimizer, scaler, epoch, accelerator=None) -> dict:
     model.train()
     order = rng_for('train', config.seed, epoch).permutation(len(y))
     generator = generator_for('gates', config.seed, epoch)
@@ -314,25 +314,25 @@ def _train_epoch(model, config, x, y, optimizer, scaler, epoch, team=None) -> di
         batch = [o[at].float() for o in x]
         if config.shift:
             batch = shifted(batch, generator)
-        terms = _step(model, config, batch, y[at], options, targets, weight, optimizer, scaler, team)
+        terms = _step(model, config, batch, y[at], options, targets, weight, optimizer, scaler, accelerator)
         for k in sums:
             sums[k] += terms[k]*len(at)
     return {k: v/len(y) for k,v in sums.items()}
 
 # %% ../../nbs/training/01_train.ipynb #99f58eaa
-def _step(model, config, x, y, options, targets, weight, optimizer, scaler, team) -> dict:
+def _step(model, config, x, y, options, targets, weight, optimizer, scaler, accelerator) -> dict:
     "One step of the optimizer; of several processes, each takes every P-th video of the batch."
     share = None
-    if team is not None:
+    if accelerator is not None:
         options = dict(options)
         if 'generator' in options and 'gates' not in options:
             options['noise'] = gumbel_noise((len(y), x[0].shape[1], len(x)-1, 2), options.pop('generator'))
-        mine = slice(team.process_index, None, team.num_processes)
+        mine = slice(accelerator.process_index, None, accelerator.num_processes)
         videos = len(y)
-        x = [o[mine].to(team.device) for o in x]
-        y = y[mine].to(team.device)
-        options |= {k: options[k][mine].to(team.device) for k in ('noise', 'gates') if k in options}
-        share = Share(videos, lambda o: team.reduce(o.clone(), 'sum'))
+        x = [o[mine].to(accelerator.device) for o in x]
+        y = y[mine].to(accelerator.device)
+        options |= {k: options[k][mine].to(accelerator.device) for k in ('noise', 'gates') if k in options}
+        share = Share(videos, lambda o: accelerator.reduce(o.clone(), 'sum'))
     optimizer.zero_grad()
     dtype = getattr(torch, config.precision)
     with torch.autocast(x[0].device.type, dtype, enabled=config.precision!='float32'):
@@ -350,8 +350,8 @@ def _step(model, config, x, y, options, targets, weight, optimizer, scaler, team
         terms = loss_terms(
             out, y, skip_targets=targets, weight=weight, per_video=config.per_video, share=share)
     scaler.scale(terms['loss']).backward()
-    if team is not None:
-        terms = _together(model, config, terms, weight, team)
+    if accelerator is not None:
+        terms = _together(model, config, terms, weight, accelerator)
     scaler.unscale_(optimizer)
     nn.utils.clip_grad_norm_(model.parameters(), config.clip)
     scaler.step(optimizer)
@@ -359,14 +359,14 @@ def _step(model, config, x, y, options, targets, weight, optimizer, scaler, team
     return {k: v.item() for k,v in terms.items()}
 
 # %% ../../nbs/training/01_train.ipynb #ee73a805
-def _together(model, config, terms, weight, team) -> dict:
+def _together(model, config, terms, weight, accelerator) -> dict:
     "Gradients and terms of the whole batch, from those of its shards."
     for p in model.parameters():
-        p.grad = team.reduce(p.grad if p.grad is not None else torch.zeros_like(p), 'sum')
-    ce = team.reduce(terms['ce'].detach().clone(), 'sum')
+        p.grad = accelerator.reduce(p.grad if p.grad is not None else torch.zeros_like(p), 'sum')
+    ce = accelerator.reduce(terms['ce'].detach().clone(), 'sum')
     usage = terms['usage'].detach()
     if config.per_video:
-        usage = team.reduce(usage.clone(), 'sum')
+        usage = accelerator.reduce(usage.clone(), 'sum')
     return dict(ce=ce, usage=usage, loss=ce+weight*usage)
 
 # %% ../../nbs/training/01_train.ipynb #ac578849
@@ -415,19 +415,19 @@ def train(
     selection:Split,      # Chooses the epoch
     state=None,           # File for the state after each epoch, from which a killed training resumes
     position:int=None,    # Line of the progress bar; None: no bar
-    team=None,            # Where several processes train together: an `accelerate.Accelerator`
+    accelerator=None,     # Where several processes train together: an `accelerate.Accelerator`
 ) -> tuple:               # The model of the best epoch, and the history: a dict an epoch
     "Adam, times `decay` an epoch (Sec. 4.1.3)."
     if len(training)<2:
         raise InputError('training split', 'has fewer than two videos')
-    if team is not None and config.model in RIVALS:
+    if accelerator is not None and config.model in RIVALS:
         raise InputError('model', f'{config.model} is trained by one process only')
     model = build_model(config, {m: x.shape[-1] for m,x in training.x.items()}, training.labels.shape[1])
     if isinstance(model, Rival) and training.prices:
         model.prices = dict(training.prices)
-    if team is not None:
-        model.to(team.device)
-        position = position if team.is_main_process else None
+    if accelerator is not None:
+        model.to(accelerator.device)
+        position = position if accelerator.is_main_process else None
     parts = _parts(model, config)
     history,best = _resume(state, parts)
     x = training.take(config.modalities, config.views)
@@ -443,17 +443,17 @@ def train(
                 break
             try:
                 terms = _train_epoch(
-                    model, config, x, y, parts['optimizer'], parts['scaler'], epoch, team)
+                    model, config, x, y, parts['optimizer'], parts['scaler'], epoch, accelerator)
             except torch.cuda.OutOfMemoryError:
                 raise InputError('batch',
                     f'of {config.batch} videos does not fit the memory of the device; take a half precision '
                     '(--precision bfloat16), --recompute, a smaller batch, or more processes: each holds its '
                     'part of the batch') from None
             parts['schedule'].step()
-            history.append(dict(epoch=epoch, **terms, **_evaluate(model, config, selection, team)))
+            history.append(dict(epoch=epoch, **terms, **_evaluate(model, config, selection, accelerator)))
             if history[-1]['score']>=max(o['score'] for o in history):
                 best = {k: v.clone() for k,v in model.state_dict().items()}
-            keeps = state and (team is None or team.is_main_process)
+            keeps = state and (accelerator is None or accelerator.is_main_process)
             since = time.monotonic()
             if keeps and since-ended>50*saving:   # a fiftieth of the time at most
                 save_state(state, history=history, best=best, **{k: o.state_dict() for k,o in parts.items()})
@@ -461,6 +461,6 @@ def train(
                 saving = ended-since
     model.load_state_dict(best)
     model.eval()
-    if team is not None:
+    if accelerator is not None:
         model.cpu()
     return model,history
