@@ -272,7 +272,7 @@ def train_command(
         runs = get_runs(data, configs, workers)
     for r in runs:
         folder = data.folder/'runs'/r.key
-        print(f"seed {r.config.seed}: selection mAP {r.history['map'].max():.3f}, in {folder}")
+        print(f"seed {r.config.seed}: selection mAP {r.history['mAP'].max():.3f}, in {folder}")
 
 # %% ../nbs/90_cli.ipynb #4509ede2
 @app.command('learn')

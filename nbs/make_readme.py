@@ -46,20 +46,20 @@ def _row(data, kind, fusion, ours, claims='') -> dict:
 def _quoted(name, title) -> dict:
     rows = pd.read_csv(QUOTED).query('dataset==@name and modalities=="A+I+M" and views==128')
     paper = rows.set_index('method')
-    pair = [(paper.map_pct[k]/100, paper.gflops[k]) for k in ('LSTM', 'HCMS')]
+    pair = [(paper.mAP_pct[k]/100, paper.gflops[k]) for k in ('LSTM', 'HCMS')]
     return _row(title, 'real videos; **quoted from the paper**', *pair)
 
 def _ours(folder, title, kind) -> dict:
     d = pd.read_csv(ROOT/'reports'/folder/'table1.csv')
     best = d[(d.views==d.views.max()) & (d.modalities=='A + I + M')].set_index('method')
-    pair = [(best.map_mean[k], best.gflops_mean[k]) for k in ('LSTM', 'HCMS')]
+    pair = [(best.mAP_mean[k], best.gflops_mean[k]) for k in ('LSTM', 'HCMS')]
     count = verdicts().get(folder, pd.Series(dtype=str)).value_counts()
     said = ', '.join(f'{n} {k}' for k,n in count.items()).replace('holds', 'hold') or 'not tested yet'
     return _row(title, kind, *pair, said)
 
 def _drones() -> dict:
     d = pd.read_csv(ROOT/'reports'/'drones'/'outcome.csv').set_index('method')
-    pair = [(d.map_mean[k], d.gflops_mean[k]) for k in ('everything at all steps', 'HCMS')]
+    pair = [(d.mAP_mean[k], d.gflops_mean[k]) for k in ('everything at all steps', 'HCMS')]
     return _row('drones', 'real clips, real sounds; motion network with **random weights**', *pair, '–')
 
 def results() -> str:

@@ -239,7 +239,7 @@ def test_table_1_of_a_miniature_activitynet(miniature, tmp_path):
     assert '2 time steps' in text and 'motion frozen, as pretrained' in text
     assert side['missing'].keys()==gone and side['chosen']==dict(steps=2)
     table = pd.read_csv(out/'table1.csv')
-    assert len(table)==15 and table.map_mean.between(0, 1).all() and 'data' not in table
+    assert len(table)==15 and table.mAP_mean.between(0, 1).all() and 'data' not in table
     shutil.rmtree(data/'activitynet'/'runs')   # three gigabytes
 
 @pytest.mark.full

@@ -183,7 +183,7 @@ def test_a_fourth_modality_from_its_files_to_table_1_and_prediction(four):
     assert best.gflops_mean>=32*.25
     every = rows[(rows.modalities=='A + S + I + M') & (rows.method=='HCMS')].iloc[0]
     assert {'skip_speech_mean', 'skip_appearance_mean', 'skip_motion_mean'}<=set(rows)
-    assert np.isnan(every.paper_activitynet_map)
+    assert np.isnan(every.paper_activitynet_mAP)
     run = next(r for r in runs if r.config.model=='hcms' and r.config.policy=='learned')
     logits,gates = predict_split(run.model, run.config, test)
     path = data.manifest.path_of(test.ids[0])

@@ -61,7 +61,7 @@ def test_everything_from_the_driver(tiny_reports, tmp_path):
     assert len(t1)==15 and set(t1.method)=={'LSTM', 'HCMS'}
     assert (t2.most_mean <= t2.budget*(1+1e-9)).all()
     hcms_row = t1[t1.method=='HCMS'].iloc[0]
-    assert t2[t2.budget==float('inf')].map_mean.item()==pytest.approx(hcms_row.map_mean)
+    assert t2[t2.budget==float('inf')].mAP_mean.item()==pytest.approx(hcms_row.mAP_mean)
     claims = pd.read_csv(out/'claims.csv')
     verdicts = ['holds', 'refuted', 'equal within a margin', 'undecided', 'not testable here']
     assert len(claims)==16 and claims.verdict.isin(verdicts).all()
@@ -100,7 +100,7 @@ def test_figures_show_what_their_numbers_say(tiny_reports):
     t1,f3,f4,f6,t6 = (pd.read_csv(out/f'{name}.csv') for name in names)
     ours = t1[t1.method=='HCMS'].iloc[0]
     assert f3[f3.method=='UNIFORM'].gflops_mean.is_monotonic_increasing
-    assert ours.map_mean in f3[f3.method=='HCMS'].map_mean.tolist() and t6.map_mean[0]==ours.map_mean
+    assert ours.mAP_mean in f3[f3.method=='HCMS'].mAP_mean.tolist() and t6.mAP_mean[0]==ours.mAP_mean
     assert f4.usage.mean()==pytest.approx(1-ours.skip_motion_mean, abs=1e-9)
     by_class = f6[f6.modality=='motion'].groupby('category').usage.mean()
     assert by_class.to_dict()==pytest.approx(f4.groupby('category').usage.mean().to_dict(), abs=1e-6)
@@ -400,7 +400,7 @@ def test_two_processes_train_what_one_does(tiny_home, tmp_path, tally):
     assert a['logits'].shape==b['logits'].shape and abs(a['logits']-b['logits']).max()<1e-5
     assert (a['gates']==b['gates']).all()
     a,b = (pd.read_csv(next(o.glob('*/history.csv'))) for o in runs)
-    assert a['map'].tolist()==pytest.approx(b['map'].tolist(), abs=1e-9)
+    assert a['mAP'].tolist()==pytest.approx(b['mAP'].tolist(), abs=1e-9)
     assert a.loss.tolist()==pytest.approx(b.loss.tolist(), rel=1e-5)
     how = 'predictions within 1e-5, the same gates and mAP'
     tally('determinism', 'one training by one and by two processes together', how)
@@ -499,6 +499,6 @@ if __name__=='__main__':
     r = ask([sys.executable, tmp_path/'go.py'], tmp_path)
     table = pd.read_csv(ROOT/'reports'/folder/'table1.csv').set_index(['method', 'modalities', 'views'])
     kept = table.loc[('LSTM', 'A', 128)]
-    assert float(r.stdout)==pytest.approx(kept.map_mean, abs=.03), r.stderr[-2000:]
+    assert float(r.stdout)==pytest.approx(kept.mAP_mean, abs=.03), r.stderr[-2000:]
     what = 'a committed row of a stand-in made anew on this machine, whatever its processor'
     tally('determinism', what, 'mAP within 3 points')

@@ -1188,7 +1188,7 @@ def test_training_and_tables_of_very_little(tally, videos, steps):
     from sklearn.metrics import average_precision_score
     scores = torch.tensor(logits[:,-1]).softmax(-1)
     ap = [average_precision_score(test.labels[:,k], scores[:,k]) for k in np.flatnonzero(present)]
-    assert h['map']==pytest.approx(np.mean(ap), abs=1e-6)
+    assert h['mAP']==pytest.approx(np.mean(ap), abs=1e-6)
     assert np.isfinite([h['skip_appearance'], h['skip_motion']]).all() and len(history)==1
     tally('numbers', 'training and evaluation on 2 videos, with 1 and 4 time steps',
         'right, by an independent computation')

@@ -236,7 +236,7 @@ def headline(
     p:Predictions,
     model,                # For its own costs
     prices=PAPER_PRICES,
-) -> dict:                # map, accuracy, gflops, skip ratios and the rest of `summary`
+) -> dict:                # mAP, accuracy, gflops, skip ratios and the rest of `summary`
     "The numbers of a row of Table 1; ratios from 0 to 1."
     skips = {}
     if p.gates.shape[-1]:
@@ -267,7 +267,7 @@ def budget_row(
     model,
     budget:float,         # GFLOPs a video
     prices=PAPER_PRICES,
-) -> dict:                # map, accuracy, mean gflops spent, mean steps, share of videos that were stopped
+) -> dict:                # mAP, accuracy, mean gflops spent, mean steps, share of videos that were stopped
     "The numbers of a row of Table 2."
     T = p.gates.shape[1]
     scores,spent = budget_scores(p, model, budget, prices)

@@ -173,9 +173,9 @@ def summary(
     every = targets if labels is None else labels
     ap = per_class_ap(scores, every)
     return dict(
-        map=_mean_over_classes(ap),
-        map_single_label=mean_average_precision(scores, targets),
-        map_interpolated=mean_interpolated_ap(scores, every),
+        mAP=_mean_over_classes(ap),
+        mAP_single_label=mean_average_precision(scores, targets),
+        mAP_interpolated=mean_interpolated_ap(scores, every),
         accuracy=accuracy(scores, every if multilabel else targets),
         n=len(scores),
         classes=len(ap),

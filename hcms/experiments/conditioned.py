@@ -255,17 +255,17 @@ def budget_table(
     maps = {k: estimate_map([r.predictions.scores for r in runs], labels) for k,runs in fused.items()}
     rows = []
     for budget,d in reached.curves.groupby('budget'):
-        own = Estimate(d['map'].to_numpy(), reached.changes[d.index], reached.strata)
+        own = Estimate(d['mAP'].to_numpy(), reached.changes[d.index], reached.strata)
         rows.append(dict(
             what='HCMS', budget=budget, gflops_mean=d.gflops.mean(), gflops_std=d.gflops.std(),
             off=d.gflops.mean()/budget-1, capped=d.capped.all(),
-            **_named('map', own), **_named('less', own-maps[False]), **_named('less_shifted', own-maps[True]),
+            **_named('mAP', own), **_named('less', own-maps[False]), **_named('less_shifted', own-maps[True]),
             **{f'skip_{m}': 1-d[f'use_{m}'].mean() for m in gated}, seeds=len(d)))
     for k,runs in fused.items():
         what = 'early fusion, shifted videos' if k else 'early fusion'
         rows.append(dict(
             what=what, budget=np.nan, gflops_mean=np.mean([r.headline()['gflops'] for r in runs]),
-            gflops_std=0., capped=False, **_named('map', maps[k]),
+            gflops_std=0., capped=False, **_named('mAP', maps[k]),
             **{f'skip_{m}': 0. for m in gated}, seeds=len(runs)))
     return stamped(data, pd.DataFrame(rows))
 

@@ -404,7 +404,7 @@ def policy_configs(data, seeds:int=3, epochs:int=0) -> list:   # of TrainConfig
 SHIPPED = POLICIES['HCMS']().settings.index((HCMS_GRID.index({}), 1.))
 
 # %% ../../nbs/experiments/03_policies.ipynb #3d6bbadb
-def measure(policy, view:View) -> list:   # of dicts: policy, kind, setting, seed, map, gflops, changes (N,)
+def measure(policy, view:View) -> list:   # of dicts: policy, kind, setting, seed, mAP, gflops, changes (N,)
     "A fitted policy at all settings and seeds."
     if isinstance(policy, Oracle) and view.evidence is None:
         return []
@@ -414,7 +414,7 @@ def measure(policy, view:View) -> list:   # of dicts: policy, kind, setting, see
         for k,s in enumerate(policy.settings):
             done = policy.act(runs, view, s)
             row = dict(policy=policy.name, kind=policy.kind, setting=k, seed=runs[0].config.seed,
-                map=mean_average_precision(done.scores, y), gflops=gflops(done, view.prices).mean())
+                mAP=mean_average_precision(done.scores, y), gflops=gflops(done, view.prices).mean())
             row |= {f'use_{m}': done.use[...,n].mean() for n,m in enumerate(view.split.x)}
             row |= dict(own_gflops=done.own.mean()/1e9, changes=leave_one_out(done.scores, y))
             rows.append(row)
@@ -657,7 +657,7 @@ def line(rows:pd.DataFrame, changes, strata) -> Line:
     settings = sorted(rows.setting.unique())
     at = [rows.index[rows.setting==s] for s in settings]
     cost = np.array([rows.gflops[o].mean() for o in at])
-    return Line(cost, np.stack([rows['map'][o] for o in at]), np.stack([changes[o] for o in at]), strata)
+    return Line(cost, np.stack([rows['mAP'][o] for o in at]), np.stack([changes[o] for o in at]), strata)
 
 # %% ../../nbs/experiments/03_policies.ipynb #d577c397
 def lines(curves:pd.DataFrame, changes, strata) -> dict:   # policy -> Line
@@ -695,10 +695,10 @@ def compare(
         theirs = each[name]
         both = equal_costs(ours, theirs)
         costs = np.geomspace(theirs.cost.min(), theirs.cost.max(), 60)
-        best = d.groupby('setting')[['map', 'gflops']].mean().sort_values('map').iloc[-1]
+        best = d.groupby('setting')[['mAP', 'gflops']].mean().sort_values('mAP').iloc[-1]
         works = bool(d.admitted.iloc[0]) if 'admitted' in d else True
         row = dict(policy=name, kind=d.kind.iloc[0], admitted=works, settings=d.setting.nunique(),
-            best_map=best['map'], best_gflops=best.gflops, equal_from=both[0], equal_to=both[-1])
+            best_mAP=best['mAP'], best_gflops=best.gflops, equal_from=both[0], equal_to=both[-1])
         intervals = dict(
             area=theirs.at(grid, floor).interval(),
             hcms_more=advantage(ours, theirs).interval(),

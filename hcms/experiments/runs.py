@@ -372,7 +372,7 @@ def operating_point(
     workers:int=2,
     epochs:int=0,
     **order,                          # `modalities`, where another order than the natural one is searched
-) -> pd.DataFrame:                    # A row a trial: weight, targets, reached, map, close
+) -> pd.DataFrame:                    # A row a trial: weight, targets, reached, mAP, close
     "Search targets and lambda until the wanted skip ratios are reached; the last row is the result."
     ranges = PAPER.appearance_skip,PAPER.motion_skip
     free = ((0., 1.),)*len(want)
@@ -391,8 +391,8 @@ def operating_point(
                 runs = get_runs(dataset, configs, workers)
                 got = tuple(np.mean([reached(r) for r in runs], 0).round(4).tolist())
                 close = max(abs(a-b) for a,b in zip(got, want))<=CLOSE
-                best = np.mean([r.history['map'].max() for r in runs])
-                rows.append(dict(weight=weight, targets=targets, reached=got, map=best, close=close))
+                best = np.mean([r.history['mAP'].max() for r in runs])
+                rows.append(dict(weight=weight, targets=targets, reached=got, mAP=best, close=close))
                 if close:
                     return pd.DataFrame(rows)
                 wished = tuple(t+w-g for t,w,g in zip(targets, want, got))
@@ -458,9 +458,9 @@ def _trial(job):
         _,history = train(config_for(_data, epochs, **changes | own, seed=SEED), *_splits)
         best.append(max(history, key=lambda o: o['score']))
     took = round(time.perf_counter()-since, 1)
-    score,mean_ap = (float(np.mean([o[k] for o in best])) for k in ('score', 'map'))
+    score,mean_ap = (float(np.mean([o[k] for o in best])) for k in ('score', 'mAP'))
     row = dict(model=model, lr=changes['lr'], constant=name, value=value)
-    return row | dict(score=score, map=mean_ap, epoch=best[0]['epoch'], seconds=took)
+    return row | dict(score=score, mAP=mean_ap, epoch=best[0]['epoch'], seconds=took)
 
 # %% ../../nbs/experiments/02_runs.ipynb #a2daac67
 def choose(
@@ -478,7 +478,7 @@ def tune(
     workers:int=2,    # Processes
     models=(),        # Some of them; by default all
     epochs:int=0,     # 0: the data set's own schedule
-) -> pd.DataFrame:    # A row a trial: model, lr, constant, value, score, map, epoch, seconds, chosen
+) -> pd.DataFrame:    # A row a trial: model, lr, constant, value, score, mAP, epoch, seconds, chosen
     "Make all trials on a data set; score and mAP are from 0 to 1."
     plan = data.plan.trials
     if not plan.rates:

@@ -22,7 +22,7 @@ def _said(interval) -> str:   # In points, for a sentence
 
 def _matched(every, fused, name) -> str:
     "From where on early fusion is matched, or how near the best budget comes."
-    costs = f'{percent(fused.map_mean)} mAP, {fused.gflops_mean:,.0f} GFLOPs'
+    costs = f'{percent(fused.mAP_mean)} mAP, {fused.gflops_mean:,.0f} GFLOPs'
     everything = f'{fused.what} at all steps ({costs})'
     matched = every[every[f'{name}_low']>MATCHED]
     if len(matched):
@@ -63,7 +63,7 @@ def show_budgets(numbers, selects, data, parameters, runs, out):
         'Budget, GFLOPs': asked,
         'spent': mean_pm(numbers, 'gflops', digits=1 if numbers.gflops_mean.max()>=100 else 2),
         'off by %': ['–' if pd.isna(o) else f'{100*o:+.1f}' for o in numbers.off],
-        'mAP %': _points(numbers, 'map'),
+        'mAP %': _points(numbers, 'mAP'),
         'less early fusion, points': _points(numbers, 'less'),
         'less early fusion, shifted videos': _points(numbers, 'less_shifted'),
         **{f'skips {m} %': (100*numbers[f'skip_{m}']).map('{:.1f}'.format) for m in data.modalities[1:]}})
@@ -140,7 +140,7 @@ def show_curve(reached, curves, data, parameters, runs, out):
 _TRIALS = files('hcms')/'resources'/'beyond_trials.csv'
 KEPT = 'shifted videos, earlier answer'   # The idea that the package trains
 
-def beyond_trials(of:str) -> pd.DataFrame:   # idea, what, seed, score, map_30, ..., from 0 to 1
+def beyond_trials(of:str) -> pd.DataFrame:   # idea, what, seed, score, mAP_30, ..., from 0 to 1
     "The trials that were made on a data set; none where there were none."
     with _TRIALS.open(encoding='utf-8') as f:
         every = pd.read_csv(f)
@@ -152,7 +152,7 @@ def over_trials(rows:pd.DataFrame) -> pd.DataFrame:   # A row an idea
     less = own-own.loc[KEPT]
     out = rows.groupby(['idea', 'what'], sort=False).agg(
         score_mean=('score', 'mean'), score_std=('score', 'std'),
-        map_50=('map_50', 'mean'), map_100=('map_100', 'mean'), map_300=('map_300', 'mean'),
+        mAP_50=('mAP_50', 'mean'), mAP_100=('mAP_100', 'mean'), mAP_300=('mAP_300', 'mean'),
         seeds=('seed', 'nunique')).reset_index()
     out['less_mean'] = out.idea.map(less.mean(axis=1))
     out['less_std'] = out.idea.map(less.std(axis=1))
@@ -165,7 +165,7 @@ def show_trials(rows, data, parameters, runs, out):
         'Idea': numbers.idea, 'what it is': numbers.what,
         'score': mean_pm(numbers, 'score', 100),
         'less what is kept, points': mean_pm(numbers, 'less', 100),
-        **{f'mAP % at {b}': (100*numbers[f'map_{b}']).map('{:.1f}'.format) for b in (50, 100, 300)},
+        **{f'mAP % at {b}': (100*numbers[f'mAP_{b}']).map('{:.1f}'.format) for b in (50, 100, 300)},
         'seeds': numbers.seeds})
     notes,meta = describe(data, runs, parameters)
     notes[1] = (

@@ -36,7 +36,7 @@ def combinations() -> dict:   # 'A+I' -> ('audio', 'appearance')
 def targets(name:str) -> pd.Series:   # (modalities, views) -> mAP from 0 to 1
     "The paper's fourteen numbers of a data set, quoted."
     quoted = paper_table(1).query('method=="LSTM" and dataset==@name')
-    return quoted.set_index(['modalities', 'views']).map_pct/100
+    return quoted.set_index(['modalities', 'views']).mAP_pct/100
 
 # %% ../../nbs/reports/06_calibration.ipynb #f0f98120
 def _seen(sim, views:int) -> np.ndarray:   # (3,)
@@ -114,7 +114,7 @@ def closed_form(
                 p = p*motion[sight[:,2],each]
             p = p+1e-12
             out[name,views] = mean_average_precision(p/p.sum(1, keepdims=True), y)
-    return pd.Series(out).rename_axis(['modalities', 'views']).rename('map')
+    return pd.Series(out).rename_axis(['modalities', 'views']).rename('mAP')
 
 # %% ../../nbs/reports/06_calibration.ipynb #0081fb97
 FITTING = 25   # Videos of each class in a set that parameters are fitted on, as many as are evaluated
@@ -146,7 +146,7 @@ def measured(data:SimulatedDataset, seed:int=0, epochs:int=0, videos:int=FITTING
             logits,_ = predict_split(model, config, part)
             found.append(mean_average_precision(softmax(logits[:,-1].numpy()), part.labels))
         out[k] = np.mean(found)
-    return pd.Series(out).rename_axis(['modalities', 'views']).rename('map')
+    return pd.Series(out).rename_axis(['modalities', 'views']).rename('mAP')
 
 # %% ../../nbs/reports/06_calibration.ipynb #fe0f81b9
 FREE = ('clarity_audio', 'clarity_appearance', 'clarity_motion', 'correlation',
@@ -261,7 +261,7 @@ def fit(
         skips = {f'skip_{m}': h.get(f'skip_{m}', np.nan) for m in MODALITIES[1:]}
         views = r.config.views or data.steps
         row = dict(method=method, modalities=name[r.config.modalities], views=views)
-        rows.append(row | dict(map=h['map'], gflops=h['gflops']) | skips)
+        rows.append(row | dict(mAP=h['mAP'], gflops=h['gflops']) | skips)
     return stamped(data, beside_paper(over_seeds(rows, ['method', 'modalities', 'views']), data))
 
 def beside_paper(df, data) -> pd.DataFrame:
@@ -269,8 +269,8 @@ def beside_paper(df, data) -> pd.DataFrame:
     paper = paper_table(1).query('dataset==@data.name').set_index(['method', 'modalities', 'views'])
     views = np.where(df.views==data.steps, PAPER.views[1], PAPER.views[0])
     quoted = paper.loc[list(zip(df.method, df.modalities, views))]
-    df = df.assign(paper_map=quoted.map_pct.to_numpy()/100, paper_gflops=quoted.gflops.to_numpy())
-    difference = df.map_mean-df.paper_map
+    df = df.assign(paper_mAP=quoted.mAP_pct.to_numpy()/100, paper_gflops=quoted.gflops.to_numpy())
+    difference = df.mAP_mean-df.paper_mAP
     return df.assign(difference=difference, within_2_points=difference.abs()<=WITHIN)
 
 # %% ../../nbs/reports/06_calibration.ipynb #ef4590b8
@@ -283,8 +283,8 @@ def show_calibration(numbers, tried, data, parameters, runs, out):
         'Modalities': numbers.modalities,
         'Views': numbers.views.astype(str),
         'is': role,
-        'mAP %, stand-in': mean_pm(numbers, 'map', 100),
-        'paper: mAP %': (100*numbers.paper_map).map('{:.1f}'.format),
+        'mAP %, stand-in': mean_pm(numbers, 'mAP', 100),
+        'paper: mAP %': (100*numbers.paper_mAP).map('{:.1f}'.format),
         'difference, points': (100*numbers.difference).map('{:+.1f}'.format),
         'within 2 points': np.where(numbers.within_2_points, 'yes', 'no'),
         'GFLOPs, stand-in': mean_pm(numbers, 'gflops'),
@@ -302,7 +302,7 @@ def show_calibration(numbers, tried, data, parameters, runs, out):
     if len(hcms):
         ratios = {m: hcms[f'skip_{m}_mean'].iloc[0] for m in MODALITIES[1:]}
         skips = ', '.join(f'{v:.3f} of the steps skip {m}' for m,v in ratios.items())
-        more = 100*(hcms.map_mean.iloc[0]-hcms.paper_map.iloc[0])
+        more = 100*(hcms.mAP_mean.iloc[0]-hcms.paper_mAP.iloc[0])
         findings.append(f"HCMS, which was not fitted, comes out {more:+.1f} points from the paper's mAP.")
         notes += [f'HCMS: {skips}. The paper has .525 and .940 on ActivityNet.']
     below = [notes[0]]

@@ -119,7 +119,7 @@ class Evidence:
             configs = variants(self.data, [changes], self.seeds, self.epochs)
             self._runs[key] = get_runs(self.data, configs, self.workers)
         return self._runs[key]
-    def map(self, **changes) -> Estimate:
+    def mAP(self, **changes) -> Estimate:
         "mAP from 0 to 1."
         key = str(sorted(changes.items()))
         if key not in self._maps:
@@ -200,7 +200,7 @@ SHOWN_ONLY = 'shown in a figure, without numbers'
 def _paper_lstm(dataset, views=128) -> dict:
     "modalities -> mAP in %, of Table 1's LSTM."
     rows = paper_table(1).query('dataset==@dataset and method=="LSTM" and views==@views')
-    return rows.set_index('modalities').map_pct.to_dict()
+    return rows.set_index('modalities').mAP_pct.to_dict()
 
 def _paper_hcms(dataset):
     return paper_table(1).query('dataset==@dataset and method=="HCMS"').iloc[0]
@@ -225,14 +225,14 @@ def _letters(modalities) -> str:
 @claim('HCMS matches or beats early fusion of all modalities, at a fraction of its cost',
     'Sec. 4.2.1, Table 1', 'skipping would be paid for in accuracy')
 def matches_fusion(e):
-    gain = judge(e.map()-e.map(**early()), -MARGIN, comparisons=2, margin=None)
+    gain = judge(e.mAP()-e.mAP(**early()), -MARGIN, comparisons=2, margin=None)
     share = e.cost()/e.cost(**early())
     cheap = judge(share, .25, above=False, comparisons=2, margin=None, unit='%')
     def paper(d):
         h = _paper_hcms(d)
         rows = paper_table(1).query('dataset==@d and modalities=="A+I+M" and views==128')
         lstm = rows[rows.method=='LSTM'].iloc[0]
-        return f'{h.map_pct-lstm.map_pct:+.1f} points at {h.gflops/lstm.gflops:.1%} of the cost'
+        return f'{h.mAP_pct-lstm.mAP_pct:+.1f} points at {h.gflops/lstm.gflops:.1%} of the cost'
     test = 'mAP of HCMS less that of A + I + M at all steps above -1 point; cost below a quarter'
     numbers = f'{gain.text} at {share.mean:.1%} of the cost'
     return Row(test, numbers, together([gain, cheap]), _each_paper(paper))
@@ -249,7 +249,7 @@ def _additions():
     'one of the modalities would bring nothing that the others do not have', 'data', MODALITIES)
 def each_adds(e):
     pairs = _additions()
-    gains = {f'{letters(b)} over {letters(a)}': e.map(**early(*b))-e.map(**early(*a)) for a,b in pairs}
+    gains = {f'{letters(b)} over {letters(a)}': e.mAP(**early(*b))-e.mAP(**early(*a)) for a,b in pairs}
     judged = {k: judge(v, comparisons=len(gains)) for k,v in gains.items()}
     least = min(gains, key=lambda k: gains[k].mean)
     missed = [k for k,v in judged.items() if v.verdict!=HOLDS]
@@ -269,7 +269,7 @@ def each_adds(e):
 @claim('Audio alone is weak', 'Sec. 4.2.1, Table 1',
     'audio alone would do, and nothing else would be needed', 'data', MODALITIES)
 def audio_weak(e):
-    d = {m: judge(e.map(**early(m))-e.map(**early('audio')), comparisons=2) for m in MODALITIES[1:]}
+    d = {m: judge(e.mAP(**early(m))-e.mAP(**early('audio')), comparisons=2) for m in MODALITIES[1:]}
     def paper(o):
         table = _paper_lstm(o)
         return f"appearance {table['I']-table['A']:+.1f}, motion {table['M']-table['A']:+.1f} points"
@@ -286,7 +286,7 @@ def audio_adds(e):
         (('appearance',), ('audio', 'appearance')),
         (('motion',), ('audio', 'motion')),
         (MODALITIES[1:], MODALITIES)]
-    gains = {f'on {letters(a)}': e.map(**early(*b))-e.map(**early(*a)) for a,b in pairs}
+    gains = {f'on {letters(a)}': e.mAP(**early(*b))-e.mAP(**early(*a)) for a,b in pairs}
     low = [judge(v, .015, comparisons=6, margin=None) for v in gains.values()]
     high = [judge(v, .035, above=False, comparisons=6, margin=None) for v in gains.values()]
     def paper(d):
@@ -307,7 +307,7 @@ def _uniform_at(e, cost:float) -> Estimate:
     costs = [e.cost(**o).mean for o in points]
     k = int(np.clip(np.searchsorted(costs, cost), 1, len(costs)-1))
     share = float(np.interp(cost, costs[k-1:k+1], (0, 1)))
-    return e.map(**points[k-1])*(1-share) + e.map(**points[k])*share
+    return e.mAP(**points[k-1])*(1-share) + e.mAP(**points[k])*share
 
 # %% ../../nbs/reports/05_claims.ipynb #f04c997f
 @claim('At equal cost HCMS is better than UNIFORM, over a range of costs', 'Sec. 4.2.2, Fig. 3',
@@ -317,7 +317,7 @@ def beats_uniform(e):
     rows = []
     for point in points:
         cost = e.cost(**point).mean
-        rows.append((cost, judge(e.map(**point)-_uniform_at(e, cost), comparisons=len(points))))
+        rows.append((cost, judge(e.mAP(**point)-_uniform_at(e, cost), comparisons=len(points))))
     rows.sort(key=lambda o: o[0])
     numbers = '; '.join(f'{cost:.0f} GFLOPs: {i.text}' for cost,i in rows)
     test = 'mAP of HCMS at each pair of skip targets less that of UNIFORM at the same cost above 0'
@@ -336,7 +336,7 @@ def _at_budget(e, share) -> Estimate:
 @claim('A budget at test time degrades mAP gracefully', 'Sec. 4.2.2, Table 2',
     'HCMS would need its whole budget, and could not be stopped early')
 def budgets(e):
-    kept = {s: _at_budget(e, s)/e.map() for s in (*SHARES, .75, 1.)}
+    kept = {s: _at_budget(e, s)/e.mAP() for s in (*SHARES, .75, 1.)}
     judged = []
     for s,least in SHARES.items():
         judged.append(judge(kept[s], least, comparisons=len(SHARES), margin=None, unit='%'))
@@ -346,7 +346,7 @@ def budgets(e):
         rows = paper_table(2).query('dataset==@d')
         known = rows[np.isfinite(rows.budget_gflops)]
         cost = _paper_hcms(d).gflops
-        at = [np.interp(s*cost, known.budget_gflops, known.map_pct)/rows.map_pct.max() for s in SHARES]
+        at = [np.interp(s*cost, known.budget_gflops, known.mAP_pct)/rows.mAP_pct.max() for s in SHARES]
         return ', '.join(f'{a:.0%} of mAP with {s:.0%}' for s,a in zip(SHARES, at))
     numbers = '; '.join(f'{s:.0%} of the mean cost keeps {o.mean:.1%} of mAP' for s,o in kept.items())
     numbers += '. Intervals: ' + ', '.join(f'{s:.0%}: {i.text}' for s,i in zip(SHARES, judged))
@@ -420,7 +420,7 @@ HITS = 1.25   # Times chance
     'any steps would do, as long as they are few')
 def informative(e):
     truth = e.data.evidence(e.data.evaluated)
-    more = judge(e.map()-_random_at_reached_usage(e), comparisons=1 if truth is None else 3)
+    more = judge(e.mAP()-_random_at_reached_usage(e), comparisons=1 if truth is None else 3)
     text = f'mAP against random gates of the same usage: {more.text}'
     if truth is None:
         test = 'mAP above that of random gates of the same usage (where evidence is, is not known here)'
@@ -460,13 +460,13 @@ def audio_cheap(e):
 def orders(e):
     others = {}
     for o in ORDERS[1:]:
-        others[arrow(o)] = judge(e.map(modalities=o)-e.map(), -.02, comparisons=6, margin=None)
+        others[arrow(o)] = judge(e.mAP(modalities=o)-e.mAP(), -.02, comparisons=6, margin=None)
     cost = {arrow(o): e.cost(modalities=o) for o in ORDERS[1:]}
     more_expensive = [judge(c-e.cost(), comparisons=6, margin=None) for c in cost.values()]
     table = paper_table(6)
     quoted = []
     for o in table.iloc[1:].itertuples():
-        quoted.append(f'{o.order} {o.map_pct-table.map_pct[0]:+.1f} points at {o.gflops:.0f} GFLOPs')
+        quoted.append(f'{o.order} {o.mAP_pct-table.mAP_pct[0]:+.1f} points at {o.gflops:.0f} GFLOPs')
     paper = f"ActivityNet: {'; '.join(quoted)}; natural {table.gflops[0]:.0f}"
     numbers = '; '.join(f'{k}: {i.text} at {cost[k].mean:.0f} GFLOPs' for k,i in others.items())
     numbers += f'; natural: {e.cost().mean:.0f}'
@@ -492,7 +492,7 @@ def gates_early(e):
             aims = dict(zip(r.config.modalities[1:], r.config.skip_targets))
             away = sum((h[f'skip_{m}']-t).abs() for m,t in aims.items())/len(aims)
             gap[k,s] = away.iloc[quarter]-away.iloc[-1]
-            part[k,s] = h['map'].iloc[quarter]/h['map'].max()
+            part[k,s] = h['mAP'].iloc[quarter]/h['mAP'].max()
     both = dict(above=False, comparisons=2, margin=None)
     early_gates = judge(_over_seeds(gap.mean(0)), .05, **both, scale=1, digits=3, unit='')
     late_map = judge(_over_seeds(part.mean(0)), .95, **both, unit='%')
@@ -507,7 +507,7 @@ def gates_early(e):
 # %% ../../nbs/reports/05_claims.ipynb #07776d94
 @claim('Stricter skipping costs accuracy', 'Sec. 4.3.5, Fig. 7', 'most of what HCMS pays for could be saved')
 def stricter(e):
-    a,b,c = (e.map(skip_targets=g) for g in FIG7_GROUPS.values())
+    a,b,c = (e.mAP(skip_targets=g) for g in FIG7_GROUPS.values())
     d = judge(a-c)
     test = 'mAP of group A (skip targets 0.3, 0.7) less that of group C (0.92, 0.99) above 0'
     return Row(test, f'{d.text}; A less B {judge(a-b).text}', d.verdict, SHOWN_ONLY)
@@ -537,8 +537,8 @@ def adaframe(e):
     a = e.rivals.loc['AdaFrame']
     i = judge(e.advantage('AdaFrame'))
     numbers = (
-        f'{i.text}; best operating point {a.best_map:.1%} at {a.best_gflops:.0f} GFLOPs, '
-        f'of HCMS {h.best_map:.1%} at {h.best_gflops:.0f}')
+        f'{i.text}; best operating point {a.best_mAP:.1%} at {a.best_gflops:.0f} GFLOPs, '
+        f'of HCMS {h.best_mAP:.1%} at {h.best_gflops:.0f}')
     if not a.admitted:
         numbers += f'. {DID_NOT_TRAIN}'
     test = (
@@ -566,10 +566,10 @@ def state_of_the_art(e):
 
 # %% ../../nbs/reports/05_claims.ipynb #4bf9b5f8
 def _best_quoted(d) -> str:
-    column = f'{d}_map_pct'
+    column = f'{d}_mAP_pct'
     others = paper_table(3).query('method!="HCMS"').dropna(subset=[column])
     best = others.loc[others[column].idxmax()]
-    return f'{_paper_hcms(d).map_pct-best[column]:+.1f} points over {best.method}, with other backbones'
+    return f'{_paper_hcms(d).mAP_pct-best[column]:+.1f} points over {best.method}, with other backbones'
 
 # %% ../../nbs/reports/05_claims.ipynb #17c0dc13
 def _checked(c:Claim, e:Evidence) -> Row:

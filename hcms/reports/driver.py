@@ -157,7 +157,7 @@ def keep_recognizer(data, run, other='') -> Path:
     notes,_ = describe(data, [run], {})
     gated = run.config.modalities[1:]
     results = {
-        f'mAP, {data.evaluated} split': f"{h['map']:.1%}",
+        f'mAP, {data.evaluated} split': f"{h['mAP']:.1%}",
         f"steps that skip {', '.join(gated)}": ', '.join(f"{h[f'skip_{m}']:.1%}" for m in gated),
         'seed': run.config.seed,
     }

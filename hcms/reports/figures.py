@@ -46,7 +46,7 @@ def _fig3_row(data, run) -> dict:
         row = dict(method='HCMS', setting=c.skip_targets[-1], label=label)
     h = run.headline()
     skips = {f'skip_{m}': h.get(f'skip_{m}', 0.) for m in data.modalities[1:]}
-    return row | dict(map=h['map'], gflops=h['gflops']) | skips
+    return row | dict(mAP=h['mAP'], gflops=h['gflops']) | skips
 
 # %% ../../nbs/reports/04_figures.ipynb #b03025c3
 def fig3(
@@ -67,7 +67,7 @@ def fig3_adaframe(curves) -> pd.DataFrame:
     skips = {f'skip_{m}': 1-d[f'use_{m}'] for m in gated}
     d = d.assign(method='AdaFrame', label='', **skips)
     by = ['method', 'setting', 'label']
-    return over_seeds(d[[*by, 'map', 'gflops', *skips]].to_dict('records'), by)
+    return over_seeds(d[[*by, 'mAP', 'gflops', *skips]].to_dict('records'), by)
 
 # %% ../../nbs/reports/04_figures.ipynb #4b12495f
 def _fig3_findings(numbers) -> list:
@@ -76,8 +76,8 @@ def _fig3_findings(numbers) -> list:
     uniform = d[d.method=='UNIFORM']
     ours = d[d.method=='HCMS']
     cost = np.log(ours.gflops_mean)
-    beside = np.interp(cost, np.log(uniform.gflops_mean), uniform.map_mean)
-    more = 100*(ours.map_mean-beside)
+    beside = np.interp(cost, np.log(uniform.gflops_mean), uniform.mAP_mean)
+    more = 100*(ours.mAP_mean-beside)
     inside = (ours.gflops_mean>=uniform.gflops_mean.min()) & (ours.gflops_mean<=uniform.gflops_mean.max())
     if not inside.any():
         return []
@@ -222,7 +222,7 @@ def fig7_configs(data, seeds:int=3, epochs:int=0) -> list:   # of TrainConfig
 # %% ../../nbs/reports/04_figures.ipynb #ca2364eb
 def fig7(
     runs,
-) -> pd.DataFrame:   # group, epoch, map, skip_appearance, skip_motion over seeds, and the targets
+) -> pd.DataFrame:   # group, epoch, mAP, skip_appearance, skip_motion over seeds, and the targets
     "Training histories of the three groups: mAP on the selection split, skip ratios there."
     names = {v: k for k,v in FIG7_GROUPS.items()}
     rows = []
@@ -230,7 +230,7 @@ def fig7(
         group = names[tuple(r.config.skip_targets)]
         for h in r.history.itertuples():
             skips = dict(skip_appearance=h.skip_appearance, skip_motion=h.skip_motion)
-            rows.append(dict(group=group, epoch=h.epoch, map=h.map) | skips)
+            rows.append(dict(group=group, epoch=h.epoch, mAP=h.mAP) | skips)
     df = over_seeds(rows, ['group', 'epoch'])
     df = df[df.seeds==df.groupby('group').seeds.transform('max')]   # a line ends where a seed does
     targets = [FIG7_GROUPS[g] for g in df.group]
@@ -243,7 +243,7 @@ def _fig7_findings(numbers, modalities) -> list:
     for group,d in numbers.groupby('group', sort=False):
         end = d.iloc[-1]
         skips = [f"{m} {end[f'skip_{m}_mean']:.2f} ({end[f'target_{m}']:g})" for m in modalities]
-        score = percent(end.map_mean)
+        score = percent(end.mAP_mean)
         out.append(f'Group {group} ends at {score} mAP with skip ratios (targets) {listed(skips)}.')
     return out
 
@@ -252,7 +252,7 @@ def show_fig7(numbers, data, parameters, runs, out):
     targets = zip(numbers.group, numbers.target_appearance, numbers.target_motion)
     shown = numbers.assign(group=[f'{g}: {a:g}, {m:g}' for g,a,m in targets])
     fig,ax = panels(1, 3, height=2.3)
-    plot_training(shown, 'map', ax[0], 'mAP (%), selection split', scale=100)
+    plot_training(shown, 'mAP', ax[0], 'mAP (%), selection split', scale=100)
     for a,m in zip(ax[1:], data.modalities[1:]):
         goals = {g: 100*d[f'target_{m}'].iloc[0] for g,d in shown.groupby('group')}
         plot_training(shown, f'skip_{m}', a, f'skip ratio, {m} (%)', goals, 100)

@@ -208,7 +208,7 @@ def outcome(data, runs) -> pd.DataFrame:   # A row a method; shares from 0 to 1,
         h = r.headline()
         skips = {f'skip_{m}': h.get(f'skip_{m}', 0.) for m in data.modalities[1:]}
         method = 'HCMS' if r.config.model=='hcms' else 'everything at all steps'
-        rows.append(dict(method=method, **{k: h[k] for k in ('accuracy', 'map', 'gflops')}) | skips)
+        rows.append(dict(method=method, **{k: h[k] for k in ('accuracy', 'mAP', 'gflops')}) | skips)
     return stamped(data, over_seeds(rows, ['method']))
 
 def mistakes(data, run) -> pd.DataFrame:   # A row a video
@@ -234,7 +234,7 @@ def show_outcome(numbers, data, parameters, runs, out):
     shown = pd.DataFrame({
         'Method': numbers.method,
         'accuracy %': mean_pm(numbers, 'accuracy', 100),
-        'mAP %': mean_pm(numbers, 'map', 100),
+        'mAP %': mean_pm(numbers, 'mAP', 100),
         'GFLOPs': mean_pm(numbers, 'gflops', digits=2)} | skips)
     notes,meta = describe(data, runs, parameters)
     h,every = numbers.iloc[0],numbers.iloc[-1]

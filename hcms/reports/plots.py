@@ -124,12 +124,12 @@ def _spread(y, gap) -> np.ndarray:
 def _name_lines(ax, names):
     "The modalities of each full LSTM, written at the right edge, with a thin line to its mark."
     low,high = ax.get_ylim()
-    at = _spread(100*names.map_mean.to_numpy(), .055*(high-low))
+    at = _spread(100*names.mAP_mean.to_numpy(), .055*(high-low))
     for y,r in zip(at, names.itertuples()):
         color = COLORS[r.method]
         line = dict(arrowstyle='-', lw=.4, color=color, alpha=.6, shrinkA=1, shrinkB=3)
         ax.annotate(
-            r.modalities, (r.gflops_mean, 100*r.map_mean), xytext=(1.04, y), xycoords='data',
+            r.modalities, (r.gflops_mean, 100*r.mAP_mean), xytext=(1.04, y), xycoords='data',
             textcoords=('axes fraction', 'data'), fontsize=7, color=color, va='center', arrowprops=line,
         )
 
@@ -145,16 +145,16 @@ def plot_costs(
     for r in numbers.itertuples():
         hcms = r.method=='HCMS'
         color = COLORS[r.method]
-        at = (r.gflops_mean, 100*r.map_mean)
+        at = (r.gflops_mean, 100*r.mAP_mean)
         fill = color if r.views==most else 'white'
-        ax.errorbar(*at, 100*r.map_std, fmt='*' if hcms else 'o', ms=11 if hcms else 5,
+        ax.errorbar(*at, 100*r.mAP_std, fmt='*' if hcms else 'o', ms=11 if hcms else 5,
                     color=color, mfc=fill, lw=1, zorder=3 if hcms else 2)
         if hcms:
             ax.annotate('HCMS', at, xytext=(-8, -2), textcoords='offset points',
                         fontsize=7, color=color, ha='right')
     ax.set(xscale='log', xlabel='GFLOPs a video (multiply-accumulates, 1e9)', ylabel='mAP (%)', title=title)
     ax.margins(x=.14, y=.12)
-    names = numbers[(numbers.views==most) & (numbers.method!='HCMS')].sort_values('map_mean')
+    names = numbers[(numbers.views==most) & (numbers.method!='HCMS')].sort_values('mAP_mean')
     _name_lines(ax, names)
     legend = f'full: all {most} steps\nhollow: {numbers.views.min()} views'
     ax.text(.98, .03, legend, transform=ax.transAxes, fontsize=7, ha='right')
@@ -172,12 +172,12 @@ def _label_points(ax, d, method, color, top):
             how = dict(xytext=(x, top), rotation=90, ha='center', va='bottom', arrowprops=line)
         else:
             how = dict(xytext=(-3, 5), textcoords='offset points', ha='right')
-        ax.annotate(r.label, (r.gflops_mean, 100*r.map_mean), fontsize=5.5, color=color, **how)
+        ax.annotate(r.label, (r.gflops_mean, 100*r.mAP_mean), fontsize=5.5, color=color, **how)
 
 # %% ../../nbs/reports/01_plots.ipynb #93acaa3c
 @mpl.rc_context(STYLE)
 def plot_curves(
-    numbers:pd.DataFrame,   # method, gflops_mean, map_mean, map_std (from 0 to 1), label
+    numbers:pd.DataFrame,   # method, gflops_mean, mAP_mean, mAP_std (from 0 to 1), label
     ax:Axes,
     title:str='',
 ) -> Axes:
@@ -185,13 +185,13 @@ def plot_curves(
     for n,(method,d) in enumerate(numbers.groupby('method', sort=False)):
         d = d.sort_values('gflops_mean')
         color = COLORS.get(method, f'C{n}')
-        mean = 100*d.map_mean
-        std = 100*d.map_std.fillna(0)
+        mean = 100*d.mAP_mean
+        std = 100*d.mAP_std.fillna(0)
         size = 8 if method=='HCMS' else 4
         ax.plot(d.gflops_mean, mean, marker=MARKERS.get(method, 'D'), ms=size,
                 color=color, label=method, lw=1.2)
         ax.fill_between(d.gflops_mean, mean-std, mean+std, color=color, alpha=.15, lw=0)
-        _label_points(ax, d, method, color, top=100*numbers.map_mean.max()+4)
+        _label_points(ax, d, method, color, top=100*numbers.mAP_mean.max()+4)
     ax.set(xscale='log', xlabel='GFLOPs a video (multiply-accumulates, 1e9)', ylabel='mAP (%)', title=title)
     ax.margins(x=.16, y=.36)
     ax.set_yticks([t for t in ax.get_yticks() if 0<=t<=100])   # what is above holds labels
@@ -310,7 +310,7 @@ def _policy_colors(names) -> dict:
 # %% ../../nbs/reports/01_plots.ipynb #dd0820d2
 @mpl.rc_context(STYLE)
 def plot_policies(
-    curves:pd.DataFrame,   # policy, setting, gflops, map (from 0 to 1): a row a setting and seed
+    curves:pd.DataFrame,   # policy, setting, gflops, mAP (from 0 to 1): a row a setting and seed
     names,                 # Which policies, in order
     ax:Axes,
     title:str='',
@@ -318,11 +318,11 @@ def plot_policies(
     "Cost against mAP of some policies."
     colors = _policy_colors(names)
     for k,name in enumerate(names):
-        of = curves[curves.policy==name].groupby('setting')[['gflops', 'map']]
+        of = curves[curves.policy==name].groupby('setting')[['gflops', 'mAP']]
         d = of.agg(['mean', 'std']).sort_values(('gflops', 'mean'))
         x = d.gflops['mean']
-        y = 100*d['map']['mean']
-        std = np.minimum(100*d['map']['std'].fillna(0), 100-y)   # no band above 100 %
+        y = 100*d['mAP']['mean']
+        std = np.minimum(100*d['mAP']['std'].fillna(0), 100-y)   # no band above 100 %
         if name in ('HCMS', EVERY_BUDGET):
             how = dict(ms=6, lw=2, zorder=3)
         else:
@@ -346,15 +346,15 @@ _KIND_LINES = dict(truth='--', beyond=':')
 
 @mpl.rc_context(STYLE)
 def plot_many(
-    curves:pd.DataFrame,   # policy, kind, setting, gflops, map: a row a setting and seed
+    curves:pd.DataFrame,   # policy, kind, setting, gflops, mAP: a row a setting and seed
     ax:Axes,
     title:str='',
 ) -> Axes:
     "All policies at once, a colour for each kind."
     for (name,kind),d in curves.groupby(['policy', 'kind'], sort=False):
-        m = d.groupby('setting')[['gflops', 'map']].mean().sort_values('gflops')
+        m = d.groupby('setting')[['gflops', 'mAP']].mean().sort_values('gflops')
         ours = kind in ('HCMS', 'beyond')
-        ax.plot(m.gflops, 100*m['map'], marker='.', ms=4, lw=2.2 if ours else .9,
+        ax.plot(m.gflops, 100*m['mAP'], marker='.', ms=4, lw=2.2 if ours else .9,
                 ls=_KIND_LINES.get(kind, '-'), color=KIND_COLORS[kind], zorder=3 if ours else 2)
     names = dict(
         truth='oracle', steps='choose steps', modalities='choose modalities',

@@ -87,7 +87,7 @@ def _table1_row(data, run):
     if data.prices:
         measured = mean_gflops(p.gates, data.prices, run.model)
     out = dict(method=_PAPER_NAMES[c.model], modalities=letters(c.modalities), views=c.views or data.steps)
-    out |= {k: row[k] for k in ('map', 'map_interpolated', 'accuracy', 'gflops')}
+    out |= {k: row[k] for k in ('mAP', 'mAP_interpolated', 'accuracy', 'gflops')}
     out |= dict(gflops_measured=measured)
     return out | {f'skip_{m}': row.get(f'skip_{m}', np.nan) for m in data.modalities[1:]}
 
@@ -105,7 +105,7 @@ def table1(
         quoted = paper[paper.dataset==o].set_index(['method', 'modalities', 'views'])
         most = df.views.max()
         at = [(m, c, every if v==most else few) for m,c,v in zip(df.method, df.modalities, df.views)]
-        df[f'paper_{o}_map'] = quoted.map_pct.reindex(at).to_numpy()/100
+        df[f'paper_{o}_mAP'] = quoted.mAP_pct.reindex(at).to_numpy()/100
         df[f'paper_{o}_gflops'] = quoted.gflops.reindex(at).to_numpy()
     return stamped(data, df)
 
@@ -116,19 +116,19 @@ def _shown_table1(numbers) -> pd.DataFrame:
         'Method': numbers.method,
         'Modal': numbers.modalities,
         'Views': numbers.views.astype(str),
-        'mAP %': mean_pm(numbers, 'map', 100),
+        'mAP %': mean_pm(numbers, 'mAP', 100),
         'GFLOPs': mean_pm(numbers, 'gflops'),
         'GFLOPs, own backbones': mean_pm(numbers, 'gflops_measured', digits=3),
     })
     for o,d in PAPER_DATASETS.items():
-        shown[f'paper, {d.title}: mAP %'] = (numbers[f'paper_{o}_map']*100).map('{:.1f}'.format)
+        shown[f'paper, {d.title}: mAP %'] = (numbers[f'paper_{o}_mAP']*100).map('{:.1f}'.format)
         shown[f'paper, {d.title}: GFLOPs'] = numbers[f'paper_{o}_gflops'].map('{:.1f}'.format)
     return shown
 
 # %% ../../nbs/reports/03_tables.ipynb #b8782932
 def _gain(hcms, full, few, prefix='', suffix='') -> tuple:
     "HCMS against all modalities: points of mAP, share of the cost at all steps, share of that at few views."
-    score = f'{prefix}map{suffix}'
+    score = f'{prefix}mAP{suffix}'
     cost = f'{prefix}gflops{suffix}'
     return 100*(hcms[score]-full[score]),hcms[cost]/full[cost],hcms[cost]/few[cost]
 
@@ -139,14 +139,14 @@ def _table1_findings(numbers) -> list:
     every = max(full.index, key=len)
     h = numbers[numbers.method=='HCMS'].iloc[-1]
     e = full.loc[every]
-    more = 100*(h.map_mean-e.map_mean)
+    more = 100*(h.mAP_mean-e.mAP_mean)
     out = [
-        f'HCMS reaches {percent(h.map_mean)} mAP with {h.gflops_mean:,.0f} GFLOPs a video. '
-        f'An LSTM on {every} at all {e.views} steps reaches {percent(e.map_mean)} with {e.gflops_mean:,.0f}: '
+        f'HCMS reaches {percent(h.mAP_mean)} mAP with {h.gflops_mean:,.0f} GFLOPs a video. '
+        f'An LSTM on {every} at all {e.views} steps reaches {percent(e.mAP_mean)} with {e.gflops_mean:,.0f}: '
         f'HCMS is {abs(more):.1f} points {"above" if more>0 else "below"} that, at '
         f'{percent(h.gflops_mean/e.gflops_mean)} of the cost.']
-    alone = full[[' ' not in o for o in full.index]].map_mean.sort_values()
-    pairs = full[[o.count('+')==1 for o in full.index]].map_mean.sort_values()
+    alone = full[[' ' not in o for o in full.index]].mAP_mean.sort_values()
+    pairs = full[[o.count('+')==1 for o in full.index]].mAP_mean.sort_values()
     if len(alone)>2:
         out.append(
             f'Of single modalities {alone.index[0]} is weakest ({percent(alone.iloc[0])}) and '
@@ -260,7 +260,7 @@ def _control_rows(data, learned, control, draws=5):
     for r,c in zip(tqdm(learned, desc=f'gates against chance, {data.bar_label}', unit='seed'), control):
         for name,k,logits,gates in _draws(r, c, test, draws):
             score = mean_average_precision(probabilities(logits[:,-1], r.config.multilabel), test.labels)
-            row = dict(gates=name, seed=r.config.seed, draw=k, map=score)
+            row = dict(gates=name, seed=r.config.seed, draw=k, mAP=score)
             if truth is not None:
                 row |= _hits(gates, truth, data.modalities[1:])
             rows.append(row)
@@ -278,8 +278,8 @@ def _hit_note(df, names) -> str:
 def _gate_findings(df, last) -> list:
     of = df.set_index('gates')
     learned = of.loc['learned']
-    others = [f'{percent(o.map_mean)} {name}' for name,o in of.drop('learned').iterrows()]
-    out = [f"Learned gates reach {percent(learned.map_mean)} mAP, with the same usage {listed(others)}."]
+    others = [f'{percent(o.mAP_mean)} {name}' for name,o in of.drop('learned').iterrows()]
+    out = [f"Learned gates reach {percent(learned.mAP_mean)} mAP, with the same usage {listed(others)}."]
     if f'precision_{last}_mean' in of:
         hits,chance = (learned[f'{k}_{last}_mean'] for k in ('precision', 'chance_precision'))
         out.append(f'{percent(hits)} of the steps at which {last} was used carry evidence in it; '
@@ -292,7 +292,7 @@ def gate_table(data, runs, parameters, out):
     learned,control = ([r for r in hcms if r.config.policy==p] for p in ('learned', 'random'))
     rows = _control_rows(data, learned, control).drop(columns='seed')
     df = over_seeds(rows.to_dict('records'), ['gates'])
-    shown = pd.DataFrame({'Gates': df.gates, 'mAP %': mean_pm(df, 'map', 100)})
+    shown = pd.DataFrame({'Gates': df.gates, 'mAP %': mean_pm(df, 'mAP', 100)})
     known = 'precision_motion_mean' in df
     if known:
         for m in data.modalities[1:]:
@@ -313,7 +313,7 @@ def table2(
 ) -> pd.DataFrame:   # Shares from 0 to 1; paper_* columns quoted, where the paper has that budget
     "The numbers of Table 2."
     runs = with_steps(data, runs)
-    shown = ('map', 'accuracy', 'gflops', 'most', 'steps', 'stopped')
+    shown = ('mAP', 'accuracy', 'gflops', 'most', 'steps', 'stopped')
     rows = []
     for b in tqdm(budgets, desc=f'budgets, {data.bar_label}', unit='budget'):
         for r in runs:
@@ -321,7 +321,7 @@ def table2(
             rows.append(dict(budget=float(b)) | {k: v for k,v in row.items() if k in shown})
     df = over_seeds(rows, ['budget'])
     paper = paper_table(2).query('dataset==@data.paper').set_index('budget_gflops')
-    for k in ('map', 'acc'):
+    for k in ('mAP', 'acc'):
         df[f'paper_{k}'] = [paper[f'{k}_pct'].get(b, np.nan)/100 for b in df.budget]
     return stamped(data, df)
 
@@ -330,14 +330,14 @@ def _shown_table2(numbers) -> pd.DataFrame:
     "Table 2 as text, beside the paper's rows where it has that budget."
     shown = pd.DataFrame({
         'GFLOPs': [f'< {b:g}' if np.isfinite(b) else 'no limit' for b in numbers.budget],
-        'mAP %': mean_pm(numbers, 'map', 100),
+        'mAP %': mean_pm(numbers, 'mAP', 100),
         'Acc %': mean_pm(numbers, 'accuracy', 100),
         'GFLOPs spent': mean_pm(numbers, 'gflops'),
         'steps seen': mean_pm(numbers, 'steps'),
         'videos stopped %': mean_pm(numbers, 'stopped', 100, 0),
     })
-    if numbers.paper_map.notna().any():
-        for k,title in (('map', 'mAP'), ('acc', 'Acc')):
+    if numbers.paper_mAP.notna().any():
+        for k,title in (('mAP', 'mAP'), ('acc', 'Acc')):
             quoted = numbers[f'paper_{k}']*100
             shown[f'paper: {title} %'] = quoted.map(lambda v: '–' if pd.isna(v) else f'{v:.1f}')
     return shown
@@ -348,13 +348,13 @@ def _table2_findings(numbers, within=.05) -> list:
     d = numbers.sort_values('budget')
     most = d.iloc[-1]
     least = d.iloc[0]
-    near = d[d.map_mean>=most.map_mean-within].iloc[0]
-    falls = int((d.map_mean.diff()<0).sum())
-    out = [f'With the largest budget HCMS reaches {percent(most.map_mean)} mAP and spends '
+    near = d[d.mAP_mean>=most.mAP_mean-within].iloc[0]
+    falls = int((d.mAP_mean.diff()<0).sum())
+    out = [f'With the largest budget HCMS reaches {percent(most.mAP_mean)} mAP and spends '
            f'{most.gflops_mean:,.0f} GFLOPs in the mean.']
     if near.budget<most.budget:
         out.append(f'It stays within {100*within:.0f} points of that down to a budget of {near.budget:g}.')
-    out.append(f'At {least.budget:g}, the smallest, it has {percent(least.map_mean)}.')
+    out.append(f'At {least.budget:g}, the smallest, it has {percent(least.mAP_mean)}.')
     often = {0: 'never falls', 1: 'falls once'}.get(falls, f'falls {falls} times')
     out.append(f'mAP {often} when the budget grows.')
     return out
@@ -390,9 +390,9 @@ def table3(
     quoted['source'] = 'quoted: the paper, its reference ['+quoted.reference+']'
     quoted.loc[quoted.method=='HCMS', 'source'] = 'quoted: the paper'
     for k in PAPER_DATASETS:
-        quoted[k] = quoted[f'{k}_map_pct']/100
+        quoted[k] = quoted[f'{k}_mAP_pct']/100
     quoted = quoted[['method', 'source', *PAPER_DATASETS]]
-    each = [dict(method='HCMS', map=r.headline()['map']) for r in runs]
+    each = [dict(method='HCMS', mAP=r.headline()['mAP']) for r in runs]
     own = over_seeds(each, ['method'])
     own['source'] = f'measured here, on {data.label}'
     return stamped(data, pd.concat([quoted, own], ignore_index=True))
@@ -410,7 +410,7 @@ def show_table3(numbers, data, parameters, runs, out):
     columns = {'Method': numbers.method, 'Where from': numbers.source}
     for k,d in PAPER_DATASETS.items():
         columns[f'{d.title}, quoted: mAP %'] = _percent(numbers[k])
-    columns[f'{data.label}, measured: mAP %'] = mean_pm(numbers, 'map', 100)
+    columns[f'{data.label}, measured: mAP %'] = mean_pm(numbers, 'mAP', 100)
     shown = pd.DataFrame(columns)
     notes,meta = describe(data, runs, parameters)
     notes.append(
@@ -419,7 +419,7 @@ def show_table3(numbers, data, parameters, runs, out):
     title = f'Table 3. Other methods, quoted, and HCMS on {data.label}'
     own = numbers.iloc[-1]
     findings = [
-        f'On {data.label} HCMS reaches {percent(own.map_mean)} mAP. The other rows are of other data and '
+        f'On {data.label} HCMS reaches {percent(own.mAP_mean)} mAP. The other rows are of other data and '
         'networks: none of them says which method is better. The policies that are measured beside HCMS, '
         'on the same features, do.']
     return write_table(numbers, shown, 'table3', out, title, notes, meta, findings)
@@ -434,15 +434,15 @@ def show_later(data, parameters, runs, out):
         'Backbones': df.backbone,
         'Quoted from': df.source})
     for k,d in PAPER_DATASETS.items():
-        shown[f'{d.title}: mAP %'] = df[f'{k}_map_pct'].map(_number)
+        shown[f'{d.title}: mAP %'] = df[f'{k}_mAP_pct'].map(_number)
         shown[f'{d.title}: GFLOPs'] = df[f'{k}_gflops'].map(_number)
     ours = df[df.method=='HCMS'].iloc[0]
-    near = df[(df.activitynet_map_pct>=ours.activitynet_map_pct-.2) & (df.method!='HCMS')]
+    near = df[(df.activitynet_mAP_pct>=ours.activitynet_mAP_pct-.2) & (df.method!='HCMS')]
     light = near.nsmallest(1, 'activitynet_gflops').iloc[0]
     cheapest = (
         f'Of the rows within 0.2 points of HCMS on ActivityNet, {light.method} with {light.backbone} is the '
-        f'cheapest: {light.activitynet_map_pct:.1f} for {light.activitynet_gflops:.1f} GFLOPs, '
-        f'against {ours.activitynet_map_pct:.1f} for {ours.activitynet_gflops:.1f}.')
+        f'cheapest: {light.activitynet_mAP_pct:.1f} for {light.activitynet_gflops:.1f} GFLOPs, '
+        f'against {ours.activitynet_mAP_pct:.1f} for {ours.activitynet_gflops:.1f}.')
     notes = ['All rows are quoted; nothing in this table was measured here.']
     _,meta = describe(data, runs, parameters)
     title = 'Other methods, quoted with their backbones and costs'
@@ -529,7 +529,7 @@ def show_measured(rows, data, parameters, runs, out):
         'in Table 3': rows.policy.map(TABLE3 | dict(HCMS='HCMS')).fillna('–'),
         'chooses': rows.kind,
         'operating points': rows.settings.astype(str),
-        'best mAP %': (100*rows.best_map).map('{:.1f}'.format),
+        'best mAP %': (100*rows.best_mAP).map('{:.1f}'.format),
         'for GFLOPs': rows.best_gflops.map('{:.0f}'.format),
         'HCMS has more at equal cost, points': more,
         'at GFLOPs': [f'{a:.0f} to {b:.0f}' for a,b in zip(rows.equal_from, rows.equal_to)],
@@ -564,15 +564,15 @@ PANELS = {   # title -> kind of policy, beside HCMS and the oracle
 def _rivals_findings(curves) -> list:
     "The best policy at any cost, and at what HCMS costs at most and a quarter of that."
     d = curves[curves.admitted & ~curves.kind.isin(['truth', 'beyond'])]
-    points = d.groupby(['policy', 'setting'])[['map', 'gflops']].mean().reset_index()
-    top = points.loc[points['map'].idxmax()]
-    out = [f"{top.policy} has the highest mAP: {percent(top['map'])} for {top.gflops:,.0f} GFLOPs a video."]
+    points = d.groupby(['policy', 'setting'])[['mAP', 'gflops']].mean().reset_index()
+    top = points.loc[points['mAP'].idxmax()]
+    out = [f"{top.policy} has the highest mAP: {percent(top['mAP'])} for {top.gflops:,.0f} GFLOPs a video."]
     own = points[points.policy=='HCMS'].gflops.max()
     for share in (1, .25):
         within = points[points.gflops<=own*share]
         if len(within):
-            best = within.loc[within['map'].idxmax()]
-            out.append(f"Up to {own*share:,.0f} GFLOPs it is {best.policy} with {percent(best['map'])}.")
+            best = within.loc[within['mAP'].idxmax()]
+            out.append(f"Up to {own*share:,.0f} GFLOPs it is {best.policy} with {percent(best['mAP'])}.")
     return out
 
 def show_rivals(curves, data, parameters, runs, out):
@@ -815,14 +815,14 @@ def table6(
         h = r.headline()
         _,middle,tail = r.config.modalities
         rows.append(dict(order=arrow(r.config.modalities), hidden_sizes=r.config.sizes_by,
-            map=h['map'], gflops=h['gflops'], skip_middle=h[f'skip_{middle}'], skip_tail=h[f'skip_{tail}'],
+            mAP=h['mAP'], gflops=h['gflops'], skip_middle=h[f'skip_{middle}'], skip_tail=h[f'skip_{tail}'],
             target_middle=r.config.skip_targets[0], target_tail=r.config.skip_targets[1]))
     df = over_seeds(rows, ['order', 'hidden_sizes'])
     paper = paper_table(6)
     quoted = pd.DataFrame(dict(
         order=[arrow(o) for o in ORDERS],
         hidden_sizes='place',
-        paper_map=paper.map_pct/100,
+        paper_mAP=paper.mAP_pct/100,
         paper_gflops=paper.gflops,
         paper_skip_middle=paper.skip_ratio_middle,
         paper_skip_tail=paper.skip_ratio_tail))
@@ -835,9 +835,9 @@ def _table6_findings(numbers) -> list:
     others = d.iloc[1:]
     times = others.gflops_mean/natural.gflops_mean
     return [
-        f'The natural order, {natural.order}, reaches {percent(natural.map_mean)} mAP with '
+        f'The natural order, {natural.order}, reaches {percent(natural.mAP_mean)} mAP with '
         f'{natural.gflops_mean:,.0f} GFLOPs a video.',
-        f'The others reach {percent(others.map_mean.min())} to {percent(others.map_mean.max())} at '
+        f'The others reach {percent(others.mAP_mean.min())} to {percent(others.mAP_mean.max())} at '
         f'{times.min():.1f} to {times.max():.1f} times that cost.']
 
 # %% ../../nbs/reports/03_tables.ipynb #a0e576ab
@@ -848,12 +848,12 @@ def show_table6(numbers, data, parameters, runs, out):
     shown = pd.DataFrame({
         'Order': numbers.order,
         'hidden sizes by': numbers.hidden_sizes,
-        'mAP %': mean_pm(numbers, 'map', 100),
+        'mAP %': mean_pm(numbers, 'mAP', 100),
         'GFLOPs': mean_pm(numbers, 'gflops'),
         'SkipRatio1': mean_pm(numbers, 'skip_middle', digits=3),
         'SkipRatio2': mean_pm(numbers, 'skip_tail', digits=3),
         'targets': [f'{a:g}, {b:g}' for a,b in targets],
-        'paper, ActivityNet: mAP %': _percent(numbers.paper_map),
+        'paper, ActivityNet: mAP %': _percent(numbers.paper_mAP),
         'GFLOPs ': numbers.paper_gflops.map(_number),
         'SkipRatio1 ': numbers.paper_skip_middle.map(three_digits),
         'SkipRatio2 ': numbers.paper_skip_tail.map(three_digits)})
@@ -922,7 +922,7 @@ def ablation_table(
         for r in runs[k*each:(k+1)*each]:
             h = r.headline()
             use = r.predictions.gates.mean(1)
-            rows.append(dict(choice=n, map=h['map'], gflops=h['gflops'],
+            rows.append(dict(choice=n, mAP=h['mAP'], gflops=h['gflops'],
                 skip_appearance=h['skip_appearance'], skip_motion=h['skip_motion'],
                 spread_appearance=use[:,0].std(), spread_motion=use[:,1].std()))
     return stamped(data, over_seeds(rows, ['choice']))
@@ -931,9 +931,9 @@ def ablation_table(
 def _ablation_findings(numbers) -> list:
     "Which choices matter more than the seeds do."
     shipped = numbers.iloc[0]
-    others = numbers.iloc[1:].assign(change=lambda d: d.map_mean-shipped.map_mean)
-    out = [f'As shipped HCMS reaches {percent(shipped.map_mean)} mAP with {shipped.gflops_mean:,.0f} GFLOPs.']
-    clear = others[others.change.abs()>shipped.map_std+others.map_std]
+    others = numbers.iloc[1:].assign(change=lambda d: d.mAP_mean-shipped.mAP_mean)
+    out = [f'As shipped HCMS reaches {percent(shipped.mAP_mean)} mAP with {shipped.gflops_mean:,.0f} GFLOPs.']
+    clear = others[others.change.abs()>shipped.mAP_std+others.mAP_std]
     for o in clear.sort_values('change').itertuples():
         out.append(f'{o.choice}: {100*o.change:+.1f} points.')
     rest = len(others)-len(clear)
@@ -944,7 +944,7 @@ def show_ablations(numbers, data, parameters, runs, out):
     "Write ablations.* and return it as it is shown."
     shown = pd.DataFrame({
         'Choice': numbers.choice,
-        'mAP %': mean_pm(numbers, 'map', 100),
+        'mAP %': mean_pm(numbers, 'mAP', 100),
         'GFLOPs': mean_pm(numbers, 'gflops'),
         'skip, appearance': mean_pm(numbers, 'skip_appearance', digits=3),
         'skip, motion': mean_pm(numbers, 'skip_motion', digits=3),

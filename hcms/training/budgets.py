@@ -51,7 +51,7 @@ class Curve(NamedTuple):
     "Operating points of one model, by cost."
     weight:np.ndarray   # (K,) lambda
     cost:np.ndarray     # (K,) GFLOPs a video
-    map:np.ndarray      # (K,) mAP, from 0 to 1
+    mAP:np.ndarray      # (K,) mAP, from 0 to 1
 
 def curve(
     model:Conditioned,

@@ -271,15 +271,15 @@ def _rival_score(model, config, split, at_default, gates) -> float:
 
 def _evaluate(model, config, split, accelerator=None) -> dict:
     logits,gates = predict_split(model, config, split, accelerator=accelerator)
-    out = dict(map=_score(logits[:,-1], config, split))
+    out = dict(mAP=_score(logits[:,-1], config, split))
     if config.model=='hcms':
         out |= {f'skip_{m}': float(s) for m,s in zip(config.modalities[1:], skip_ratios(gates.numpy()))}
     if isinstance(model, Rival):
-        return out | dict(score=_rival_score(model, config, split, out['map'], gates))
+        return out | dict(score=_rival_score(model, config, split, out['mAP'], gates))
     penalty = 0.
     if config.model=='hcms' and config.policy=='learned':
         penalty = usage_loss(gates, config.skip_targets).item()
-    return out | dict(score=out['map']-config.weight*penalty)
+    return out | dict(score=out['mAP']-config.weight*penalty)
 
 # %% ../../nbs/training/01_train.ipynb #2a45d936
 def shifted(
