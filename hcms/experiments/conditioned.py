@@ -33,7 +33,7 @@ from ..training.train import Split, TrainConfig, build_model, load_state, predic
 
 # %% ../../nbs/experiments/04_conditioned.ipynb #e57253fa
 LONGER = 1.2
-VERSION = 3   # Of what a training means: raise it when the training changes
+VERSION = 4   # Of what a training means: raise it when the training changes
 
 def check_modalities(data):
     "An `InputError` where there is nothing to choose."
@@ -54,8 +54,8 @@ def conditioned_config(data, seed:int, epochs:int=0) -> TrainConfig:
     return longer(config_for(data, epochs, seed=seed, shift=True), LONGER)
 
 # %% ../../nbs/experiments/04_conditioned.ipynb #b909f54c
-BUDGETS = (30, 50, 75, 100, 150, 200, 300, 500, 1000)              # GFLOPs a video
-SHARES = (.015, .025, .035, .05, .07, .1, .15, .25, .5)            # Of everything at all steps
+BUDGETS = (30, 50, 75, 100, 140, 200, 300, 500, 1000)              # GFLOPs a video
+SHARES = (.015, .025, .035, .05, .065, .1, .15, .25, .5)            # Of everything at all steps
 
 def shares_of(data, prices:dict) -> tuple:   # What a video may cost, in the unit of the prices
     "The shares of what everything at all steps costs, in round numbers."

@@ -45,7 +45,7 @@ def answers_loss(
     return (1-EARLIER)*last + EARLIER*before
 
 # %% ../../nbs/training/03_budgets.ipynb #56d0a018
-LAMBDAS = 25   # Of a curve; from one to the next, the cost changes by a fourth or less
+LAMBDAS = 13   # Of a curve
 
 class Curve(NamedTuple):
     "Operating points of one model, by cost."
