@@ -120,7 +120,7 @@ class EveryBudget(Policy):
     def __init__(self, budgets):
         super().__init__(EVERY_BUDGET, 'beyond', [], tuple(budgets))
     def act(self, runs, view, setting):
-        return acted(runs[0].at(setting), view.split)
+        return acted(runs[0].at(setting), view)
     def even(self, runs, view, setting, done):
         run = runs[0].at(setting)
         use = torch.from_numpy(evenly_used(done, run.config.nested))
@@ -131,12 +131,13 @@ def at_budgets(trained:Trained, view:View, budgets) -> tuple:   # dicts of `meas
     reached = trained.kept(budgets)
     policy = EveryBudget(reached)
     policy.runs = [[trained]]
-    rows = measure(policy, view)
+    acts = {}
+    rows = measure(policy, view, acts)
     for r,budget in zip(rows, reached):
         capped = budget>trained.points.cost.max()   # at its smallest lambda it asks for less
         weight = meet(trained.points, budget)
         r |= dict(setting=budgets.index(budget), budget=float(budget), weight=weight, capped=capped)
-    return rows,tested(policy, view)
+    return rows,tested(policy, view, acts)
 
 # %% ../../nbs/experiments/04_conditioned.ipynb #4d7e4f3d
 def _start(data):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GRID', 'VIEWS', 'HCMS_GRID', 'KINDS', 'POLICIES', 'SHIPPED', 'LEARNED', 'FLAT', 'MEASURED', 'Acted', 'View',
            'view_of', 'Policy', 'gflops', 'ask', 'TrainedOnce', 'whole_numbers', 'evenly_used', 'own_macs', 'spread',
-           'acted', 'Retrained', 'forced', 'Hierarchical', 'stopped', 'Random', 'Loudest', 'cheapest_evidence',
+           'said', 'acted', 'Retrained', 'forced', 'Hierarchical', 'stopped', 'Random', 'Loudest', 'cheapest_evidence',
            'Oracle', 'Cascade', 'Late', 'early', 'register_policy', 'policies', 'policy_changes', 'policy_seeds',
            'policy_configs', 'measure', 'along', 'cost_at', 'last_rise', 'tested', 'admissions', 'admitted', 'measured',
            'one_video', 'choices', 'chance', 'Line', 'line', 'lines', 'equal_costs', 'advantage', 'compare']
@@ -27,7 +27,7 @@ from ..evaluation.costs import PAPER_PRICES, Predictions, budget_scores, gflops_
 from ..evaluation.metrics import (
     Estimate, Interval, leave_one_out, mean_average_precision, probabilities, strata_of)
 from .datasets import stamped
-from .runs import get_runs, load_run, run_folder, train_runs, trials, variants
+from .runs import Run, get_runs, load_run, run_folder, train_runs, trials, variants
 from ..method.hlstm import SEAL
 from ..training.train import Split, generator_for, predict_split
 
@@ -44,11 +44,13 @@ class View(NamedTuple):
     evidence:np.ndarray = None   # (N, T, n) bool, where it is known
     one_is_enough:bool = False   # Does each modality that carries evidence tell the class alone?
     prices:dict = PAPER_PRICES   # modality -> GFLOPs of one feature
+    kept:bool = False            # Is it the evaluated split, of which runs keep what they said?
 
 def view_of(data, name='') -> View:
     "A split of a data set; by default the evaluated one."
     name = name or data.evaluated
-    return View(data.split(name), data.evidence(name), data.simulated, data.charged)
+    kept = name==data.evaluated
+    return View(data.split(name), data.evidence(name), data.simulated, data.charged, kept)
 
 # %% ../../nbs/experiments/03_policies.ipynb #dfae7a33
 class Policy:
@@ -164,18 +166,25 @@ def spread(use, modalities, at, split:Split) -> np.ndarray:   # (N, T, n)
     return out
 
 # %% ../../nbs/experiments/03_policies.ipynb #efea6e9e
-def acted(run, split:Split) -> Acted:
+def said(run, view:View) -> tuple:   # logits (N, C) after the last time step, gates (N, T, n-1)
+    "What HCMS or early fusion says and uses: read from the run where that keeps it, or predicted."
+    if view.kept and isinstance(run, Run):
+        return run.predictions.logits,run.predictions.gates
+    logits,gates = predict_split(run.model, run.config, view.split)
+    return logits[:,-1].numpy(),gates.numpy()
+
+def acted(run, view:View) -> Acted:
     "What HCMS or early fusion did."
-    logits,gates = (o.numpy() for o in predict_split(run.model, run.config, split))
-    T = split.steps
+    logits,gates = said(run, view)
+    T = view.split.steps
     views = run.config.views
     at = np.arange(T) if views is None or views>=T else uniform_views(T, views).numpy()
     if len(run.config.modalities)>1:
         use = np.concatenate([np.ones_like(gates[...,:1]), gates], -1)
     else:
         use = np.ones((*gates.shape[:2], 1))
-    use = spread(use, run.config.modalities, at, split)
-    scores = probabilities(logits[:,-1], run.config.multilabel)
+    use = spread(use, run.config.modalities, at, view.split)
+    scores = probabilities(logits, run.config.multilabel)
     return Acted(scores, use, own_macs(run.model, gates))
 
 # %% ../../nbs/experiments/03_policies.ipynb #ead30b0b
@@ -186,7 +195,7 @@ class Retrained(Policy):
     def act(self, runs, view, setting):
         r = runs[setting]
         if r.config.model in ('hcms', 'early'):
-            return acted(r, view.split)
+            return acted(r, view)
         return ask(r.model, view.split)
     def even(self, runs, view, setting, done):
         r = runs[setting]
@@ -289,7 +298,7 @@ class Cascade(Policy):
     def changes_for(self, modalities):
         return [early(*modalities[:n]) for n in range(1, len(modalities)+1)]
     def act(self, runs, view, setting):
-        stages = [acted(r, view.split) for r in runs]
+        stages = [acted(r, view) for r in runs]
         first = stages[0]
         scores = first.scores.copy()
         use = first.use.copy()
@@ -308,7 +317,7 @@ class Late(Policy):
     def changes_for(self, modalities):
         return [early(m) for m in modalities]
     def act(self, runs, view, setting):
-        each = [acted(r, view.split) for r in runs]
+        each = [acted(r, view) for r in runs]
         scores = np.mean([o.scores for o in each], 0)
         return Acted(scores, sum(o.use for o in each), sum(o.own for o in each))
 
@@ -404,15 +413,27 @@ def policy_configs(data, seeds:int=3, epochs:int=0) -> list:   # of TrainConfig
 SHIPPED = POLICIES['HCMS']().settings.index((HCMS_GRID.index({}), 1.))
 
 # %% ../../nbs/experiments/03_policies.ipynb #3d6bbadb
-def measure(policy, view:View) -> list:   # of dicts: policy, kind, setting, seed, mAP, gflops, changes (N,)
+def _at(policy, runs, view, setting, acts):
+    "What a policy does at a setting; what `tested` asks for again is kept in `acts`."
+    key = runs[0].config.seed,setting
+    if key in acts:
+        return acts[key]
+    done = policy.act(runs, view, setting)
+    if setting in (policy.middle, policy.settings[-1]):
+        acts[key] = done
+    return done
+
+# of dicts: policy, kind, setting, seed, mAP, gflops, changes (N,)
+def measure(policy, view:View, acts=None) -> list:
     "A fitted policy at all settings and seeds."
+    acts = {} if acts is None else acts
     if isinstance(policy, Oracle) and view.evidence is None:
         return []
     rows = []
     y = view.split.labels
     for runs in policy.runs:
         for k,s in enumerate(policy.settings):
-            done = policy.act(runs, view, s)
+            done = _at(policy, runs, view, s, acts)
             row = dict(policy=policy.name, kind=policy.kind, setting=k, seed=runs[0].config.seed,
                 mAP=mean_average_precision(done.scores, y), gflops=gflops(done, view.prices).mean())
             row |= {f'use_{m}': done.use[...,n].mean() for n,m in enumerate(view.split.x)}
@@ -457,8 +478,9 @@ def last_rise(
     return slope,slope*(len(last)-1)
 
 # %% ../../nbs/experiments/03_policies.ipynb #1dba7d69
-def tested(policy, view:View) -> list:   # of dicts, a seed each; changes (N,) of the difference
+def tested(policy, view:View, acts=None) -> list:   # of dicts, a seed each; changes (N,) of the difference
     "A fitted policy at its middle operating point, against its own networks on evenly spaced steps."
+    acts = {} if acts is None else acts
     if isinstance(policy, Oracle) and view.evidence is None:
         return []
     rows = []
@@ -469,9 +491,9 @@ def tested(policy, view:View) -> list:   # of dicts, a seed each; changes (N,) o
         epochs = max(len(r.history) for r in runs)
         row = dict(policy=policy.name, seed=runs[0].config.seed, slope=slope, rise=rise, epochs=epochs)
         rows.append(row)
-        done = policy.act(runs, view, policy.middle)
+        done = _at(policy, runs, view, policy.middle, acts)
         even = policy.even(runs, view, policy.middle, done)
-        best = policy.act(runs, view, policy.settings[-1])
+        best = _at(policy, runs, view, policy.settings[-1], acts)
         row |= dict(own=mean_average_precision(done.scores, y), best=mean_average_precision(best.scores, y))
         row |= {f'steps_{m}': done.use[...,n].sum(1).mean() for n,m in enumerate(view.split.x)}
         if even is not None:
@@ -528,7 +550,8 @@ def _measure(job):
     load_extensions()
     policy = POLICIES[name]()
     policy.runs = [[load_run(f, _view.prices) for f in seed] for seed in folders]
-    return measure(policy, _view),tested(policy, _view)
+    acts = {}   # what the first finds out, the second need not
+    return measure(policy, _view, acts),tested(policy, _view, acts)
 
 def _tested_columns(modalities) -> list:   # Of tests.csv
     steps = [f'steps_{m}' for m in modalities]
