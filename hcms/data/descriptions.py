@@ -39,6 +39,7 @@ class Plan(_Record):
     "How the models of a data set are trained."
     training:dict = {}                # Values of a `TrainConfig`, in place of the paper's
     orders:tuple[Order, ...] = ()
+    longer:dict[str, float] = {}      # model -> multiple of the epochs, where its class's is not enough
     trials:Trials = Trials()
     def targets_of(self, modalities) -> tuple|None:
         "The skip targets of an order of the modalities, where it has its own."

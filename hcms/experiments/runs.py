@@ -122,9 +122,10 @@ def longer(config:TrainConfig, times:float) -> TrainConfig:
     "The configuration with a multiple of its epochs; the learning rate ends as low as before."
     return config.model_copy(update=dict(epochs=round(times*config.epochs), decay=config.decay**(1/times)))
 
-def lengthened(config):
-    "The configuration with its rival's multiple of the epochs; the learning rate ends as low as before."
-    times = RIVALS[config.model].longer if config.model in RIVALS else 1
+def lengthened(config:TrainConfig, multiples={}) -> TrainConfig:
+    "The configuration with its model's multiple of the epochs, of the data set (`multiples`) or its class."
+    of_class = RIVALS[config.model].longer if config.model in RIVALS else 1
+    times = multiples.get(config.model, of_class)
     return config if times==1 else longer(config, times)
 
 def _for_modalities(values:dict, modalities) -> dict:
@@ -167,7 +168,7 @@ def config_for(
         own['skip_targets'] = REACHED_BY[order]
     if epochs:
         changes['epochs'] = epochs
-    return lengthened(train_config(**own | changes))
+    return lengthened(train_config(**own | changes), plan.longer)
 
 # %% ../../nbs/experiments/02_runs.ipynb #146cdf40
 def variants(

@@ -324,7 +324,7 @@ def plot_policies(
         y = 100*d['mAP']['mean']
         std = np.minimum(100*d['mAP']['std'].fillna(0), 100-y)   # no band above 100 %
         if name in ('HCMS', EVERY_BUDGET):
-            how = dict(ms=6, lw=2, zorder=3)
+            how = dict(ms=6 if name=='HCMS' else 4, lw=2, zorder=3)
         else:
             how = dict(ms=3.5, lw=1.1, zorder=2)
         line = _POLICY_LINES.get(name, '-')
@@ -363,7 +363,8 @@ def plot_many(
     lines = [
         mpl.lines.Line2D([], [], color=KIND_COLORS[k], ls=_KIND_LINES.get(k, '-')) for k in shown
     ]
-    ax.legend(lines, [names.get(k, k) for k in shown], loc='best', fontsize=6)
+    ax.legend(lines, [names.get(k, k) for k in shown], fontsize=6, ncols=3, columnspacing=1.,
+        handlelength=1.5, loc='upper center', bbox_to_anchor=(.5, -.2))   # below: curves may be anywhere
     ax.set(xscale='log', xlabel='GFLOPs a video (multiply-accumulates, 1e9)', ylabel='mAP (%)', title=title)
     return ax
 
