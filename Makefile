@@ -42,11 +42,13 @@ outputs: .venv/ready
 export: .venv/ready            # after editing notebooks: clean them, rewrite hcms/ and README.md
 	cd nbs && ../$(BIN)/nbdev_clean && ../$(BIN)/nbdev_export && ../$(BIN)/python make_readme.py
 
-.venv/ready: requirements.lock settings.ini setup.py jupyter_server_config.py
+.venv/ready: requirements.lock settings.ini setup.py jupyter_server_config.py jupyterlab_overrides.json
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
-	mkdir -p .venv/etc/jupyter && cp jupyter_server_config.py .venv/etc/jupyter/
+	mkdir -p .venv/etc/jupyter .venv/share/jupyter/lab/settings
+	cp jupyter_server_config.py .venv/etc/jupyter/
+	cp jupyterlab_overrides.json .venv/share/jupyter/lab/settings/overrides.json   # code at a size at which 110 characters fit
 	touch $@
 
 clean:                         # what was made; the corpus and the trained models too

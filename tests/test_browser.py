@@ -1,4 +1,4 @@
-"The quickstart in JupyterLab in a real browser. In `make test-full`; skipped where there is no Chromium."
+"Notebooks in JupyterLab in a real browser. In `make test-full`; skipped where there is no Chromium."
 import json
 import os
 import shutil
@@ -95,3 +95,25 @@ def test_quickstart_in_a_browser(lab, tmp_path):
         shot = wanted or str(tmp_path/'quickstart.png')
         (page if wanted else page.locator('.jp-Notebook')).screenshot(path=shot)
         assert os.path.getsize(shot)>20_000
+
+SCROLLING = """() => {
+    const parts = document.querySelectorAll(
+        '.jp-Notebook .cm-scroller, .jp-Notebook .jp-OutputArea-output, .jp-Notebook .jp-RenderedHTMLCommon')
+    return [...parts].filter(o => o.scrollWidth>o.clientWidth+2).map(o => o.innerText.slice(0, 80))
+}"""
+
+@pytest.mark.full
+def test_pages_fit_in_a_browser(lab):
+    "At 1,280 pixels, beside the file browser, no line of code, table or picture is wider than its place."
+    sync = pytest.importorskip('playwright.sync_api')
+    if not CHROMIUM:
+        pytest.skip('no chromium on this machine')
+    with sync.sync_playwright() as pw:
+        browser = pw.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        page = browser.new_page(viewport=dict(width=1280, height=1400))
+        for name in ('index', '00_core', 'method/03_hlstm', 'reports/05_claims'):
+            page.goto(f'{lab}/lab/tree/{name}.ipynb?reset')
+            page.wait_for_selector('.jp-Notebook .jp-CodeCell .cm-line', timeout=90_000)
+            page.wait_for_timeout(3000)
+            assert page.locator('.jp-DirListing').first.is_visible()
+            assert page.evaluate(SCROLLING)==[], name
