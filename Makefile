@@ -48,7 +48,7 @@ export: .venv/ready            # after editing notebooks: clean them, rewrite hc
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	mkdir -p .venv/etc/jupyter .venv/share/jupyter/lab/settings
 	cp jupyter_server_config.py .venv/etc/jupyter/
-	cp jupyterlab_overrides.json .venv/share/jupyter/lab/settings/overrides.json   # code at a size at which 110 characters fit
+	cp jupyterlab_overrides.json .venv/share/jupyter/lab/settings/overrides.json   # 110 characters fit
 	touch $@
 
 clean:                         # what was made; the corpus and the trained models too
