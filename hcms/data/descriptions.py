@@ -12,7 +12,7 @@ import tomllib
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 from ..core import MODALITIES, InputError, check_choice, folder_from, home, read_text, write_whole
 from .manifests import BAR
 from ..networks.backbones import PRESETS
@@ -39,7 +39,7 @@ class Plan(_Record):
     "How the models of a data set are trained."
     training:dict = {}                # Values of a `TrainConfig`, in place of the paper's
     orders:tuple[Order, ...] = ()
-    longer:dict[str, float] = {}      # model -> multiple of the epochs, where its class's is not enough
+    longer:dict[str, PositiveFloat] = {}   # model -> multiple of the epochs, where its class's is too small
     trials:Trials = Trials()
     def targets_of(self, modalities) -> tuple|None:
         "The skip targets of an order of the modalities, where it has its own."

@@ -168,7 +168,10 @@ def config_for(
         own['skip_targets'] = REACHED_BY[order]
     if epochs:
         changes['epochs'] = epochs
-    return lengthened(train_config(**own | changes), plan.longer)
+    config = train_config(**own | changes)
+    for model in plan.longer:
+        check_choice(model, ('hcms', 'early', *RIVALS), 'model in longer')
+    return lengthened(config, plan.longer)
 
 # %% ../../nbs/experiments/02_runs.ipynb #146cdf40
 def variants(
