@@ -6,7 +6,7 @@
 __all__ = ['LONGER', 'VERSION', 'BUDGETS', 'SHARES', 'SEEN', 'EVERY_BUDGET', 'check_modalities', 'fused_configs',
            'beyond_configs', 'conditioned_config', 'shares_of', 'budgets_of', 'Trained', 'conditioned_folder',
            'make_conditioned', 'EveryBudget', 'at_budgets', 'AtBudgets', 'reached_budgets', 'budget_runs',
-           'budget_table', 'against_policies', 'gap_closed']
+           'budget_table', 'against_policies', 'gap_closed', 'trained_from', 'where_trained']
 
 # %% ../../nbs/experiments/04_conditioned.ipynb #e0586dae
 import json
@@ -23,8 +23,8 @@ from ..evaluation.costs import PAPER_PRICES, Predictions
 from ..evaluation.metrics import Estimate, Interval, estimate_map, strata_of
 from .datasets import stamped
 from .policies import (
-    Policy, View, acted, early, equal_costs, evenly_used, forced, line, lines, measure, policy_configs,
-    policy_seeds, tested, view_of)
+    POLICIES, Policy, View, acted, early, equal_costs, evenly_used, forced, line, lines, measure,
+    policy_configs, policy_seeds, tested, view_of)
 from .runs import Run, config_for, longer, part, splits_of, together, variants
 from ..method.conditioned import Conditioned
 from ..method.hlstm import SEAL
@@ -312,3 +312,25 @@ def gap_closed(reached:AtBudgets, curves:pd.DataFrame, changes, strata, least:fl
     first = max(least, *(o.cost.min() for o in (ours, before, oracle)))
     costs = np.geomspace(first, reached.curves.budget.max(), 100)
     return ((ours.at(costs)-before.at(costs))/(oracle.at(costs)-before.at(costs))).interval()
+
+def trained_from(curves:pd.DataFrame) -> float:   # GFLOPs a video
+    "The cheapest operating point that the paper's HCMS was trained for; below it, a run is stopped early."
+    hcms = curves[curves.policy=='HCMS']
+    trained = [k for k,(_,share) in enumerate(POLICIES['HCMS']().settings) if share==1]
+    return float(hcms[hcms.setting.isin(trained)].groupby('setting').gflops.mean().min())
+
+def where_trained(
+    reached:AtBudgets,
+    curves:pd.DataFrame, changes, strata,   # From `measured`
+) -> dict:   # from, closed, and better, budgets, least_mean, most_mean, ...; empty without such a budget
+    "The comparison with the paper's HCMS from the cheapest operating point on that it was trained for."
+    least = trained_from(curves)
+    kept = curves.policy.isin(['HCMS', 'Oracle']).to_numpy()
+    some = curves[kept].reset_index(drop=True), np.asarray(changes)[kept], strata
+    rows = against_policies(reached, *some, least)
+    if not len(rows):
+        return {}
+    own = rows[rows.policy=='HCMS'].iloc[0]
+    out = dict(at_least=least, better=own.better, worse=own.worse, budgets=own.budgets)
+    out |= {k: own[k] for k in own.index if k.startswith(('worst_', 'more_'))}
+    return out | dict(closed=gap_closed(reached, *some, least))

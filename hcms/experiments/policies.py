@@ -372,8 +372,7 @@ def _shipped() -> list:   # of functions that make a policy, HCMS first
             'that videos differ in how soon they are clear; to test it, give HCMS an exit'),
         partial(TrainedOnce, 'OCSampler', 'steps', 'ocsampler', _WHERE),
         partial(Retrained, 'LiteEval', 'modalities', liteeval, 'that one gate is easier to learn than two'),
-        partial(Retrained, 'AdaMML', 'modalities', adamml,
-            _ORDER + '; and that motion needs no open gate below it: see HCMS, independent'),
+        partial(Retrained, 'AdaMML', 'modalities', adamml, _ORDER),
         partial(Retrained, 'HCMS, independent', 'modalities', [dict(nested=False) | o for o in targets],
             'that motion need not wait for appearance'),
     ]
@@ -665,6 +664,9 @@ class Line(NamedTuple):
         each = along(self.cost, self.each, grid, floor).mean(0)
         changes = along(self.cost, self.changes.reshape(K, -1), grid).mean(0).reshape(S, N)
         return Estimate(each, changes, self.strata)
+    def mean_at(self, grid) -> np.ndarray:   # (G,)
+        "The same at each cost, without an interval."
+        return along(self.cost, self.each.mean(1)[:,None], grid)[:,0]
     def where(self, target:Estimate, grid) -> Interval:
         "The cost at which mAP reaches a target; its interval: where the difference is not significant."
         differences = [(self.at([c])-target).interval() for c in grid]
@@ -708,7 +710,10 @@ def compare(
     shipped:int=SHIPPED,   # Which setting of HCMS is its own
     prices=PAPER_PRICES,   # modality -> GFLOPs of one feature
 ) -> pd.DataFrame:         # A row a policy: admitted, and area_*, hcms_more_*, cost_* with _mean, _low, _high
-    "What sums the curves up, beside HCMS; `hcms_more` is from `equal_from` to `equal_to` GFLOPs."
+    """What sums the curves up, beside HCMS.
+
+    `hcms_more` is from `equal_from` to `equal_to` GFLOPs, and the policy has more somewhere between
+    `ahead_from` and `ahead_to`."""
     grid = np.geomspace(steps*next(iter(prices.values())), steps*sum(prices.values()), 200)
     each = lines(curves, changes, strata)
     ours = each['HCMS']
@@ -720,8 +725,10 @@ def compare(
         costs = np.geomspace(theirs.cost.min(), theirs.cost.max(), 60)
         best = d.groupby('setting')[['mAP', 'gflops']].mean().sort_values('mAP').iloc[-1]
         works = bool(d.admitted.iloc[0]) if 'admitted' in d else True
+        ahead = both[theirs.mean_at(both)>ours.mean_at(both)]   # costs at which the other has more
         row = dict(policy=name, kind=d.kind.iloc[0], admitted=works, settings=d.setting.nunique(),
-            best_mAP=best['mAP'], best_gflops=best.gflops, equal_from=both[0], equal_to=both[-1])
+            best_mAP=best['mAP'], best_gflops=best.gflops, equal_from=both[0], equal_to=both[-1],
+            ahead_from=ahead[0] if len(ahead) else np.nan, ahead_to=ahead[-1] if len(ahead) else np.nan)
         intervals = dict(
             area=theirs.at(grid, floor).interval(),
             hcms_more=advantage(ours, theirs).interval(),

@@ -245,7 +245,7 @@ def _fig7_findings(numbers, modalities) -> list:
         skips = [f"{m} {end[f'skip_{m}_mean']:.2f} ({end[f'target_{m}']:g})" for m in modalities]
         score = percent(end.mAP_mean)
         out.append(f'Group {group} ends at {score} mAP with skip ratios (targets) {listed(skips)}.')
-    return out
+    return ['On the selection split, at the last epoch that all seeds have:', *out]
 
 def show_fig7(numbers, data, parameters, runs, out):
     "Write fig7.* and return the figure."

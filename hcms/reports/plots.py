@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['COLORS', 'OTHER', 'STYLE', 'MARKERS', 'COLUMN', 'CMAPS', 'OTHERS', 'GROUP_COLORS', 'POLICY_COLORS', 'KIND_COLORS',
            'color_of', 'Figure', 'figure', 'panels', 'write_picture', 'smaller', 'save_figure', 'plot_costs',
-           'plot_curves', 'plot_usage', 'plot_map', 'plot_training', 'plot_ratios', 'plot_policies', 'plot_many',
-           'plot_growth', 'plot_memory', 'plot_bars', 'plot_phases', 'plot_used', 'plot_frame', 'plot_timeline',
-           'plot_architecture']
+           'straight_in_cost', 'plot_curves', 'plot_usage', 'plot_map', 'plot_training', 'plot_ratios', 'plot_policies',
+           'plot_many', 'plot_growth', 'plot_memory', 'plot_bars', 'plot_phases', 'plot_used', 'plot_frame',
+           'plot_timeline', 'plot_architecture']
 
 # %% ../../nbs/reports/01_plots.ipynb #9403bfcc
 import base64
@@ -160,6 +160,17 @@ def plot_costs(
     ax.text(.98, .03, legend, transform=ax.transAxes, fontsize=7, ha='right')
     return ax
 
+# %% ../../nbs/reports/01_plots.ipynb #7a92c733
+def straight_in_cost(
+    cost,       # (K,)
+    *values,    # (K,) each
+) -> list:      # Costs, 200 more than K, and the values there
+    "What lies between the points of a curve, as `hcms.experiments.policies.along` has it."
+    order = np.argsort(cost, kind='stable')
+    at = np.asarray(cost, dtype=float)[order]
+    between = np.union1d(at, np.geomspace(at[0], at[-1], 200))
+    return [between, *(np.interp(between, at, np.asarray(v, dtype=float)[order]) for v in values)]
+
 # %% ../../nbs/reports/01_plots.ipynb #738ea496
 def _label_points(ax, d, method, color, top):
     "The setting beside each point: those of HCMS in a row above, the others' to the right and down."
@@ -185,12 +196,11 @@ def plot_curves(
     for n,(method,d) in enumerate(numbers.groupby('method', sort=False)):
         d = d.sort_values('gflops_mean')
         color = COLORS.get(method, f'C{n}')
-        mean = 100*d.mAP_mean
-        std = 100*d.mAP_std.fillna(0)
+        cost,mean,std = straight_in_cost(d.gflops_mean, 100*d.mAP_mean, 100*d.mAP_std.fillna(0))
         size = 8 if method=='HCMS' else 4
-        ax.plot(d.gflops_mean, mean, marker=MARKERS.get(method, 'D'), ms=size,
+        ax.plot(cost, mean, marker=MARKERS.get(method, 'D'), markevery=np.isin(cost, d.gflops_mean), ms=size,
                 color=color, label=method, lw=1.2)
-        ax.fill_between(d.gflops_mean, mean-std, mean+std, color=color, alpha=.15, lw=0)
+        ax.fill_between(cost, mean-std, mean+std, color=color, alpha=.15, lw=0)
         _label_points(ax, d, method, color, top=100*numbers.mAP_mean.max()+4)
     ax.set(xscale='log', xlabel='GFLOPs a video (multiply-accumulates, 1e9)', ylabel='mAP (%)', title=title)
     ax.margins(x=.16, y=.36)
@@ -327,10 +337,11 @@ def plot_policies(
             how = dict(ms=6 if name=='HCMS' else 4, lw=2, zorder=3)
         else:
             how = dict(ms=3.5, lw=1.1, zorder=2)
-        line = _POLICY_LINES.get(name, '-')
-        ax.plot(x, y, marker=MARKERS.get(name, 'sDvpXP'[k%6]), ls=line, color=colors[name], label=name, **how)
+        cost,mean,band = straight_in_cost(x, y, std)
+        ax.plot(cost, mean, marker=MARKERS.get(name, 'sDvpXP'[k%6]), markevery=np.isin(cost, x),
+                ls=_POLICY_LINES.get(name, '-'), color=colors[name], label=name, **how)
         if len(x)>1:
-            ax.fill_between(x, y-std, y+std, color=colors[name], alpha=.13, lw=0)
+            ax.fill_between(cost, mean-band, mean+band, color=colors[name], alpha=.13, lw=0)
         else:
             ax.errorbar(x, y, std, color=colors[name], lw=1)
     ax.set(xscale='log', xlabel='GFLOPs a video', ylabel='mAP (%)', title=title)
@@ -354,7 +365,8 @@ def plot_many(
     for (name,kind),d in curves.groupby(['policy', 'kind'], sort=False):
         m = d.groupby('setting')[['gflops', 'mAP']].mean().sort_values('gflops')
         ours = kind in ('HCMS', 'beyond')
-        ax.plot(m.gflops, 100*m['mAP'], marker='.', ms=4, lw=2.2 if ours else .9,
+        cost,mean = straight_in_cost(m.gflops, 100*m['mAP'])
+        ax.plot(cost, mean, marker='.', markevery=np.isin(cost, m.gflops), ms=4, lw=2.2 if ours else .9,
                 ls=_KIND_LINES.get(kind, '-'), color=KIND_COLORS[kind], zorder=3 if ours else 2)
     names = dict(
         truth='oracle', steps='choose steps', modalities='choose modalities',

@@ -22,13 +22,13 @@ from ..evaluation.costs import PAPER_PRICES, budget_row, by_group, mean_gflops, 
 from ..evaluation.metrics import mean_average_precision, per_class_ap, probabilities
 from ..data.descriptions import described, standins
 from ..experiments.datasets import open_dataset, stamped
-from ..experiments.policies import policies, policy_configs
+from ..experiments.policies import last_rise, policies, policy_configs
 from ..experiments.runs import CLOSE, REACHED_BY, config_for, variants, with_steps
 from ..paper import PAPER, PAPER_DATASETS, later_methods, paper_table
 from .artifacts import describe, mean_pm, noted, write_figure, write_table
 from .plots import figure, panels, plot_costs, plot_policies, save_figure
 from ..experiments.conditioned import EVERY_BUDGET
-from ..training.train import predict_split, smoothed
+from ..training.train import predict_split
 
 # %% ../../nbs/reports/03_tables.ipynb #508d66fa
 def over_seeds(
@@ -349,14 +349,19 @@ def _table2_findings(numbers, within=.05) -> list:
     most = d.iloc[-1]
     least = d.iloc[0]
     near = d[d.mAP_mean>=most.mAP_mean-within].iloc[0]
-    falls = int((d.mAP_mean.diff()<0).sum())
+    changes = d.mAP_mean.diff()
+    falls = int((changes<0).sum())
     out = [f'With the largest budget HCMS reaches {percent(most.mAP_mean)} mAP and spends '
            f'{most.gflops_mean:,.0f} GFLOPs in the mean.']
     if near.budget<most.budget:
         out.append(f'It stays within {100*within:.0f} points of that down to a budget of {near.budget:g}.')
     out.append(f'At {least.budget:g}, the smallest, it has {percent(least.mAP_mean)}.')
-    often = {0: 'never falls', 1: 'falls once'}.get(falls, f'falls {falls} times')
-    out.append(f'mAP {often} when the budget grows.')
+    if falls:
+        times = 'once' if falls==1 else f'{falls} times'
+        most = f'by {-100*changes.min():.2f} points' + (' at most' if falls>1 else '')
+        out.append(f'mAP falls {times} when the budget grows, {most}.')
+    else:
+        out.append('mAP never falls when the budget grows.')
     return out
 
 def show_table2(numbers, data, parameters, runs, out):
@@ -367,7 +372,7 @@ def show_table2(numbers, data, parameters, runs, out):
         'A video stops before the module that would cross its budget, and is answered with the scores '
         "after its last complete step. Prices are the paper's; LSTMs and gates count. "
         'A motion feature alone costs 65.7: where the first steps ask for one, a small budget ends there, '
-        'and the answer is chance.'
+        'and the answer is little better than chance.'
     )
     if not data.paper:
         notes.append("The paper's budgets are for 128 steps of its own data sets: "
@@ -456,20 +461,23 @@ def _with_interval(d, name, scale=1., digits=1):
     def one(mean, low, high):
         if not np.isfinite(mean):
             return 'not reached'
-        end = f'{scale*high:.{digits}f}' if np.isfinite(high) else 'not reached'
-        return f'{scale*mean:.{digits}f} [{scale*low:.{digits}f}, {end}]'
+        end = f'{scale*high:z.{digits}f}' if np.isfinite(high) else 'not reached'
+        return f'{scale*mean:z.{digits}f} [{scale*low:z.{digits}f}, {end}]'
     return [one(*o) for o in zip(d[f'{name}_mean'], d[f'{name}_low'], d[f'{name}_high'])]
 
 def _named(rows) -> list:
     return [o.policy if o.admitted else f'{o.policy} ({DID_NOT.lower()})' for o in rows.itertuples()]
 
 # %% ../../nbs/reports/03_tables.ipynb #02e233e7
-def _guesses(what, rows) -> list:
+def _differences(rows) -> list:
+    return [f'{o.policy}: HCMS has {text} points'
+        for o,text in zip(rows.itertuples(), _with_interval(rows, 'hcms_more', 100))]
+
+def _guesses(lost) -> list:
+    "For each policy that is better, what could be the reason."
     why = {p.name: p.why for p in policies()}
-    out = []
-    for o,text in zip(rows.itertuples(), _with_interval(rows, 'hcms_more', 100)):
-        out.append(f'**{what}** {o.policy}: HCMS has {text} points. Perhaps the reason is {why[o.policy]}.')
-    return out
+    return [f'**Worse than** {text}. Perhaps the reason is {why[name]}.'
+        for name,text in zip(lost.policy, _differences(lost))]
 
 def _plainly(rows) -> list:
     "Where HCMS does not win, said plainly."
@@ -480,7 +488,7 @@ def _plainly(rows) -> list:
     out = [
         f'At equal cost HCMS is better than {len(won)} of {len(rivals)} policies, '
         f'undecided against {len(undecided)}, worse than {len(lost)}.']
-    out += _guesses('Worse than', lost) + _guesses('Undecided against', undecided)
+    out += _guesses(lost) + [f'**Undecided against** {text}.' for text in _differences(undecided)]
     failed = rows.policy[~rows.admitted].tolist()
     if failed:
         out.append(f"{DID_NOT}, so no comparison: {', '.join(failed)}. The table of admissions says why.")
@@ -511,15 +519,43 @@ TABLE3 = {   # policy -> its row in Table 3
     'Listen to Look': 'IMGAUD2VID'}
 
 # %% ../../nbs/reports/03_tables.ipynb #ce5298f4
-def _longer(rows) -> str:
-    "Which rivals are trained for more epochs."
-    times = {r.longer: [] for r in RIVALS.values() if r.longer>1}
+def _longer(rows, multiples={}) -> str:
+    "Which rivals are trained for more epochs: as the data set says (`multiples`), or their classes."
+    times = {}
     for p in policies():
         for model in {c.get('model') for c in p.changes} & set(RIVALS):
-            if RIVALS[model].longer>1 and p.name in set(rows.policy):
-                times[RIVALS[model].longer].append(p.name)
-    said = [f"{', '.join(names)} {n} times as many" for n,names in sorted(times.items()) if names]
+            n = multiples.get(model, RIVALS[model].longer)
+            if n!=1 and p.name in set(rows.policy):
+                times.setdefault(n, []).append(p.name)
+    said = [f"{', '.join(names)} {n:g} times as many" for n,names in sorted(times.items())]
     return f" ({', '.join(said)}, since their curves had not ended)" if said else ''
+
+def _ahead(rows) -> list:
+    "At which costs a policy has more, though not in the mean over all costs."
+    rivals = rows[~rows.policy.isin(['HCMS', 'Oracle']) & rows.admitted & (rows.hcms_more_low>0)]
+    ahead = rivals[rivals.ahead_from.notna()]
+    if not len(ahead):
+        return []
+    each = [
+        f'{o.policy} (between {o.ahead_from:.0f} and {o.ahead_to:.0f} GFLOPs)' for o in ahead.itertuples()]
+    return [f"That is the mean over costs; at some costs the mean mAP of {listed(each)} is above HCMS's."]
+
+def _beyond(rows) -> list:
+    "What is compared with a point of HCMS that costs less."
+    most = rows.set_index('policy').equal_to['HCMS']
+    beyond = rows[(rows.equal_from>most) & rows.admitted].policy.tolist()
+    if not beyond:
+        return []
+    return [f"{', '.join(beyond)}: without an operating point up to {most:.0f} GFLOPs, where HCMS ends; "
+            'compared with the mAP that HCMS has there.']
+
+_WHAT_THEY_ARE = (
+    'Chooses: whether a policy learns which time steps it looks at, or which modalities at each step; '
+    'fusion uses all of what it is given. Without learning to choose: UNIFORM looks at evenly spaced steps, '
+    'RANDOM at random ones, Loudest at those with the largest audio feature, Cascade fuses one modality '
+    'more in a video where it is not yet sure. The oracle knows which steps show the class. HCMS, '
+    'independent has the same gates without the rule that motion needs appearance. RANDOM, Loudest and the '
+    'oracle share one network that reads the chosen features, the reader.')
 
 def show_measured(rows, data, parameters, runs, out):
     "Write table3_measured.* and return it as it is shown: `rows` from `hcms.experiments.policies.compare`."
@@ -538,20 +574,23 @@ def show_measured(rows, data, parameters, runs, out):
     notes,meta = describe(data, runs, parameters)
     notes.append(
         'Every policy saw the same features, with the same prices, optimizer and '
-        f'epochs{_longer(rows)}; how many tuning trials each had stands in the table of admissions. '
+        f'epochs{_longer(rows, data.plan.longer)}; how many tuning trials each had stands in the table of '
+        'admissions. '
         'At equal cost: the mean difference over '
         'the logarithm of the cost, from the more expensive of the two cheapest operating points to the more '
-        'expensive of the two most expensive ones. Area: mean mAP over the logarithm of the cost from '
+        'expensive of the two most expensive ones; beyond the most expensive point of a policy its mAP '
+        'stays. Area: mean mAP over the logarithm of the cost from '
         'hearing everything to using everything, chance before the cheapest operating point, so it rewards '
-        'cheap ones. '
-        'Intervals: 95%, over videos and seeds.')
+        "cheap ones. GFLOPs at HCMS's mAP: the cost at which a policy reaches the mAP of HCMS with its own "
+        'skip targets, less one point. Intervals: 95%, over videos and seeds.')
+    notes.append(_WHAT_THEY_ARE)
     first,*reasons = _plainly(rows)
-    notes += reasons
+    notes += [*_beyond(rows), *reasons]
     notes.append(
         f"Of the paper's Table 3, {', '.join(OWN_PIPELINES)} stay quoted: each is a way to make features, "
         'not to choose among them.')
     title = f'Selection policies on the same features, {data.label}'
-    return write_table(rows, shown, 'table3_measured', out, title, notes, meta, [first])
+    return write_table(rows, shown, 'table3_measured', out, title, notes, meta, [first, *_ahead(rows)])
 
 # %% ../../nbs/reports/03_tables.ipynb #280a4bf1
 PANELS = {   # title -> kind of policy, beside HCMS and the oracle
@@ -637,8 +676,8 @@ def show_admissions(rows, data, parameters, runs, out):
         'even steps: mAP %': _percent(rows.even),
         'difference, points': [text if ok else '–' for ok,text in zip(rows.difference_mean.notna(), gain)],
         f'steps of {names}': [' / '.join(_number(v) for v in o) for o in used],
-        'last slope, points an epoch': (100*rows.slope).map('{:+.2f}'.format),
-        'rise of the last quarter, points': (100*rows.rise).map('{:+.1f}'.format),
+        'last slope, points an epoch': (100*rows.slope).map('{:+z.2f}'.format),
+        'rise of the last quarter, points': (100*rows.rise).map('{:+z.1f}'.format),
         'epochs': rows.epochs.astype(str),
         'tuning trials': rows.trials.astype(str)})
     notes,meta = describe(data, runs, parameters)
@@ -663,18 +702,16 @@ def learning_curves(runs) -> pd.DataFrame:   # policy, change, epoch, score_mean
                 for e,s in zip(r.history.epoch, r.history.score):
                     rows.append(dict(policy=p.name, change=k, epoch=e, score=s))
             left = left[seeds:]
-    return over_seeds(rows, ['policy', 'change', 'epoch'])
+    df = over_seeds(rows, ['policy', 'change', 'epoch'])
+    return df[df.seeds==df.groupby(['policy', 'change']).seeds.transform('max')]   # all seeds still train
 
 # %% ../../nbs/reports/03_tables.ipynb #4929dde9
 def _curve_findings(numbers, within=.01) -> list:
-    "How many trainings had come to an end."
-    rises = []
-    for _,d in numbers.sort_values('epoch').groupby(['policy', 'change']):
-        scores = smoothed(d.score_mean)
-        rises.append(scores[-1]-scores[-1-len(scores)//4])
-    ended = int((np.array(rises)<=within).sum())
-    return [f'Over the last quarter of its epochs the score rises by no more than one point in {ended} of '
-            f'{len(rises)} trainings.']
+    "How many configurations had come to an end, by the rule of admission."
+    ordered = numbers.sort_values('epoch').groupby(['policy', 'change'])
+    rises = np.array([last_rise(d.score_mean)[1] for _,d in ordered])
+    return [f'Over the last quarter of its epochs the score rises by no more than one point in '
+            f'{int((rises<=within).sum())} of {len(rises)} configurations.']
 
 def show_learning_curves(numbers, data, parameters, runs, out):
     "Write learning_curves.* and return the figure: `numbers` from `learning_curves`."
@@ -696,7 +733,8 @@ def show_learning_curves(numbers, data, parameters, runs, out):
     notes.append(
         'The score that chooses the epoch, on the selection split, mean of the seeds: mAP less lambda times '
         'the penalty of usage for HCMS, the mean of mAP over the whole curve for a policy with several '
-        'operating points. One line a configuration; scores below 0, of the first epochs, are not shown. '
+        'operating points. One line a configuration, up to the last epoch that all its seeds have; scores '
+        'below 0, of the first epochs, are not shown. '
         'Policies without networks of their own share one reader.')
     title = f'Learning curves of all policies on {data.label}'
     return write_figure(fig, numbers, 'learning_curves', out, title, notes, meta, _curve_findings(numbers))
@@ -834,11 +872,16 @@ def _table6_findings(numbers) -> list:
     natural = d.iloc[0]
     others = d.iloc[1:]
     times = others.gflops_mean/natural.gflops_mean
-    return [
+    out = [
         f'The natural order, {natural.order}, reaches {percent(natural.mAP_mean)} mAP with '
         f'{natural.gflops_mean:,.0f} GFLOPs a video.',
         f'The others reach {percent(others.mAP_mean.min())} to {percent(others.mAP_mean.max())} at '
         f'{times.min():.1f} to {times.max():.1f} times that cost.']
+    by_modality = numbers[numbers.hidden_sizes=='modality']
+    if len(by_modality):
+        low,high = by_modality.mAP_mean.min(),by_modality.mAP_mean.max()
+        out.append(f'With hidden sizes by modality they reach {percent(low)} to {percent(high)}.')
+    return out
 
 # %% ../../nbs/reports/03_tables.ipynb #a0e576ab
 def show_table6(numbers, data, parameters, runs, out):
@@ -870,8 +913,8 @@ def show_table6(numbers, data, parameters, runs, out):
         "The last four columns are the paper's, quoted.")
     if data.plan.orders:
         notes.append(
-            'Each order has the targets with which its ratios, on the selection split, come within '
-            f"{CLOSE} of those of the paper's row.")
+            'Each order has the targets with which its ratios, on the selection split and with hidden sizes '
+            f"by place, come within {CLOSE} of those of the paper's row.")
     notes.append(by_place)
     title = f'Table 6. Orders of the modalities on {data.label}'
     return write_table(numbers, shown, 'table6', out, title, notes, meta, _table6_findings(numbers))
@@ -886,6 +929,7 @@ def _warmup(data) -> dict:
 def ablations(data) -> dict:   # what is done -> changes of the configuration
     "Every open choice undone, one at a time."
     weight = config_for(data).weight
+    first,last = config_for(data).tau
     lower = PAPER.usage_weight if weight>PAPER.usage_weight else weight/4
     return {
         'as shipped': dict(),
@@ -893,7 +937,7 @@ def ablations(data) -> dict:   # what is done -> changes of the configuration
         'independent gates, not nested': dict(nested=False),
         'h copied upward, c not': dict(copy_cell=False),
         'soft gates in training, not hard': dict(hard=False),
-        'temperature 1 throughout, not 1 to 0.5': dict(tau=(1., 1.)),
+        f'temperature 1 throughout, not {first:g} to {last:g}': dict(tau=(1., 1.)),
         'temperature 5 to 0.5': dict(tau=(5., .5)),
         f'lambda {lower:g}, not {weight:g}': dict(weight=lower),
         f'lambda {weight*4:g}': dict(weight=weight*4),
@@ -935,9 +979,10 @@ def _ablation_findings(numbers) -> list:
     out = [f'As shipped HCMS reaches {percent(shipped.mAP_mean)} mAP with {shipped.gflops_mean:,.0f} GFLOPs.']
     clear = others[others.change.abs()>shipped.mAP_std+others.mAP_std]
     for o in clear.sort_values('change').itertuples():
-        out.append(f'{o.choice}: {100*o.change:+.1f} points.')
+        out.append(f'{o.choice}: {100*o.change:+.1f} points, with {o.gflops_mean:,.0f} GFLOPs.')
     rest = len(others)-len(clear)
-    out.append(f'The other {rest} of {len(others)} choices change mAP by less than the spread of the seeds.')
+    out.append(f'The other {rest} of {len(others)} choices change mAP by less than the standard deviations '
+               'over seeds, of the row and of the first, add up to.')
     return out
 
 def show_ablations(numbers, data, parameters, runs, out):
