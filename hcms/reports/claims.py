@@ -367,7 +367,8 @@ def _p_value(p:float) -> str:
     'a fixed schedule for each class, or for all, would do')
 def usage_varies(e):
     runs = e.runs()
-    use = np.mean([r.predictions.gates[...,-1].mean(1) for r in runs], 0)   # (N,) mean over seeds
+    each = [r.predictions.gates[...,-1].mean(1) for r in runs]
+    use = np.mean(each, 0, dtype=np.float64)   # (N,) mean over seeds; with float32, p has no small values
     y = runs[0].predictions.y
     groups = [use[y==c] for c in np.unique(y)]
     p = kruskal(*groups).pvalue if np.ptp(use)>0 else 1.
