@@ -508,7 +508,7 @@ def admissions(
     rows:pd.DataFrame,    # A row a policy and seed, from `tested`
     changes:np.ndarray,   # (rows, N) of the difference, without each video; NaN where there is none
     strata:np.ndarray,    # (N,)
-    of:str='demo',        # Whose trials its models were chosen by; their number is a column
+    of:str='',            # Whose trials its models were chosen by; their number is a column
 ) -> pd.DataFrame:        # A row a policy
     "Which policies work here: verdict, admitted, selects, converged, learned, and the numbers for it."
     fused = rows[rows.policy=='UNIFORM'].best.mean()   # at all steps

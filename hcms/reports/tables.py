@@ -24,7 +24,7 @@ from ..data.descriptions import described, standins
 from ..experiments.datasets import open_dataset, stamped
 from ..experiments.policies import last_rise, policies, policy_configs
 from ..experiments.runs import CLOSE, REACHED_BY, config_for, variants, with_steps
-from ..paper import PAPER, PAPER_DATASETS, later_methods, paper_table
+from ..paper import OF_CLASSES, PAPER, PAPER_DATASETS, later_methods, paper_table
 from .artifacts import describe, mean_pm, noted, write_figure, write_table
 from .plots import figure, panels, plot_costs, plot_policies, save_figure
 from ..experiments.conditioned import EVERY_BUDGET
@@ -778,7 +778,7 @@ def tables45(
         for c in chosen:
             rows.append(dict(category=data.classes[c], audio_ap=ap_a[c], ap=ap_h[c], gflops=cost[c]))
     df = over_seeds(rows, ['category'])
-    stated = lambda c: data.paper=='activitynet' and (c=='Overall' or not data.simulated)
+    stated = lambda c: data.paper==OF_CLASSES and (c=='Overall' or not data.simulated)
     for k,(which,metric) in dict(audio_ap=(4, 'AP'), ap=(5, 'AP'), gflops=(5, 'GFLOPs')).items():
         quoted = paper_table(which).query('metric==@metric').set_index('category').value
         df[f'paper_{k}'] = [quoted.get(c, np.nan) if stated(c) else np.nan for c in df.category]
