@@ -88,7 +88,9 @@ def open_choices(plan:Plan=Plan()) -> pd.DataFrame:   # what, ours, note, stated
         if k in _NO_CHOICE:
             continue
         stated = 'no' if k in _OPEN else 'yes'
-        rows.append(dict(what=k, ours=str(getattr(config, k)), note=_OPEN.get(k, ''), stated=stated))
+        value = getattr(config, k)
+        ours = ', '.join(map(str, value.values())) if isinstance(value, dict) else str(value)
+        rows.append(dict(what=k, ours=ours, note=_OPEN.get(k, ''), stated=stated))
     return pd.DataFrame(rows).sort_values('stated', kind='stable').reset_index(drop=True)
 
 # %% ../../nbs/experiments/02_runs.ipynb #8dacd42a
