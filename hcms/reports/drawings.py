@@ -163,10 +163,11 @@ def draw_cost(
     for item in next(iter(costs.values())):
         values = np.array([costs[n][item] for n in names])
         color = color_of(item) if item in modalities else '#444444'
-        ax.barh(names, values, left=left, color=color, label=item, height=.6)
+        ax.barh(names, values, left=left, color=color, label=item, height=.6, zorder=2)
         left += values
     for n,total in enumerate(left):
         ax.text(total, n, f' {total:,.0f}' if total>=100 else f' {total:.3g}', va='center', fontsize=7)
+    ax.grid(False)
     ax.set(xlabel='GFLOPs a video', xlim=(0, 1.12*left.max()))
     ax.invert_yaxis()
     ax.legend(fontsize=7, loc='lower left', bbox_to_anchor=(0, 1), ncols=4)
@@ -194,7 +195,10 @@ def draw_budget(
         color = color_of(modalities[(module+1)//2])
         ax.fill_between(x, total, color=color, alpha=.9 if total<=budget else .25, lw=0)
     ax.axhline(budget, color='black', ls='--', lw=1)
-    ax.text(0, budget, f' budget {budget:g}', va='bottom', fontsize=7)
+    ax.annotate(f'budget {budget:g}', (0, budget), (3, 3), textcoords='offset points', fontsize=7)
+    handles = [mpl.patches.Patch(color=color_of(m), label=m) for m in modalities]
+    ax.legend(handles=[*handles, mpl.patches.Patch(color='#444444', alpha=.25, label='not run')], fontsize=7,
+        loc='lower left', bbox_to_anchor=(0, 1), ncols=4)
     ax.axvline(steps, color='black', lw=1)
     answer = 'the answer is read here' if steps else 'no step is complete'
     on_the_left = steps>T/2
@@ -220,7 +224,9 @@ def draw_equal_costs(
         ax.plot(cost, values, 'o', color=color, ms=4, label=name)
     ax.fill_between(grid, first, second, color=color_of('HCMS'), alpha=.2, lw=0, label='at equal cost')
     ax.set(xscale='log', xlabel='GFLOPs a video', ylabel='mAP')
-    ax.legend(fontsize=7)
+    ticks = [v for v in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if grid[0]<=v<=grid[-1]]
+    ax.set_xticks(ticks, [f'{v:g}' for v in ticks])
+    ax.legend(fontsize=7, frameon=True, edgecolor='none', facecolor='white')
     return ax
 
 # %% ../../nbs/reports/09_drawings.ipynb #a0b94a4c

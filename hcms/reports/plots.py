@@ -407,10 +407,10 @@ def plot_growth(
 def plot_memory(memory:pd.DataFrame, ax:Axes) -> Axes:   # recompute, T, bytes
     "Bytes that a step of training keeps against T."
     for again,d in memory.groupby('recompute'):
-        line,label = ('--', 'recomputed') if again else ('-', 'kept')
-        ax.plot(d['T'], d.bytes/2**20, marker='o', ms=3.5, lw=1.2, ls=line, color='#444444', label=label)
+        line,mark,label = ('--', 's', 'recomputed') if again else ('-', 'o', 'kept')
+        ax.plot(d['T'], d.bytes/2**20, marker=mark, ms=3.5, lw=1.2, ls=line, color='#444444', label=label)
     ax.set(xlabel='time steps', ylabel='MB for the backward pass', ylim=(0, None))
-    ax.legend(fontsize=6)
+    ax.legend(fontsize=6, handlelength=3)
     return ax
 
 # %% ../../nbs/reports/01_plots.ipynb #623d8edb
