@@ -9,6 +9,7 @@ __all__ = ['WITHIN', 'FITTING', 'SETS', 'FREE', 'combinations', 'targets', 'clos
 
 # %% ../../nbs/reports/06_calibration.ipynb #1aa1c6ca
 from importlib.resources import files
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import torch
@@ -17,7 +18,7 @@ from ..data.descriptions import described, standins
 from ..experiments.datasets import SimulatedDataset, stamped
 from ..evaluation.metrics import mean_average_precision, softmax
 from ..paper import PAPER, paper_table
-from .plots import COLORS, panels
+from .plots import COLORS, STYLE, panels
 from .artifacts import describe, mean_pm, write_figure, write_table
 from ..experiments.runs import config_for
 from ..data.simulated import simulate_split
@@ -316,12 +317,13 @@ def show_calibration(numbers, tried, data, parameters, runs, out):
 _PAIRS = '#DE8F05','#0173B2','#CA9161'
 _SHADES = *(COLORS[m] for m in MODALITIES),*_PAIRS,'#222222'   # As `combinations`
 
+@mpl.rc_context(STYLE)
 def plot_trials(tried, data):
     "Differences from the paper of all trials, a panel for each number of views."
     fig,axes = panels(1, 2, height=2.8, sharey=True)
     wanted = 100*targets(data.name)
     for ax,views in zip(axes, PAPER.views):
-        ax.axhspan(-100*WITHIN, 100*WITHIN, color='#DDDDDD', lw=0)
+        ax.axhspan(-100*WITHIN, 100*WITHIN, color='#444444', alpha=.15, lw=0)
         for n,k in enumerate(combinations()):
             off = tried[f'{k}@{views}']-wanted[k, views]
             at = tried['round']+(n-3)/10
@@ -331,5 +333,5 @@ def plot_trials(tried, data):
         ax.set(xlabel='round of the search', title=f'{data.label}: {views} views', ylim=(-10, 10))
         ax.set_xticks(sorted(set(tried['round'])))
     axes[0].set_ylabel('mAP, difference from the paper (points)')
-    axes[1].legend(fontsize=6, ncol=2)
+    axes[1].legend(fontsize=6, ncol=2, frameon=False)
     return fig

@@ -203,8 +203,9 @@ def draw_budget(
     answer = 'the answer is read here' if steps else 'no step is complete'
     on_the_left = steps>T/2
     side = 'right' if on_the_left else 'left'
-    ax.text(steps, spent[-1], f' {answer} ', ha=side, va='top', fontsize=7)
-    ax.set(xlim=(0, T), ylim=(0, 1.08*spent[-1]), xlabel='time step', ylabel='GFLOPs spent')
+    ax.annotate(answer, (steps, 1.3*spent[-1]), (-3 if on_the_left else 3, -3), textcoords='offset points',
+        ha=side, va='top', fontsize=7)
+    ax.set(xlim=(0, T), ylim=(0, 1.3*spent[-1]), xlabel='time step', ylabel='GFLOPs spent')
     ax.set_xticks(np.arange(T)+.5)
     ax.set_xticklabels(range(1, T+1))
     return ax

@@ -375,8 +375,9 @@ def plot_many(
     lines = [
         mpl.lines.Line2D([], [], color=KIND_COLORS[k], ls=_KIND_LINES.get(k, '-')) for k in shown
     ]
+    below = -.5/(ax.get_position().height*ax.figure.get_figheight())   # half an inch: curves may be anywhere
     ax.legend(lines, [names.get(k, k) for k in shown], fontsize=6, ncols=3, columnspacing=1.,
-        handlelength=1.5, loc='upper center', bbox_to_anchor=(.5, -.2))   # below: curves may be anywhere
+        handlelength=1.5, loc='upper center', bbox_to_anchor=(.5, below))
     ax.set(xscale='log', xlabel='GFLOPs a video (multiply-accumulates, 1e9)', ylabel='mAP (%)', title=title)
     return ax
 
