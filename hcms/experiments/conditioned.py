@@ -322,7 +322,7 @@ def trained_from(curves:pd.DataFrame) -> float:   # GFLOPs a video
 def where_trained(
     reached:AtBudgets,
     curves:pd.DataFrame, changes, strata,   # From `measured`
-) -> dict:   # from, closed, and better, budgets, least_mean, most_mean, ...; empty without such a budget
+) -> dict:   # at_least, better, budgets, more_*, worst_*, closed; empty without such a budget
     "The comparison with the paper's HCMS from the cheapest operating point on that it was trained for."
     least = trained_from(curves)
     kept = curves.policy.isin(['HCMS', 'Oracle']).to_numpy()
@@ -331,6 +331,6 @@ def where_trained(
     if not len(rows):
         return {}
     own = rows[rows.policy=='HCMS'].iloc[0]
-    out = dict(at_least=least, better=own.better, worse=own.worse, budgets=own.budgets)
+    out = dict(at_least=least, better=own.better, budgets=own.budgets)
     out |= {k: own[k] for k in own.index if k.startswith(('worst_', 'more_'))}
     return out | dict(closed=gap_closed(reached, *some, least))

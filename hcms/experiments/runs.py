@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['REACHED_BY', 'VERSION', 'REACHED', 'CLOSE', 'DECAYS', 'SEED', 'HELD_OUT', 'trials', 'tuned', 'open_choices', 'Run',
-           'longer', 'lengthened', 'config_for', 'variants', 'run_folder', 'splits_of', 'make_run', 'load_run',
-           'check_configs', 'with_steps', 'train_together', 'train_runs', 'get_runs', 'chosen_epoch', 'reached',
-           'operating_point', 'candidates', 'part', 'together', 'tuning_splits', 'choose', 'tune', 'keep_trials']
+           'longer', 'times_longer', 'lengthened', 'config_for', 'variants', 'run_folder', 'splits_of', 'make_run',
+           'load_run', 'check_configs', 'with_steps', 'train_together', 'train_runs', 'get_runs', 'chosen_epoch',
+           'reached', 'operating_point', 'candidates', 'part', 'together', 'tuning_splits', 'choose', 'tune',
+           'keep_trials']
 
 # %% ../../nbs/experiments/02_runs.ipynb #55989729
 import json
@@ -124,10 +125,14 @@ def longer(config:TrainConfig, times:float) -> TrainConfig:
     "The configuration with a multiple of its epochs; the learning rate ends as low as before."
     return config.model_copy(update=dict(epochs=round(times*config.epochs), decay=config.decay**(1/times)))
 
+def times_longer(model:str, multiples={}) -> float:
+    "A model's multiple of the epochs, of the data set (`multiples`) or its class."
+    of_class = RIVALS[model].longer if model in RIVALS else 1
+    return multiples.get(model, of_class)
+
 def lengthened(config:TrainConfig, multiples={}) -> TrainConfig:
-    "The configuration with its model's multiple of the epochs, of the data set (`multiples`) or its class."
-    of_class = RIVALS[config.model].longer if config.model in RIVALS else 1
-    times = multiples.get(config.model, of_class)
+    "The configuration with its model's multiple of the epochs."
+    times = times_longer(config.model, multiples)
     return config if times==1 else longer(config, times)
 
 def _for_modalities(values:dict, modalities) -> dict:

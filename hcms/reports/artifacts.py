@@ -234,11 +234,8 @@ def _processors(runs) -> list:
             'single machine will give slightly different numbers.']
 
 # %% ../../nbs/reports/02_artifacts.ipynb #6500c4d8
-_ONE_SEED = 'One seed.'
-_SEEDS = 'Mean and standard deviation of'
-
 def _seeds_note(n:int) -> str:
-    return f'{_SEEDS} {n} seeds.' if n>1 else _ONE_SEED
+    return f'Mean and standard deviation of {n} seeds.' if n>1 else 'One seed.'
 
 def _notes(data, counts, config, runs, parameters) -> list:
     "The data, the training, the seeds, and what else decides the numbers."
@@ -472,7 +469,7 @@ def _section(out, side, common, up) -> list:
 def _common(sides) -> list:
     "Notes that several artifacts have, in their order; the number of seeds only where all have the same."
     notes = [o for side in sides for o in dict.fromkeys(side['notes'])]
-    of_seeds = {o for o in notes if o.startswith((_ONE_SEED, _SEEDS))}
+    of_seeds = {_seeds_note(len(side.get('seeds', ()))) for side in sides} & set(notes)
     each = of_seeds if len(of_seeds)>1 else ()
     return [o for o in dict.fromkeys(notes) if notes.count(o)>1 and o not in each]
 

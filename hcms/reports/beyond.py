@@ -9,7 +9,7 @@ __all__ = ['MET', 'MATCHED', 'KEPT', 'budget_findings', 'show_budgets', 'against
 # %% ../../nbs/reports/10_beyond.ipynb #18419d15
 from importlib.resources import files
 import pandas as pd
-from ..experiments.conditioned import conditioned_config
+from ..experiments.conditioned import EveryBudget, conditioned_config
 from .artifacts import describe, mean_pm, write_figure, write_table
 from .plots import COLUMN, panels, plot_many
 from .tables import percent
@@ -85,10 +85,10 @@ def show_budgets(numbers, selects, data, parameters, runs, out):
                  "alone, was decided after costs on the demo's evaluated split had been seen.")
     title = f'Every budget from one training, on {data.label}'
     findings = budget_findings(numbers)
-    budgets = numbers.budget.dropna().tolist()
+    middle = EveryBudget(numbers.budget.dropna()).middle
     findings.append(
         f'Its choice of steps is worth {_said(selects)} points of mAP against as many evenly spaced ones, at '
-        f'{budgets[len(budgets)//2]:g} GFLOPs.')
+        f'{middle:g} GFLOPs.')
     return write_table(numbers, shown, 'beyond', out, title, notes, meta, findings)
 
 # %% ../../nbs/reports/10_beyond.ipynb #397d87f2

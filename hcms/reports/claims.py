@@ -24,9 +24,9 @@ from ..evaluation.metrics import (
     probabilities, strata_of)
 from ..evaluation.costs import budget_scores
 from ..experiments.datasets import stamped
-from hcms.experiments.policies import (
-    GRID, HCMS_GRID, VIEWS, advantage, chance, compare, early, lines, measured, policy_configs,
-    policy_seeds)
+from ..experiments.policies import (
+    GRID, HCMS_GRID, VIEWS, advantage, chance, compare, early, lines, measured,
+    policy_configs, policy_seeds)
 from ..experiments.runs import get_runs, variants, with_steps
 from ..paper import PAPER_DATASETS, paper_table
 from .artifacts import describe, write_table
@@ -127,9 +127,8 @@ class Evidence:
     def mAP(self, **changes) -> Estimate:
         "mAP from 0 to 1."
         key = str(sorted(changes.items()))
-        self.asked_for.add(key)
+        runs = self.runs(**changes)
         if key not in self._maps:
-            runs = self.runs(**changes)
             scores = [r.predictions.scores for r in runs]
             self._maps[key] = estimate_map(scores, runs[0].predictions.labels)
         return self._maps[key]
@@ -593,8 +592,7 @@ def collapsed(run) -> bool:
 
 def _without_collapse(row:Row, e:Evidence) -> Row:
     "Not testable in the place of refuted or undecided, where a training that the row is about collapsed."
-    each = {k: sum(map(collapsed, e._runs[k])) for k in sorted(e.asked_for) if k in e._runs}
-    fell = sum(each.values())
+    fell = sum(collapsed(r) for k in e.asked_for for r in e._runs[k])
     if not fell or row.verdict in (HOLDS, UNTESTABLE):
         return row
     why = f'{fell} of the trainings of HCMS behind this row collapsed after the epoch that is kept'

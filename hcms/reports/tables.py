@@ -23,7 +23,7 @@ from ..evaluation.metrics import mean_average_precision, per_class_ap, probabili
 from ..data.descriptions import described, standins
 from ..experiments.datasets import open_dataset, stamped
 from ..experiments.policies import last_rise, policies, policy_configs
-from ..experiments.runs import CLOSE, REACHED_BY, config_for, variants, with_steps
+from ..experiments.runs import CLOSE, REACHED_BY, config_for, times_longer, variants, with_steps
 from ..paper import OF_CLASSES, PAPER, PAPER_DATASETS, later_methods, paper_table
 from .artifacts import describe, mean_pm, noted, write_figure, write_table
 from .plots import figure, panels, plot_costs, plot_policies, save_figure
@@ -524,7 +524,7 @@ def _longer(rows, multiples={}) -> str:
     times = {}
     for p in policies():
         for model in {c.get('model') for c in p.changes} & set(RIVALS):
-            n = multiples.get(model, RIVALS[model].longer)
+            n = times_longer(model, multiples)
             if n!=1 and p.name in set(rows.policy):
                 times.setdefault(n, []).append(p.name)
     said = [f"{', '.join(names)} {n:g} times as many" for n,names in sorted(times.items())]
