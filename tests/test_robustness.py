@@ -431,7 +431,7 @@ def test_workers_that_die_before_their_first_job_are_laid_to_no_video(tmp_path, 
         E.extract(manifest, store, 'demo', workers=2)
     assert not store.set_aside_ids()
     monkeypatch.setattr(C, '_begin', functools.partial(befall, how))
-    jobs = [Job(o, 'v.mp4', 0, 0) for o in 'ab']
+    jobs = [Job(o, 'v.mp4', 0, 0, [0]) for o in 'ab']
     with pytest.raises(InputError, match=f'finetune: {early}'):
         list(read_ahead(jobs, len, {}, 1))
     tally('faults', f'workers of which none begins ({how})',
@@ -636,12 +636,12 @@ def takers(tmp_path) -> dict:
     from hcms.core import worker_pool
     from hcms.experiments.datasets import finetune_backbones, open_dataset, prepare_rendered, train_backbones
     from hcms.extraction.extract import extract
-    from hcms.training.finetune import FinetuneConfig, decode_split, finetune
     from hcms.data.store import pack
     from hcms.experiments.policies import measured
     from hcms.data.rendered import render_demo
     from hcms.experiments.runs import get_runs, train_runs, variants
-    from hcms.training.finetune import StreamConfig, finetune_streaming, read_ahead
+    from hcms.training.finetune import (
+        Decoded, FinetuneConfig, Streamed, decode_split, finetune, read_ahead)
     store = FeatureStore(tmp_path/'s')
     data = Troubled(tmp_path, 'known')
     view = store.extractor('motion', dict(model='x'))
@@ -650,8 +650,10 @@ def takers(tmp_path) -> dict:
     few = three_videos(tmp_path)
     made = lambda **kw: extract(few, store, 'demo', **kw)
     on_ray = lambda **kw: extract_on_ray(few, store, 'demo', **kw)
-    streamed = lambda **kw: finetune_streaming('demo/mobilenet', spec_for('demo'), few, out, **kw)
-    tuned = lambda **kw: finetune('demo/mobilenet', media, np.zeros(3), 1, out, FinetuneConfig(**kw))
+    streamed = lambda **kw: Streamed(few, spec_for('demo'), 'audio', **kw)
+    decoded = Decoded('audio', media, np.zeros(3, dtype=int), 1)
+    tune = lambda source, **kw: finetune('demo/mobilenet', source, out, **kw)
+    with_config = lambda source, **kw: tune(source, config=FinetuneConfig(**kw))
     read = lambda *a: list(read_ahead([], len, {}, *a))
     nets = lambda w: train_backbones(tmp_path/'m.csv', out, None, 'demo', {}, workers=w)
     return dict(
@@ -669,10 +671,10 @@ def takers(tmp_path) -> dict:
             lambda o: measured(data, workers=o)],
         actors=[lambda o: on_ray(actors=o)],
         seeds=[lambda o: variants(data, [{}], o), lambda o: measured(data, o)],
-        save_every=[lambda o: streamed(save_every=o)],
-        videos=[lambda o: pack(view, o), lambda o: tuned(videos=o),
-                lambda o: streamed(config=StreamConfig(videos=o))],
-        epochs=[lambda o: tuned(epochs=o), lambda o: streamed(config=StreamConfig(epochs=o))],
+        save_every=[lambda o: tune(decoded, save_every=o), lambda o: tune(streamed(), save_every=o)],
+        videos=[lambda o: pack(view, o), lambda o: with_config(decoded, videos=o),
+                lambda o: with_config(streamed(), videos=o)],
+        epochs=[lambda o: with_config(decoded, epochs=o), lambda o: with_config(streamed(), epochs=o)],
         patience=[lambda o: made(patience=o), lambda o: on_ray(patience=o), lambda o: streamed(patience=o),
                   lambda o: finetune_backbones('fcvid', patience=o), lambda o: read(1, o)],
         shard=[lambda o: made(shard=o), lambda o: on_ray(shard=o)])
@@ -711,7 +713,7 @@ def test_what_counts_as_done_is_written_last(tmp_path, monkeypatch, tally):
         y = np.zeros(8, dtype=int)
         config = F.FinetuneConfig(epochs=1, steps=2)
         with pytest.raises(KeyboardInterrupt):
-            F.finetune('demo/mobilenet', x, y, 2, tmp_path/'audio', config)
+            F.finetune('demo/mobilenet', F.Decoded('audio', x, y, 2), tmp_path/'audio', config)
     assert not (tmp_path/'audio.safetensors').exists()
     monkeypatch.setenv('HCMS_HOME', str(tmp_path))
     data = SimulatedDataset('activitynet', training=4, selection=2, evaluated=2, steps=2)

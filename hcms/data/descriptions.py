@@ -38,6 +38,7 @@ class Trials(_Record):
 class Plan(_Record):
     "How the models of a data set are trained."
     training:dict = {}                # Values of a `TrainConfig`, in place of the paper's
+    models:dict[str, dict] = {}       # model -> values for it alone
     orders:tuple[Order, ...] = ()
     longer:dict[str, PositiveFloat] = {}   # model -> multiple of the epochs, where its class's is too small
     trials:Trials = Trials()
@@ -77,8 +78,8 @@ class Description(Plan):
     media:str = 'videos'
     networks_are:str = ''             # How the networks were trained, where their records do not say it
     rendered:bool = False             # Is it made here?
-    pretraining:dict = {}             # Of a rendered one's networks: `recipe` of the clips, and `config`
-    finetuning:dict = {}              # Of the same: values of a `FinetuneConfig`
+    finetuning:dict = {}              # Of a rendered one's networks: values of a `FinetuneConfig`
+    pretraining:dict = {}             # Before that: `recipe` of the clips, and `config`, where it differs
     # Folder of `hcms/resources` with networks that were trained so on its standard corpus
     shipped:str = ''
     prepare:str = ''                  # How to come by its manifest

@@ -37,7 +37,7 @@ from hcms.networks.backbones import (
     PRECISIONS, PRESETS, build_backbone, load_backbones, network, networks_of, save_weights, spec_for,
     weights_path)
 from ..paper import PAPER_DATASETS, paper_table
-from ..training.finetune import FinetuneConfig, decode_split, finetune, finetune_streaming, stream_config
+from ..training.finetune import Decoded, Streamed, decode_split, finetune, finetune_config
 from ..training.train import Split
 
 # %% ../../nbs/experiments/01_datasets.ipynb #ef09db2c
@@ -489,7 +489,7 @@ def bring_features(
     return len(view.ids()),[id for id in ids if not view.has(id)]
 
 # %% ../../nbs/experiments/01_datasets.ipynb #ad491fc5
-FINETUNING = dict(   # of `StreamConfig`; the paper gives no schedule, so all of it is our choice
+FINETUNING = dict(   # of `FinetuneConfig`; the paper gives no schedule, so all of it is our choice
     # audio alone is decoded and the network is small: many steps, many epochs
     audio=dict(epochs=10, steps=16),
     # 128 pictures of 224 x 224 at once on the device
@@ -509,9 +509,9 @@ def _train_one(job, manifest_path, out, preset, config, start):
         media = media[ok]
         y = y[ok]
     start = start and weights_path(start, m)
-    config = FinetuneConfig(**config)
     name = networks_of(preset)[m].name
-    finetune(name, media, y, len(manifest.classes), Path(out)/m, config, start, position)
+    decoded = Decoded(m, media, y, len(manifest.classes))
+    finetune(name, decoded, Path(out)/m, finetune_config(**config), start, position=position)
 
 def train_backbones(
     manifest_path,    # Its train split is used
@@ -574,15 +574,14 @@ def finetune_backbones(
     of = networks_of(data.preset, networks)
     spec = spec_for(data.preset, 0, networks)
     for m in todo:
-        config = stream_config(**FINETUNING[m] | changes)
+        config = finetune_config(**FINETUNING[m] | changes)
         origin = _read_note(start/'weights.json').get(m, {})
         if origin.get('network', of[m].name)!=of[m].name:
             do = f'hcms weights {name} --modality {m}'
             rule = f"is {origin['network']}, and {of[m].name} is chosen; run: {do}"
             raise InputError(weights_path(start, m), rule)
-        finetune_streaming(
-            of[m].name, spec, part, out/m, config, weights_path(start, m), device, workers, patience,
-            origin=origin, multilabel=data.description.multilabel)
+        media = Streamed(part, spec, m, workers, patience, data.description.multilabel)
+        finetune(of[m].name, media, out/m, config, weights_path(start, m), device, origin=origin)
 
 # %% ../../nbs/experiments/01_datasets.ipynb #d7464218
 def _finetune_rendered(description, folder, out, start, workers):
@@ -593,7 +592,8 @@ def _finetune_rendered(description, folder, out, start, workers):
     render_demo(folder/'trimmed', recipe, workers)
     trimmed = folder/'trimmed'/'manifest.csv'
     trimmed_spec = replace(spec, steps=2*recipe.seconds)
-    train_backbones(trimmed, start, trimmed_spec, preset, first['config'], None, workers)
+    pretraining = description.finetuning | first['config']
+    train_backbones(trimmed, start, trimmed_spec, preset, pretraining, None, workers)
     train_backbones(folder/'manifest.csv', out, spec, preset, description.finetuning, start, workers)
 
 # %% ../../nbs/experiments/01_datasets.ipynb #c205d90a
