@@ -82,8 +82,8 @@ _NO_CHOICE = ('model', 'modalities', 'views', 'setting', 'constant', 'policy', '
     'multilabel', 'shift')
 
 def open_choices(plan:Plan=Plan()) -> pd.DataFrame:   # what, ours, note, stated
-    "Every value of a training, and whether Sec. 4.1.3 states it; by default for both large data sets alike."
-    config = train_config(**plan.training)
+    "Every value of HCMS's training, and whether Sec. 4.1.3 states it; by default for both large data sets."
+    config = train_config(**plan.training | plan.models.get('hcms', {}))
     rows = []
     for k in TrainConfig.model_fields:
         if k in _NO_CHOICE:
@@ -156,13 +156,17 @@ def config_for(
     epochs:int=0,   # 0: the data set's own schedule
     **changes,
 ) -> TrainConfig:
-    """The data set's training configuration, with what won a model's trials and with changes.
+    """The data set's training configuration, with what won a model's trials, its own values and changes.
 
     Another order of modalities brings its skip targets; random gates skip as often as learned ones. Skip
     targets of the paper's two gates are spread evenly over as many as a data set's modalities have."""
     check_count(epochs, 'epochs', least=0)
     plan = dataset.plan
-    own = plan.training | tuned(plan.trials.of).get(changes.get('model', 'hcms'), {})
+    for key in ('models', 'longer'):
+        for model in getattr(plan, key):
+            check_choice(model, ('hcms', 'early', *RIVALS), f'model in {key}')
+    model = changes.get('model', 'hcms')
+    own = plan.training | tuned(plan.trials.of).get(model, {}) | plan.models.get(model, {})
     own |= getattr(dataset, 'own_training', {})
     given = 'skip_targets' in changes or 'skip_targets' in getattr(dataset, 'own_training', {})
     if dataset.modalities!=MODALITIES:
@@ -176,8 +180,6 @@ def config_for(
     if epochs:
         changes['epochs'] = epochs
     config = train_config(**own | changes)
-    for model in plan.longer:
-        check_choice(model, ('hcms', 'early', *RIVALS), 'model in longer')
     return lengthened(config, plan.longer)
 
 # %% ../../nbs/experiments/02_runs.ipynb #146cdf40

@@ -26,6 +26,7 @@ from ..data.descriptions import SHIPPED, described
 from .plots import save_figure
 from ..experiments.datasets import banner
 from ..experiments.runs import CLOSE, REACHED, config_for
+from ..training.train import TrainConfig
 
 # %% ../../nbs/reports/02_artifacts.ipynb #991f20ce
 def _assigned(cell:str) -> set:
@@ -198,6 +199,9 @@ def _aims(data, runs, parameters) -> str:
     text = f"skip targets {', '.join(map(str, targets))}, lambda {config.weight:g}"
     if config.warmup:
         text += f', which rises over the first {config.warmup:.0%} of training'
+    if config.tau!=TrainConfig.model_fields['tau'].default:
+        first,last = config.tau
+        text += f', and a temperature that falls from {first:g} to {last:g}'
     searched = tuple(data.plan.training.get('skip_targets', ()))
     if targets!=searched or data.name not in SHIPPED:
         return text   # the paper's, or somebody's own: no search led to them
