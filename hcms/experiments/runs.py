@@ -72,6 +72,7 @@ _OPEN = dict(   # name -> note
     forget_bias='added to the initial forget gates',
     skip_targets='one of the ranges 0.6 to 0.85 and 0.94 to 0.98',
     tau='temperature of Eq. 9, first and last',
+    noise='size of the noise of Eq. 8, first and last',
     warmup='of lambda',
     per_video='Eq. 10 on the mean of the batch, or as printed',
     hard='gates of exactly 0 and 1 in training',

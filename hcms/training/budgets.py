@@ -14,7 +14,7 @@ from ..core import InputError, rng_for
 from ..evaluation.costs import PAPER_PRICES, mean_gflops
 from ..evaluation.metrics import mean_average_precision, probabilities
 from ..method.conditioned import Conditioned
-from ..method.gating import tau_at
+from ..method.gating import noise_at, tau_at
 from ..method.hlstm import HCMSOutput
 from ..method.losses import class_loss
 from .train import (
@@ -88,8 +88,8 @@ def _epoch(model, config, x, y, prices, optimizer, epoch) -> float:
         batch = [o[at].float() for o in x]
         if config.shift:
             batch = shifted(batch, generator)
-        tau = tau_at(progress, *config.tau)
-        out = model(*batch, weight=weight, tau=tau, hard=config.hard, generator=generator)
+        gating = dict(tau=tau_at(progress, *config.tau), noise=noise_at(progress, *config.noise))
+        out = model(*batch, weight=weight, hard=config.hard, generator=generator, **gating)
         own = answers_loss(out, y[at], generator)
         paid = min(1., progress/WARMUP)*weight*cost_share(out.gates, prices)
         loss = (own+paid).mean()

@@ -17,13 +17,14 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer
+from pydantic import (
+    BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, field_validator, model_serializer)
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from ..baselines.rivals import RIVALS, EarlyFusion, Rival, random_gates, uniform_views
 from ..core import MODALITIES, InputError, check_choice, first_line, load_extensions, rng_for, write_whole
 from ..evaluation.metrics import mean_average_precision, probabilities, skip_ratios
-from ..method.gating import gumbel_noise, tau_at
+from ..method.gating import gumbel_noise, noise_at, tau_at
 from ..method.hlstm import HCMS, HIDDEN_SIZES, PROJ_SIZES
 from ..method.losses import Share, class_loss, loss_terms, usage_loss
 
@@ -77,7 +78,7 @@ def _unread(model:str) -> tuple:
     "Configuration fields that a model ignores."
     if model=='hcms':
         return ('recompute',)
-    return ('recompute', *_OF_GATES, *(('tau',) if model=='early' else ('min_epochs', 'patience')))
+    return ('recompute', 'noise', *_OF_GATES, *(('tau',) if model=='early' else ('min_epochs', 'patience')))
 
 # %% ../../nbs/training/01_train.ipynb #3dd9123d
 class TrainConfig(BaseModel):
@@ -98,6 +99,7 @@ class TrainConfig(BaseModel):
     copy_cell:bool = True                             # The recursive fusion copies c as well as h
     hard:bool = True                                  # Gates of exactly 0 and 1 in training
     tau:tuple[float, float] = (1., .5)                # Temperature of Eq. 9, first and last
+    noise:tuple[NonNegativeFloat, NonNegativeFloat] = (1., 1.)   # Size of the noise of Eq. 8, likewise
     proj_sizes:dict[str, int] = PROJ_SIZES
     hidden_sizes:dict[str, int] = HIDDEN_SIZES
     # Hidden sizes belong to the place in the hierarchy, or to the modality
@@ -130,9 +132,10 @@ class TrainConfig(BaseModel):
     @model_serializer(mode='wrap')
     def _plain(self, dump):
         # without what is at its default, so that earlier runs keep their keys
-        later = dict(precision='float32', setting=None, constant=None, multilabel=False, shift=False)
-        unread = _unread(self.model)
-        return {k: v for k,v in dump(self).items() if k not in unread and (k, v) not in later.items()}
+        later = 'precision', 'setting', 'constant', 'multilabel', 'shift', 'noise'
+        fields = type(self).model_fields
+        usual = {k for k in later if getattr(self, k)==fields[k].default}
+        return {k: v for k,v in dump(self).items() if k not in usual.union(_unread(self.model))}
 
 # %% ../../nbs/training/01_train.ipynb #b8f01a0a
 def train_config(**kw) -> TrainConfig:
@@ -307,13 +310,16 @@ def _train_epoch(model, config, x, y, optimizer, scaler, epoch, accelerator=None
         elif config.model in RIVALS:
             options = dict(tau=tau_at(progress, *config.tau), progress=progress, generator=generator)
         else:
-            options = dict(tau=tau_at(progress, *config.tau), hard=config.hard, generator=generator)
+            options = dict(tau=tau_at(progress, *config.tau), hard=config.hard)
             options |= control_gates(config, len(at), x[0].shape[1], generator)
         weight = config.weight*min(1., progress/config.warmup) if config.warmup else config.weight
         targets = config.skip_targets if config.model=='hcms' else ()
         batch = [o[at].float() for o in x]
         if config.shift:
             batch = shifted(batch, generator)
+        if config.model=='hcms' and 'gates' not in options:
+            noise = gumbel_noise((len(at), x[0].shape[1], len(x)-1, 2), generator)
+            options['noise'] = noise_at(progress, *config.noise)*noise
         terms = _step(model, config, batch, y[at], options, targets, weight, optimizer, scaler, accelerator)
         for k in sums:
             sums[k] += terms[k]*len(at)
@@ -325,8 +331,6 @@ def _step(model, config, x, y, options, targets, weight, optimizer, scaler, acce
     share = None
     if accelerator is not None:
         options = dict(options)
-        if 'generator' in options and 'gates' not in options:
-            options['noise'] = gumbel_noise((len(y), x[0].shape[1], len(x)-1, 2), options.pop('generator'))
         mine = slice(accelerator.process_index, None, accelerator.num_processes)
         videos = len(y)
         x = [o[mine].to(accelerator.device) for o in x]
