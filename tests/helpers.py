@@ -20,7 +20,7 @@ def short(name):
     if not said.rendered:
         return said
     recipe = said.pretraining['recipe'] | dict(per_class=4, training=2, seconds=2)
-    once = dict(epochs=1)
+    once = said.finetuning | dict(epochs=1, steps=8, lr=4e-3, head_lr=4e-3)
     return said.model_copy(update=dict(pretraining=dict(recipe=recipe, config=once), finetuning=once))
 datasets.described = short
 """

@@ -100,12 +100,10 @@ def random_gates(
 
 # %% ../../nbs/baselines/01_rivals.ipynb #d6e3a2ca
 class RivalOutput(NamedTuple):
-    "What a rival returns; the first three names are those of `HCMSOutput`."
+    "What a rival returns, named as in `HCMSOutput`. Not gates, since it may skip the first modality too."
     logits:Tensor        # (B, C)
     step_logits:Tensor   # (B, 1, C) the same
-    gates:Tensor         # (B, T, n) 0. or 1.: was the feature asked for; the first modality is no exception
-    @property
-    def usage(self): return self.gates
+    usage:Tensor         # (B, T, n) 0. or 1.: was the feature asked for?
 
 def macs(module:nn.Module) -> int:
     "Multiply-accumulates of one run of a network on one vector: the entries of its matrices."
@@ -190,7 +188,7 @@ class Rival(nn.Module, Saved, library_name='hcms', tags=['video-classification']
     def loss(self, *features, target, generator=None, tau=1., progress=1., **named) -> tuple:
         "A pass in training, where choices are drawn: RivalOutput, and what is added to its cross-entropy."
         return self.learn(self.inputs(features, named), target, generator, tau, progress)
-    def penalty(self, gates) -> float:
+    def penalty(self, usage) -> float:
         "What the choice of the epoch subtracts from mAP."
         return 0.
     def macs_of(self, names) -> int: return sum(macs(getattr(self, o)) for o in names)
@@ -796,8 +794,8 @@ class LiteEval(Rival):
         out = self.run(x, sample=True, tau=tau, generator=generator)
         usage_error = (out.gates.mean()-(self.setting or .1))**2
         return answer(out.logits, self.asked(out)),self.strength*usage_error
-    def penalty(self, gates):
-        return self.strength*(gates[...,-1].mean().item()-(self.setting or .1))**2
+    def penalty(self, usage):
+        return self.strength*(usage[...,-1].mean().item()-(self.setting or .1))**2
     def own_macs(self, use):
         low,high = self.hcms.levels
         projected = use.sum(1) @ use.new_tensor([float(macs(o)) for o in self.project])

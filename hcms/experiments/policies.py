@@ -113,7 +113,7 @@ def ask(model, split:Split, batch=64, **each) -> Acted:
     for i in range(0, len(split), batch):
         part = {k: v[i:i+batch] if isinstance(v, torch.Tensor) else v for k,v in each.items()}
         o = model(*(v[i:i+batch].float() for v in x), **part)
-        out.append((model.probabilities(o.logits), o.gates, model.own_macs(o.gates)))
+        out.append((model.probabilities(o.logits), o.usage, model.own_macs(o.usage)))
     return Acted(*(torch.cat(o).numpy() for o in zip(*out)))
 
 # %% ../../nbs/experiments/03_policies.ipynb #b58bcb1a

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pool_steps', 'FinetuneConfig', 'check_config', 'finetune_config', 'Drawn', 'batches_an_epoch', 'draw',
-           'augment_pictures', 'augment_sound', 'augmented', 'with_head', 'last_stage', 'thaw', 'Tuner', 'decode_split',
+           'augment_pictures', 'augment_audio', 'augmented', 'with_head', 'last_stage', 'thaw', 'Tuner', 'decode_split',
            'Decoded', 'SomeSteps', 'Job', 'read_video', 'stream_bytes', 'read_ahead', 'Streamed', 'finetune']
 
 # %% ../../nbs/training/02_finetune.ipynb #a50838e3
@@ -144,7 +144,7 @@ def augment_pictures(
     return v2.Compose(changes)(x.movedim(-1, -3)).movedim(-3, -1).contiguous()
 
 # %% ../../nbs/training/02_finetune.ipynb #0a8a2e52
-def augment_sound(
+def augment_audio(
     x:Tensor,   # (K, 96, 64) log-mel patches of a video
     config:FinetuneConfig,
 ) -> Tensor:    # The same shape
@@ -172,7 +172,7 @@ def augmented(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng_for('augment', config.seed, epoch, id).integers(2**62)))
         if modality=='audio':
-            return augment_sound(x, config)
+            return augment_audio(x, config)
         return torch.stack([augment_pictures(o, config) for o in x])
 
 # %% ../../nbs/training/02_finetune.ipynb #2527c1fc

@@ -226,8 +226,8 @@ def predict_split(
     draw:int=0,           # Which random gates
     rows:int=ROWS,        # Time steps in a batch
     accelerator=None,     # Where several processes share the work: an `accelerate.Accelerator`
-) -> tuple:               # step logits (N, T, C) and gates (N, T, n-1), on the CPU
-    "Logits and gates of every video of a split, at test time: no noise, the larger score decides."
+) -> tuple:               # step logits (N, T, C) and gates (N, T, n-1), of a rival its usage (N, T, n)
+    "What is said of every video of a split at test time: no noise, the larger score decides. On the CPU."
     model.eval()
     x = split.take(config.modalities, config.views)
     g = generator_for('test gates', config.seed, draw)
@@ -266,7 +266,7 @@ def _rival_score(model, config, split, at_default, gates) -> float:
     points = []
     for s in model.settings:
         out = model(*x, setting=s)
-        looks = out.gates[...,-1].sum(1).mean().item()
+        looks = out.usage[...,-1].sum(1).mean().item()
         points.append((looks, _score(out.logits, config, split)))
     steps,maps = map(np.array, zip(*sorted(points)))
     grid = np.linspace(0, np.log(min(model.looks, x[0].shape[1])), 50)
@@ -345,11 +345,11 @@ def _step(model, config, x, y, options, targets, weight, optimizer, scaler, acce
         else:
             out = model(*x, **options)
             extra = None
-    out = out._replace(logits=out.logits.float(), gates=out.gates.float())
     if extra is not None:
-        ce = class_loss(out.logits, y)
+        ce = class_loss(out.logits.float(), y)
         terms = dict(ce=ce, usage=torch.as_tensor(extra), loss=ce+extra)
     else:
+        out = out._replace(logits=out.logits.float(), gates=out.gates.float())
         targets = targets or (0.,)*out.gates.shape[-1]
         terms = loss_terms(
             out, y, skip_targets=targets, weight=weight, per_video=config.per_video, share=share)
