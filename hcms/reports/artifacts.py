@@ -199,9 +199,10 @@ def _aims(data, runs, parameters) -> str:
     text = f"skip targets {', '.join(map(str, targets))}, lambda {config.weight:g}"
     if config.warmup:
         text += f', which rises over the first {config.warmup:.0%} of training'
-    if config.tau!=TrainConfig.model_fields['tau'].default:
-        first,last = config.tau
-        text += f', and a temperature that falls from {first:g} to {last:g}'
+    for k,what in dict(tau='temperature', noise='noise of the gates').items():
+        first,last = getattr(config, k)
+        if (first, last)!=TrainConfig.model_fields[k].default:
+            text += f', {what} from {first:g} to {last:g}'
     searched = tuple(data.plan.training.get('skip_targets', ()))
     if targets!=searched or data.name not in SHIPPED:
         return text   # the paper's, or somebody's own: no search led to them
