@@ -53,12 +53,12 @@ class Conditioned(nn.Module):
         weight:Tensor,    # (B,) lambda of each video
         tau:float=1.,     # Temperature of Eq. 9
         hard:bool=True,   # Exact 0s and 1s?
-        noise:float=1.,   # Size of the Gumbel noise
+        noise_size:float=1.,   # Of the Gumbel noise
         generator=None,   # torch.Generator that draws it
     ) -> HCMSOutput:
         "Eqs. 2 to 6 with sampled gates, for training; afterwards, `at` gives a model for one lambda."
         B,T = features[0].shape[:2]
-        noise = noise*gumbel_noise((B, T, len(self.slope), 2), generator, features[0].device)
+        noise = noise_size*gumbel_noise((B, T, len(self.slope), 2), generator, features[0].device)
         lean = self.lean(weight)[:,None].expand(B, T, -1)
         noise = torch.stack([noise[...,0], noise[...,USE]+lean], -1)
         return self.hcms(*features, noise=noise, tau=tau, hard=hard, sample=True)

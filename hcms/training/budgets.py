@@ -88,7 +88,7 @@ def _epoch(model, config, x, y, prices, optimizer, epoch) -> float:
         batch = [o[at].float() for o in x]
         if config.shift:
             batch = shifted(batch, generator)
-        gating = dict(tau=tau_at(progress, *config.tau), noise=noise_at(progress, *config.noise))
+        gating = dict(tau=tau_at(progress, *config.tau), noise_size=noise_at(progress, *config.noise))
         out = model(*batch, weight=weight, hard=config.hard, generator=generator, **gating)
         own = answers_loss(out, y[at], generator)
         paid = min(1., progress/WARMUP)*weight*cost_share(out.gates, prices)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pool_steps', 'FinetuneConfig', 'check_config', 'finetune_config', 'Drawn', 'batches_an_epoch', 'draw',
            'augment_pictures', 'augment_audio', 'augmented', 'with_head', 'last_stage', 'thaw', 'Tuner', 'decode_split',
-           'Decoded', 'SomeSteps', 'Job', 'read_video', 'stream_bytes', 'read_ahead', 'Streamed', 'finetune']
+           'Media', 'Decoded', 'SomeSteps', 'Job', 'read_video', 'stream_bytes', 'read_ahead', 'Streamed', 'finetune']
 
 # %% ../../nbs/training/02_finetune.ipynb #a50838e3
 import json
@@ -338,8 +338,22 @@ def decode_split(
         write_whole(done, json.dumps(dict(key=key, ok=ok)))
     return {m: np.load(folder/f'{m}.npy', mmap_mode='r') for m in MODALITIES} | dict(ok=np.array(ok))
 
+# %% ../../nbs/training/02_finetune.ipynb #d6ab75a5
+class Media:
+    "What every source of media has: `len` is its number of videos."
+    name:str          # In messages
+    key:str           # Of its content: a training that goes on must find the same
+    steps:int         # T, time steps of a video
+    num_classes:int
+    def read(self, drawn, config:FinetuneConfig, aside:dict):   # `drawn`: an iterable of `Drawn`
+        "Yields media (K, ...) and target of what was drawn, in order; None for media that cannot be read."
+        raise NotImplementedError
+    def still_aside(self, aside:dict) -> dict:   # id -> verdict
+        "Of videos set aside before a training was stopped, those that need no second reading."
+        return aside
+
 # %% ../../nbs/training/02_finetune.ipynb #3afc10f6
-class Decoded:
+class Decoded(Media):
     "Media of a split that were decoded once, in memory or in memory maps."
     name = 'the decoded split'
     def __init__(
@@ -356,9 +370,7 @@ class Decoded:
         self.steps = media.shape[1]
         self.key = fingerprint([media.shape, self.targets.tolist()])
     def __len__(self): return len(self.media)
-    def still_aside(self, aside:dict) -> dict: return aside
-    def read(self, drawn, config:FinetuneConfig, aside:dict):   # Yields media (K, ...) and target
-        "The media of what was drawn, in order."
+    def read(self, drawn, config:FinetuneConfig, aside:dict):
         for o in drawn:
             x = torch.from_numpy(self.media[o.video][o.steps])
             x = x.float() if x.dtype==torch.float16 else x
@@ -476,7 +488,7 @@ def read_ahead(
             yield job,x,reason
 
 # %% ../../nbs/training/02_finetune.ipynb #b7c1d2f6
-class Streamed:
+class Streamed(Media):
     "Media of a manifest's videos, read from their files while the device trains."
     def __init__(
         self,
@@ -505,11 +517,10 @@ class Streamed:
         path = str(self.manifest.path_of(id))
         return Job(id, path, self.targets[o.video], o.epoch, sorted(o.steps))
     def still_aside(self, aside:dict) -> dict:
-        "Of videos set aside, those whose verdict still holds."
+        "Those whose verdict still holds."
         holds = lambda id, o: still_holds(o, file_mark(self.manifest.path_of(id)), self.under)
         return {id: o for id,o in aside.items() if holds(id, o)}
-    def read(self, drawn, config:FinetuneConfig, aside:dict):   # Yields media (K, ...) or None, and target
-        "The media of what was drawn, in order; None for a video that cannot be read, which is set aside."
+    def read(self, drawn, config:FinetuneConfig, aside:dict):
         one = partial(read_video, modality=self.modality, spec=self.spec, config=config)
         jobs = map(self._job, drawn)
         for job,x,verdict in read_ahead(jobs, one, aside, self.workers, self.patience):
@@ -566,7 +577,7 @@ def _too_large(config) -> InputError:
 # %% ../../nbs/training/02_finetune.ipynb #5a4aae3c
 def finetune(
     name:str,              # Of a network
-    media,                 # `Decoded` or `Streamed`
+    media:Media,           # `Decoded` or `Streamed`
     out,                   # The weights go to OUT.safetensors, their record to OUT.json; meanwhile OUT.state
     config:FinetuneConfig=FinetuneConfig(),
     start=None,            # Weights to start from; random ones by default
@@ -578,6 +589,8 @@ def finetune(
     "Train a network with a linear classifier on labels of whole videos; goes on where it was stopped."
     check_count(save_every, 'save_every')
     check_config(config)
+    if not len(media):
+        raise InputError(media.name, 'has no videos to train on')
     state = Path(f'{out}.state')
     key = fingerprint([asdict(config), name, media.key, origin or str(start)])
     per_epoch = batches_an_epoch(len(media), config)

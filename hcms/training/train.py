@@ -258,10 +258,10 @@ def _score(logits, config, split) -> float:   # mAP, 0 to 1
     return mean_average_precision(probabilities(logits.numpy(), config.multilabel), split.labels)
 
 @torch.no_grad()
-def _rival_score(model, config, split, at_default, gates) -> float:
+def _rival_score(model, config, split, at_default, usage) -> float:
     "Mean mAP over the log of the number of steps looked at; for one operating point, mAP less its penalty."
     if len(model.settings)<2:
-        return at_default-model.penalty(gates)
+        return at_default-model.penalty(usage)
     x = [o.float() for o in split.take(config.modalities, config.views)]
     points = []
     for s in model.settings:
