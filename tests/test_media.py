@@ -197,7 +197,7 @@ def test_rates_and_channels(tmp_path, ends, rate, channels):
     for suffix,codec in codecs.items():
         p = write_video(tmp_path/f'v{suffix}', coded(30), 10, wave, rate=rate, acodec=codec)
         assert heard_at(p) == pytest.approx(1.9, abs=.02)
-        i = ends('sound of 8 to 48 kHz, 1, 2 or 5.1 channels', p, SPEC, ['audio']).info
+        i = ends('audio of 8 to 48 kHz, 1, 2 or 5.1 channels', p, SPEC, ['audio']).info
         assert i.audio_seconds == pytest.approx(3, abs=.1) and i.packet_errors==0
 
 def test_loudness_does_not_depend_on_channels(tmp_path):
@@ -233,14 +233,14 @@ def test_gap_in_the_sound(tmp_path, ends):
                     o.mux(pk)
             o.mux(v.encode(av.VideoFrame.from_ndarray(img)))
         o.mux(v.encode(None))
-    s = ends('a gap in the sound', tmp_path/'v.mkv', MediaSpec(steps=10), ['audio'])
+    s = ends('a gap in the audio', tmp_path/'v.mkv', MediaSpec(steps=10), ['audio'])
     loud = s.patches.max((1, 2))>-2
     holds = lambda t: np.abs(s.times-t)<HALF
     assert (loud==(holds(.1)|holds(3.1))).all()
     assert (s.audio_mask==((s.times-HALF<1)|((s.times+HALF>3)&(s.times-HALF<4)))).all()
 
 def test_silence_is_not_absence(tmp_path, ends):
-    none = ends('no sound', write_video(tmp_path/'a.mp4', coded(20)), SPEC)
+    none = ends('no audio', write_video(tmp_path/'a.mp4', coded(20)), SPEC)
     mute = ends('silence', write_video(tmp_path/'b.mp4', coded(20), 16, np.zeros(20_000)), SPEC)
     assert not none.info.has_audio and not none.audio_mask.any() and none.info.audio_seconds==0
     assert mute.info.has_audio and mute.audio_mask.all() and np.allclose(none.patches, mute.patches, atol=.01)

@@ -60,7 +60,7 @@ def test_fusion(holds):
                 w = min(H, L) if k==0 or copy_cell else 0
                 want = new[k][r] if G[r]==1 else torch.cat([lower[k][r,:w], old[k][r,w:]])
                 assert torch.equal(b[k][r], want)
-    holds('fusion: open gates give the new state, shut ones head and tail', f,
+    holds('fusion: open gates give the new state, closed gates copy the first units and keep the rest', f,
         seeds, small, st.integers(1, 6), st.integers(1, 6), st.booleans())
 
 def test_all_steps_at_once_are_the_steps_one_by_one(holds):

@@ -106,7 +106,7 @@ VERSION = 5   # Of what a run means: raise it when training changes
 
 @dataclass
 class Run:
-    "A trained model, its history, and what it said on the evaluated split."
+    "A trained model, its history, and its predictions on the evaluated split."
     key:str
     config:TrainConfig
     model:torch.nn.Module

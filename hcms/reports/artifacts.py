@@ -414,7 +414,7 @@ PARTS = {
         "The paper's claims", 'Each claim with its test, our numbers and a verdict.',
         ('claims', 'claims_coverage')),
     'paper': (
-        "The paper's tables and figures", 'Tables 1 to 6 and Figures 1 to 7, regenerated.',
+        "The paper's tables and figures", 'Its tables and figures, regenerated.',
         ('classes', 'fig1', 'fig2', 'table1', 'table1_families', 'table1_gates', 'fig3', 'table2', 'table3',
          'fig4', 'fig5', 'fig6', 'table4', 'table5', 'table6', 'fig7')),
     'policies': (
@@ -425,7 +425,7 @@ PARTS = {
         'Choices and fits', 'What the paper leaves open, changed one at a time; how well a stand-in fits.',
         ('ablations', 'calibration', 'calibration_trials')),
     'beyond': (
-        'Beyond the paper', 'A better policy than the printed one: every budget from one training.',
+        'Beyond the paper', 'One training for every budget, beside the printed method and other policies.',
         ('beyond', 'beyond_policies', 'beyond_curve', 'beyond_trials')),
     'speed': (
         'Speed', 'Seconds beside the GFLOPs, and what bounds them.',

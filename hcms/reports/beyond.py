@@ -112,7 +112,8 @@ def against_findings(rows, closed, trained={}) -> list:
     "Which policies are beaten at every budget, which are not, and how far the oracle is."
     beaten = rows[rows.better==rows.budgets]
     out = [f'At equal cost it is better than {len(beaten)} of {len(rows)} policies at every budget that they '
-           f'can keep ({rows.budgets.min()} to {rows.budgets.max()} of them), with each interval above 0.']
+           f'can keep ({rows.budgets.min()} to {rows.budgets.max()} of them), with each interval above 0. '
+           'They were trained without shifted videos, so a part of each difference may be theirs.']
     for o in rows[rows.better<rows.budgets].itertuples():
         lost = f'worse at {o.worse} of {o.budgets} budgets' if o.worse else 'nowhere worse'
         worst = _said((o.worst_mean, o.worst_low, o.worst_high))
@@ -202,7 +203,8 @@ def show_trials(rows, data, parameters, runs, out):
         'mAP over the logarithm of the cost from 30 to 1,000 GFLOPs. Mean and standard deviation over seeds '
         'that no table uses. No evaluated video took part.')
     best = numbers.loc[numbers.score_mean.idxmax()]
-    findings = [f'Best is {best.idea} with {100*best.score_mean:.1f}; what is kept is {KEPT}.']
+    score = 100*best.score_mean
+    findings = [f'The best idea is *{best.idea}*, with {score:.1f}; the one that is kept is *{KEPT}*.']
     if best.less_mean<best.less_std:
         findings.append(
             f'The difference of {100*best.less_mean:.1f} points is smaller than its standard deviation over '
