@@ -629,6 +629,21 @@ def test_videos_left_out_of_a_decoded_split_are_tried_again(tmp_path, tally):
     assert then['ok'].all() and (then['appearance'][1:]==frames).all() and then['appearance'][0].any()
     tally('faults', 'a file mended between two decodings of a split', 'is read, and the others are kept')
 
+def test_a_killed_decoding_of_another_split_leaves_no_false_record(tmp_path, monkeypatch):
+    import hcms.training.finetune as F
+    from hcms.networks.backbones import spec_for
+    manifest = three_videos(tmp_path)
+    decode = lambda steps: F.decode_split(manifest, spec_for('demo', steps), tmp_path/'maps', 1)
+    want = decode(2)['appearance'].copy()
+    def killed(*args):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(F, '_decode_all', killed)
+        with pytest.raises(KeyboardInterrupt):
+            decode(3)
+    again = decode(2)
+    assert again['ok'].all() and np.array_equal(again['appearance'], want)
+
 def takers(tmp_path) -> dict:
     "By the name of a parameter, what takes it: functions of its value."
     from hcms.networks.backbones import spec_for

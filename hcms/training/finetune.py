@@ -327,6 +327,7 @@ def decode_split(
     was = read_json(done) if done.is_file() else {}
     ok = was['ok'] if was.get('key')==key else [False]*len(ids)
     if was.get('key')!=key:
+        done.unlink(missing_ok=True)   # from here on the maps are no longer what it says
         for m,(shape,dtype) in _shapes(spec).items():
             open_memmap(folder/f'{m}.npy', 'w+', dtype, (len(ids), spec.steps, *shape))
     jobs = [(i, manifest.path_of(id)) for i,id in enumerate(ids) if not ok[i]]
