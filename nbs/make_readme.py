@@ -98,13 +98,9 @@ def _standin() -> str:
         f'gates of the same usage {random:.1f}%; at equal cost HCMS is better than {better} of {len(others)} '
         f'policies, worse than {worse}, undecided on the rest')
 
-def _evenly_on_drones() -> str:
-    _,more = beside_uniform(pd.read_csv(ROOT/'reports'/'drones'/'fig3.csv'))
-    return f'on the drones evenly spaced steps have {-100*more.mean():.1f} points more at equal cost'
-
 def beside() -> str:
     "What weakens the table of results, from the same reports."
-    return '\n'.join(f'- {o()},' for o in (_demo_costs, _standin, _evenly_on_drones))[:-1]+'.'
+    return f'- {_demo_costs()},\n- {_standin()}.'
 
 def filled(text:str) -> str:
     "Text with the tables between their marks."
