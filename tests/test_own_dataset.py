@@ -332,6 +332,101 @@ def test_other_orders_and_numbers_of_modalities_keep_their_own_targets(mine, mon
     monkeypatch.chdir(folder.parent)
     assert open_dataset('shapes').name==str(folder.resolve())
 
+PLANNED = """
+evaluated = "testing"
+preset = "demo"
+
+[training]
+batch = 8
+skip_targets = [0.55, 0.9]
+
+[models.hcms]
+tau = [3.0, 1.0]
+batch = 4
+
+[longer]
+early = 2
+
+[[orders]]
+modalities = ["appearance", "audio", "motion"]
+skip_targets = [0.2, 0.3]
+
+[trials]
+of = "shapes"
+rates = [1e-3, 2e-3]
+own = { hcms = ["clip", [1.0, 2.0, 3.0]] }
+"""
+
+@pytest.fixture
+def listed(tmp_path):
+    "A folder with a manifest, and no features: enough to plan with."
+    folder = tmp_path/'shapes'
+    folder.mkdir()
+    rows = [f'{split}{y}{i},{split}{y}{i}.mp4,{split},class{y}'
+            for split in ('training', 'testing') for y in range(2) for i in range(10)]
+    (folder/'manifest.csv').write_text('\n'.join(['id,path,split,labels', *rows])+'\n')
+    return folder
+
+def test_models_orders_and_trials_of_a_description_are_those_that_are_used(listed):
+    "What it says of one model wins over what it says of all; what it leaves out is the preset's."
+    from hcms.data.descriptions import plan_of
+    from hcms.experiments.datasets import Dataset
+    from hcms.experiments.runs import candidates, config_for
+    (listed/'dataset.toml').write_text(PLANNED)
+    data = Dataset(str(listed))
+    demo = plan_of('demo')
+    hcms,early = config_for(data), config_for(data, model='early')
+    assert (hcms.tau, hcms.batch, hcms.skip_targets)==((3, 1), 4, (.55, .9))
+    assert (early.tau, early.batch, early.epochs)==((1, .5), 8, 2*hcms.epochs)
+    assert hcms.epochs==demo.training['epochs'] and config_for(data, model='liteeval').epochs>hcms.epochs
+    orders = {o.modalities: o.skip_targets for o in demo.orders}
+    swapped,last = ('appearance', 'audio', 'motion'), ('motion', 'appearance', 'audio')
+    assert config_for(data, modalities=swapped).skip_targets==(.2, .3)!=orders[swapped]
+    assert config_for(data, modalities=swapped, skip_targets=(.4, .5)).skip_targets==(.4, .5)
+    assert config_for(data, modalities=last).skip_targets==(.55, .9)!=orders[last]   # [training] says so
+    tried = candidates(data.plan.trials)
+    assert {o[3]['lr'] for o in tried}=={1e-3, 2e-3}
+    assert [o[2] for o in tried if o[0]=='hcms']==[1, 2, 3]*2
+
+def test_a_model_or_value_of_training_that_there_is_not_is_named_with_its_file(listed):
+    from hcms.experiments.datasets import Dataset
+    path = listed/'dataset.toml'
+    order = '[[orders]]\nmodalities ='
+    wrong = {
+        '[models.hmcs]\nlr = 1e-3': "'hmcs': no such model in models",
+        '[longer]\nhmcs = 2': "'hmcs': no such model in longer",
+        '[models.hcms]\nrate = 1': r"\[models.hcms\] 'rate': no such training parameter",
+        '[models.hcms]\nmodel = "early"': r"\[models.hcms\].*model",
+        '[training]\nepochs = 0': r'\[training\].*epochs',
+        '[trials]\nrates = [0.001, -1]': 'trials.rates.1',
+        '[trials]\nrates = [0.001]\nown = { hmcs = ["clip", [1]] }': "'hmcs': no such model in trials",
+        f'{order} ["audio", "smell"]\nskip_targets = [0.5]': 'smell is in one of the orders',
+        f'{order} ["motion", "audio"]\nskip_targets = [0.5, 0.6]': 'orders.*a target for each gate'}
+    for text,says in wrong.items():
+        path.write_text(f'evaluated = "testing"\npreset = "demo"\n{text}\n')
+        with pytest.raises(InputError, match=says) as e:
+            Dataset(str(listed))
+        assert str(path) in str(e.value), text
+
+def test_skip_targets_are_spread_only_where_they_are_the_papers_two():
+    from hcms.data.descriptions import plan_of
+    from hcms.experiments.runs import check_configs, config_for
+    names = 'audio', 'speech', 'appearance', 'motion'
+    data = SimpleNamespace(plan=plan_of('demo'), modalities=names, steps=4, check=lambda: None)
+    assert config_for(data, skip_targets=(.2, .8)).skip_targets==(.2, .5, .8)
+    assert config_for(data, skip_targets=(.1, .2, .3)).skip_targets==(.1, .2, .3)
+    for wrong in ((.1, .2, .3, .4), (.5,), ()):
+        with pytest.raises(InputError, match='skip_targets'):
+            check_configs(data, [config_for(data, skip_targets=wrong)])
+
+def test_random_gates_take_the_skip_targets_that_they_are_given():
+    from hcms.data.descriptions import plan_of
+    from hcms.experiments.runs import REACHED_BY, config_for
+    for order in REACHED_BY:
+        data = SimpleNamespace(plan=plan_of('demo'), modalities=order)
+        assert config_for(data, policy='random').skip_targets==REACHED_BY[order]
+        assert config_for(data, policy='random', skip_targets=(.3, .4)).skip_targets==(.3, .4)
+
 def test_choices_that_contradict_each_other_are_refused(mine, monkeypatch):
     from hcms.experiments.datasets import choose
     folder,home = mine

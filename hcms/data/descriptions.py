@@ -26,11 +26,16 @@ class Order(_Record):
     "Another order of the modalities, and the skip targets that it is trained with."
     modalities:tuple[str, ...]        # Lowest level first
     skip_targets:tuple[float, ...]    # A gate each
+    @model_validator(mode='after')
+    def _one_a_gate(self):
+        if len(self.skip_targets)!=len(self.modalities)-1:
+            raise ValueError(f'must be a target for each gate, not {self.skip_targets} for {self.modalities}')
+        return self
 
 class Trials(_Record):
     "How the trials were made that chose each model's learning rate and its constant."
     of:str = ''                       # The data set, as `tuning.csv` names it; '': there were none
-    rates:tuple[float, ...] = ()      # Learning rates, each twice the one before
+    rates:tuple[PositiveFloat, ...] = ()   # Learning rates, each twice the one before
     hcms:tuple[dict, ...] = ({},)     # Changes that a trial of HCMS is trained with, one after the other
     fixed:dict[str, tuple[float, float]] = {}   # model -> rate and constant that are not chosen by score
     own:dict[str, tuple[str, tuple[float, ...]]] = {}   # model -> its own constant and the values tried
@@ -101,6 +106,10 @@ class Description(Plan):
         for m in self.brought:
             if m not in self.modalities:
                 raise ValueError(f'{m} is brought, and not among the modalities')
+        for o in self.orders:
+            for m in o.modalities:
+                if m not in self.modalities:
+                    raise ValueError(f'{m} is in one of the orders, and not among the modalities')
         if len(set(self.modalities))<len(self.modalities) or len(self.modalities)<2:
             raise ValueError('modalities must be different ones, at least two')
         letters = [o.letter for o in self.brought.values()]

@@ -22,9 +22,11 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 from safetensors.torch import load_file
+from ..baselines.rivals import RIVALS
 from ..core import (
     MODALITIES, InputError, check_choice, check_count, check_seal, check_seconds, fingerprint, first_line,
-    folder_from, home, read_json, register_modality, sealing, sha256, worker_pool, write_whole)
+    folder_from, home, load_extensions, read_json, register_modality, sealing, sha256, worker_pool,
+    write_whole)
 from ..data.descriptions import SHIPPED, Plan, data_folder, described, plan_of
 from ..data.manifests import hold_out, read_manifest
 from ..data.rendered import Recipe, evidence, read_recipe, render_demo
@@ -38,7 +40,7 @@ from hcms.networks.backbones import (
     weights_path)
 from ..paper import PAPER_DATASETS, paper_table
 from ..training.finetune import Decoded, Streamed, decode_split, finetune, finetune_config
-from ..training.train import Split
+from ..training.train import Split, train_config
 
 # %% ../../nbs/experiments/01_datasets.ipynb #ef09db2c
 _BANNER = 'background:#B2182B;color:white;font-weight:bold;padding:.4em .8em;text-align:left'
@@ -194,6 +196,35 @@ def _check_network(note, name:str):
         weights = note.with_suffix('.safetensors')
         raise InputError(weights, f'was trained as {was}, and {name} is chosen; remove it and finetune again')
 
+# %% ../../nbs/experiments/01_datasets.ipynb #2fd9fa4b
+def _over(own:Plan, preset:Plan) -> Plan:
+    "A preset's plan with the orders, multiples and trials of a description; values of models stay apart."
+    orders = {o.modalities: o for o in (*preset.orders, *own.orders)}
+    said = {k: getattr(own.trials, k) for k in own.trials.model_fields_set}
+    return preset.model_copy(update=dict(
+        orders=tuple(orders.values()),
+        longer=preset.longer | own.longer,
+        trials=preset.trials.model_copy(update=said)))
+
+def _check_plan(plan:Plan, path):
+    "An `InputError` where a description trains a model, or sets a value, that there is not."
+    load_extensions()
+    said = dict(models=plan.models, longer=plan.longer, trials=plan.trials.own | plan.trials.fixed)
+    try:
+        for key,models in said.items():
+            for m in models:
+                check_choice(m, ('hcms', 'early', *RIVALS), f'model in {key}')
+    except InputError as e:
+        raise InputError(path, f'{e.what}: {e.rule}') from None
+    tables = dict(training=plan.training) | {f'models.{m}': o for m,o in plan.models.items()}
+    for key,values in tables.items():
+        if 'model' in values:
+            raise InputError(path, f'[{key}] says model, which is not a value of one')
+        try:
+            train_config(**values)
+        except InputError as e:
+            raise InputError(path, f'[{key}] {e}') from None
+
 # %% ../../nbs/experiments/01_datasets.ipynb #a3c7bdd8
 class Dataset(_Shown, _Provenance, _Priced):
     "A prepared data set: its manifest, its features, and where its runs are kept."
@@ -205,6 +236,7 @@ class Dataset(_Shown, _Provenance, _Priced):
             rule = f'its reports would be taken for those of {self.folder.name}; rename it'
             raise InputError(self.folder, rule)
         self.description = described(name)
+        _check_plan(self.description, self.folder/'dataset.toml')
         self.preset = self.description.preset
         self.paper = self.description.paper
         self.rendered = self.description.rendered
@@ -226,12 +258,16 @@ class Dataset(_Shown, _Provenance, _Priced):
     @property
     def classes(self): return self.manifest.classes
     @property
-    def plan(self) -> Plan: return plan_of(self.preset)
-    @property
-    def own_training(self) -> dict:
+    def own(self) -> Plan:
         "What the description says of training, where it is not the preset's own."
         several = dict(multilabel=True) if self.description.multilabel else {}
-        return several if self.name==self.preset else self.description.training | several
+        if self.name==self.preset:
+            return Plan(training=several)
+        return self.description.model_copy(update=dict(training=self.description.training | several))
+    @property
+    def plan(self) -> Plan:
+        "How models are trained, but for the values in `own`, which come before those in this one."
+        return _over(self.own, plan_of(self.preset))
     @property
     def weights(self): return self.folder/'backbones'/'finetuned'
     @cached_property

@@ -84,7 +84,8 @@ _NO_CHOICE = ('model', 'modalities', 'views', 'setting', 'constant', 'policy', '
 
 def open_choices(plan:Plan=Plan()) -> pd.DataFrame:   # what, ours, note, stated
     "Every value of HCMS's training, and whether Sec. 4.1.3 states it; by default for both large data sets."
-    config = train_config(**plan.training | plan.models.get('hcms', {}))
+    won = tuned(plan.trials.of).get('hcms', {})
+    config = train_config(**plan.training | won | plan.models.get('hcms', {}))
     rows = []
     for k in TrainConfig.model_fields:
         if k in _NO_CHOICE:
@@ -124,7 +125,8 @@ class Run:
 # %% ../../nbs/experiments/02_runs.ipynb #98b607e7
 def longer(config:TrainConfig, times:float) -> TrainConfig:
     "The configuration with a multiple of its epochs; the learning rate ends as low as before."
-    return config.model_copy(update=dict(epochs=round(times*config.epochs), decay=config.decay**(1/times)))
+    epochs = max(1, round(times*config.epochs))
+    return config.model_copy(update=dict(epochs=epochs, decay=config.decay**(1/times)))
 
 def times_longer(model:str, multiples={}) -> float:
     "A model's multiple of the epochs, of the data set (`multiples`) or its class."
@@ -138,18 +140,29 @@ def lengthened(config:TrainConfig, multiples={}) -> TrainConfig:
 
 def _for_modalities(values:dict, modalities) -> dict:
     "What a training needs for other modalities than the paper's: names, sizes, a skip target a gate."
-    used = tuple(values.get('modalities', modalities))
-    out = dict(modalities=used)
+    gates = len(values['modalities'])-1
+    out = {}
     for k in ('proj_sizes', 'hidden_sizes'):
         sizes = dict(values.get(k) or TrainConfig.model_fields[k].default)
         below = next(iter(sizes.values()))
         for m in modalities:
             below = sizes.setdefault(m, below)   # one that has none is as large as the one below it
         out[k] = sizes
-    targets = values.get('skip_targets', TrainConfig.model_fields['skip_targets'].default)
-    if len(targets)!=len(used)-1:
-        targets = np.linspace(targets[0], targets[-1], len(used)-1).round(3).tolist()
+    targets = values['skip_targets']
+    if len(targets)==2!=gates:
+        targets = np.linspace(*targets, gates).round(3).tolist()
     return out | dict(skip_targets=tuple(targets))
+
+def _skip_targets(plan:Plan, own:Plan, values:dict) -> tuple:
+    "The skip targets of a training for which none were asked."
+    order = values['modalities']
+    if values.get('policy')=='random' and order in REACHED_BY:
+        return REACHED_BY[order]
+    if own.targets_of(order):
+        return own.targets_of(order)
+    said = own.training | own.models.get(values['model'], {})
+    of_order = None if 'skip_targets' in said else plan.targets_of(order)
+    return of_order or values.get('skip_targets', TrainConfig.model_fields['skip_targets'].default)
 
 # %% ../../nbs/experiments/02_runs.ipynb #dbbd56ae
 def config_for(
@@ -163,25 +176,18 @@ def config_for(
     targets of the paper's two gates are spread evenly over as many as a data set's modalities have."""
     check_count(epochs, 'epochs', least=0)
     plan = dataset.plan
-    for key in ('models', 'longer'):
-        for model in getattr(plan, key):
-            check_choice(model, ('hcms', 'early', *RIVALS), f'model in {key}')
+    own = getattr(dataset, 'own', Plan())
     model = changes.get('model', 'hcms')
-    own = plan.training | tuned(plan.trials.of).get(model, {}) | plan.models.get(model, {})
-    own |= getattr(dataset, 'own_training', {})
-    given = 'skip_targets' in changes or 'skip_targets' in getattr(dataset, 'own_training', {})
+    values = plan.training | tuned(plan.trials.of).get(model, {}) | plan.models.get(model, {})
+    values |= own.training | own.models.get(model, {})
+    values |= dict(model=model, modalities=tuple(changes.get('modalities', dataset.modalities)))
+    values['skip_targets'] = _skip_targets(plan, own, values | changes)
+    values |= changes
     if dataset.modalities!=MODALITIES:
-        own |= _for_modalities(own | changes, dataset.modalities)
-        changes.pop('skip_targets', None)   # they are among them, one a gate
-    order = tuple(changes.get('modalities', dataset.modalities))
-    if plan.targets_of(order) and not given:
-        own['skip_targets'] = plan.targets_of(order)
-    if changes.get('policy')=='random' and order in REACHED_BY:
-        own['skip_targets'] = REACHED_BY[order]
+        values |= _for_modalities(values, dataset.modalities)
     if epochs:
-        changes['epochs'] = epochs
-    config = train_config(**own | changes)
-    return lengthened(config, plan.longer)
+        values['epochs'] = epochs
+    return lengthened(train_config(**values), plan.longer)
 
 # %% ../../nbs/experiments/02_runs.ipynb #146cdf40
 def variants(
