@@ -130,6 +130,8 @@ def weights_command(
     networks = choose(dataset, networks=network).get('networks', ())
     given = file or ''
     if check_choice(weights, ('published', 'random'), 'kind of weights')=='random':
+        if file:
+            raise InputError('--weights random', f'takes no file: leave out --from {file}')
         given = 'random'
     elif file and len(modality)!=1:
         raise InputError('--from', 'takes one file for one --modality')

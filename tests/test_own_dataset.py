@@ -427,6 +427,33 @@ def test_random_gates_take_the_skip_targets_that_they_are_given():
         assert config_for(data, policy='random').skip_targets==REACHED_BY[order]
         assert config_for(data, policy='random', skip_targets=(.3, .4)).skip_targets==(.3, .4)
 
+def test_random_weights_and_a_file_of_weights_are_not_both_taken(listed):
+    (listed/'dataset.toml').write_text('evaluated = "testing"\npreset = "demo"\n')
+    words = ('weights', listed, '--modality', 'audio', '--weights', 'random', '--from', listed/'my.pt')
+    refused = hcms(*words, home=listed.parent, check=False)
+    assert refused.returncode and 'takes no file: leave out --from' in refused.stderr
+    assert not (listed/'backbones').exists()
+
+def test_an_operating_point_is_searched_for_as_many_gates_as_there_are(monkeypatch):
+    "Gates that skip a little less than they are told to: the search asks for a little more."
+    from hcms.core import MODALITIES
+    from hcms.data.descriptions import Plan
+    from hcms.experiments import runs
+    def trained(data, configs, workers):
+        reached = [{f'skip_{m}': t-.03 for m,t in zip(c.modalities[1:], c.skip_targets)} for c in configs]
+        return [SimpleNamespace(config=c, history=pd.DataFrame([dict(score=1., mAP=.9) | r]))
+                for c,r in zip(configs, reached)]
+    monkeypatch.setattr(runs, 'get_runs', trained)
+    wanted = {2: (.9,), 3: (.5, .9), 4: (.3, .5, .9)}
+    orders = {2: ('audio', 'motion'), 3: MODALITIES, 4: ('audio', 'speech', 'appearance', 'motion')}
+    for n,want in wanted.items():
+        modalities = orders[n]
+        data = SimpleNamespace(plan=Plan(), modalities=modalities)
+        last = runs.operating_point(data, want).iloc[-1]
+        assert last.close and last.reached==pytest.approx(want, abs=runs.CLOSE)
+        with pytest.raises(InputError, match='a skip ratio for each of'):
+            runs.operating_point(data, (*want, .5))
+
 def test_choices_that_contradict_each_other_are_refused(mine, monkeypatch):
     from hcms.experiments.datasets import choose
     folder,home = mine

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['LONGER', 'VERSION', 'BUDGETS', 'SHARES', 'SEEN', 'EVERY_BUDGET', 'check_modalities', 'fused_configs',
-           'beyond_configs', 'conditioned_config', 'shares_of', 'budgets_of', 'Trained', 'conditioned_folder',
-           'make_conditioned', 'EveryBudget', 'at_budgets', 'AtBudgets', 'reached_budgets', 'budget_runs',
-           'budget_table', 'against_policies', 'gap_closed', 'trained_from', 'where_trained']
+           'beyond_configs', 'conditioned_config', 'shares_of', 'check_budgets', 'budgets_of', 'Trained',
+           'conditioned_folder', 'make_conditioned', 'EveryBudget', 'at_budgets', 'AtBudgets', 'reached_budgets',
+           'budget_runs', 'budget_table', 'against_policies', 'gap_closed', 'trained_from', 'where_trained']
 
 # %% ../../nbs/experiments/04_conditioned.ipynb #e0586dae
 import json
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -62,6 +63,19 @@ def shares_of(data, prices:dict) -> tuple:   # What a video may cost, in the uni
     everything = data.steps*sum(prices.values())
     return tuple(float(f'{o*everything:.2g}') for o in SHARES)
 
+def check_budgets(data, budgets, prices:dict):
+    "An `InputError` where not one of some budgets pays for the first modality, before anything is trained."
+    if not len(budgets):
+        raise InputError('budgets', 'must be one at least')
+    for b in budgets:
+        if not b>0:
+            raise InputError('budget', f'must be a number above 0, not {b}')
+    first = data.modalities[0]
+    least = data.steps*prices.get(first, 0)
+    if max(budgets)<least:
+        rule = f'of {max(budgets):g} a video is too small for {data.label}: {first} alone takes {least:.3g}'
+        raise InputError('budget', rule)
+
 def budgets_of(data) -> tuple:   # GFLOPs a video
     "The budgets of a data set's page."
     return BUDGETS if data.charged==PAPER_PRICES else shares_of(data, data.charged)
@@ -94,17 +108,19 @@ def make_conditioned(
     splits:dict,         # From `splits_of`
     seconds:dict=None,   # modality -> seconds of one feature, in the place of the data set's GFLOPs
 ) -> Trained:
-    "Train, or load what was trained."
+    "Train, or load what was trained; goes on where it was stopped."
     prices = seconds or data.charged
     path = conditioned_folder(data, config, seconds)/'state.pt'
     training = splits['training']
     if not path.is_file():
-        model,history = train_conditioned(config, training, splits['selection'], prices)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name('unfinished.pt')   # after each epoch
+        model,history = train_conditioned(config, training, splits['selection'], prices, unfinished)
         every = together(training, splits['selection'])
         seen = part(every, np.linspace(0, len(every)-1, min(len(every), SEEN)).astype(int))
         points = [o.tolist() for o in curve(model, config, seen, prices, own=not seconds)]
-        path.parent.mkdir(parents=True, exist_ok=True)
         save_state(path, model=model.state_dict(), history=history, points=points)
+        unfinished.unlink()
     state = load_state(path)
     sizes = {m: x.shape[-1] for m,x in training.x.items()}
     model = Conditioned(build_model(config, sizes, training.labels.shape[1]))
@@ -129,6 +145,8 @@ class EveryBudget(Policy):
 def at_budgets(trained:Trained, view:View, budgets) -> tuple:   # dicts of `measure`, dicts of `tested`
     "The policy of one training on the evaluated split; budgets that it cannot keep are left out."
     reached = trained.kept(budgets)
+    if not reached:
+        return [],[]
     policy = EveryBudget(reached)
     policy.runs = [[trained]]
     acts = {}
@@ -156,8 +174,9 @@ def _each_seed(data, work, jobs, workers) -> list:
 def _measure(job):
     config,budgets,folder = job
     rows,tests = at_budgets(make_conditioned(_data, config, _splits), _view, budgets)
-    changes = dict(
-        curves=np.stack([r.pop('changes') for r in rows]), tests=np.stack([r.pop('changes') for r in tests]))
+    videos = len(_view.split)
+    changes = {k: np.array([r.pop('changes') for r in o]).reshape(-1, videos)
+        for k,o in dict(curves=rows, tests=tests).items()}
     folder.mkdir(parents=True, exist_ok=True)
     with sealing(folder/SEAL, 'changes.safetensors', 'rows.json'):
         write_whole(folder/'changes.safetensors', save(changes))
@@ -186,9 +205,11 @@ def reached_budgets(
 ) -> AtBudgets:
     "What one training a seed reaches at each budget that all of them can keep; what is missing is trained."
     check_count(workers, 'workers')
-    budgets = list(budgets or budgets_of(data))
+    budgets = sorted(set(budgets if len(budgets) else budgets_of(data)))
     check_count(seeds, 'seeds')
     check_modalities(data)
+    check_budgets(data, budgets, data.charged)
+    data.check()
     configs = [conditioned_config(data, s, epochs) for s in range(policy_seeds(seeds))]
     folders = [conditioned_folder(data, c)/fingerprint([budgets]) for c in configs]
     jobs = [(c, budgets, f) for c,f in zip(configs, folders) if not (f/SEAL).exists()]
@@ -198,15 +219,17 @@ def reached_budgets(
         check_seal(f/SEAL)
     kept = [read_json(f/'rows.json') for f in folders]
     tensors = [load((f/'changes.safetensors').read_bytes()) for f in folders]
-    curves = pd.DataFrame([r for o in kept for r in o['curves']])
-    every = curves.groupby('budget').seed.transform('nunique')==len(configs)
+    rows = [r for o in kept for r in o['curves']]
+    trained = Counter(r['budget'] for r in rows)   # by how many seeds it can be kept
+    every = np.array([trained[r['budget']]==len(configs) for r in rows], bool)
     if not every.any():
         raise InputError('budgets', f'of {max(budgets):g} and less are too small for {data.label}')
+    curves = pd.DataFrame(rows)
     curves['capped'] = curves.capped.astype(bool)
     tests = pd.DataFrame([r for o in kept for r in o['tests']])
     return AtBudgets(
         stamped(data, curves[every].reset_index(drop=True).assign(admitted=True)),
-        np.concatenate([o['curves'] for o in tensors])[every.to_numpy()],
+        np.concatenate([o['curves'] for o in tensors])[every],
         tests, np.concatenate([o['tests'] for o in tensors]),
         strata_of(data.split(data.evaluated).labels))
 
@@ -235,6 +258,9 @@ def budget_runs(
     "The HCMS of some budgets; those that audio and the gates exceed are left out."
     check_count(workers, 'workers')
     check_count(seeds, 'seeds')
+    check_modalities(data)
+    check_budgets(data, budgets, seconds or data.charged)
+    data.check()
     jobs = [(conditioned_config(data, s, epochs), budgets, seconds) for s in range(seeds)]
     each = _each_seed(data, _runs, jobs, workers)
     kept = {b: [o[b] for o in each] for b in budgets if all(b in o for o in each)}

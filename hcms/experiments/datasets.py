@@ -21,7 +21,6 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from safetensors.torch import load_file
 from ..baselines.rivals import RIVALS
 from ..core import (
     MODALITIES, InputError, check_choice, check_count, check_seal, check_seconds, fingerprint, first_line,
@@ -36,8 +35,8 @@ from ..evaluation.costs import PAPER_PRICES, backbone_prices
 from ..extraction.extract import Extraction, extract, open_views
 from ..media.files import MediaSpec
 from hcms.networks.backbones import (
-    PRECISIONS, PRESETS, build_backbone, load_backbones, network, networks_of, save_weights, spec_for,
-    weights_path)
+    PRECISIONS, PRESETS, build_backbone, load_backbones, load_weights, network, networks_of, save_weights,
+    spec_for, weights_path)
 from ..paper import PAPER_DATASETS, paper_table
 from ..training.finetune import Decoded, Streamed, decode_split, finetune, finetune_config
 from ..training.train import Split, train_config
@@ -538,7 +537,8 @@ def _train_one(job, manifest_path, out, preset, config, start):
     position,m = job
     manifest = read_manifest(manifest_path).split('training')
     scratch = Path(out)/'scratch'
-    ok = np.array(read_json(scratch/'done.json')['ok'])
+    done = read_json(scratch/'done.json')
+    ok = np.array(done['ok'])
     media = np.load(scratch/f'{m}.npy', mmap_mode='r')
     y = manifest.targets()
     if not ok.all():
@@ -546,7 +546,7 @@ def _train_one(job, manifest_path, out, preset, config, start):
         y = y[ok]
     start = start and weights_path(start, m)
     name = networks_of(preset)[m].name
-    decoded = Decoded(m, media, y, len(manifest.classes))
+    decoded = Decoded(m, media, y, len(manifest.classes), fingerprint([done['key'], done['ok']]))
     finetune(name, decoded, Path(out)/m, finetune_config(**config), start, position=position)
 
 def train_backbones(
@@ -669,7 +669,7 @@ def freeze_backbones(
         if not start.is_file():
             raise InputError(start, f'no such file; run: hcms weights {name} --modality {m}')
         net = build_backbone(of[m].name)
-        net.load_state_dict(load_file(start))
+        load_weights(net, start, of[m].name)
         record = dict(network=of[m].name, config=dict(train='head'), start=start.name,
             pretrained=notes.get(m, {}), videos=0, history=[])
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -393,13 +393,20 @@ def operating_point(
     epochs:int=0,
     **order,                          # `modalities`, where another order than the natural one is searched
 ) -> pd.DataFrame:                    # A row a trial: weight, targets, reached, mAP, close
-    "Search targets and lambda until the wanted skip ratios are reached; the last row is the result."
-    ranges = PAPER.appearance_skip,PAPER.motion_skip
-    free = ((0., 1.),)*len(want)
+    """Search targets and lambda until the wanted skip ratios are reached; the last row is the result.
+
+    With the paper's two gates and its lambda, targets are first looked for inside the paper's ranges."""
+    gates = len(order.get('modalities', dataset.modalities))-1
+    if len(want)!=gates:
+        raise InputError('want', f'must be a skip ratio for each of {gates} gates, not {want}')
+    check_count(tries, 'tries')
+    free = ((0., 1.),)*gates
+    papers = (PAPER.appearance_skip, PAPER.motion_skip) if gates==2 else free
+    start = tuple(low for low,_ in papers) if gates==2 else tuple(want)
     rows = []
     for weight in weights:
-        wished = tuple(low for low,_ in ranges)
-        for limits in (ranges, free) if weight==PAPER.usage_weight else (free,):
+        wished = start
+        for limits in (papers, free) if papers!=free and weight==PAPER.usage_weight else (free,):
             tried = []
             while len(tried)<tries:
                 targets = tuple(round(min(max(v, low), high), 3) for v,(low,high) in zip(wished, limits))

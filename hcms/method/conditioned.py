@@ -33,7 +33,7 @@ class Conditioned(nn.Module):
         self.hcms = hcms
         self.lowest = lowest
         self.highest = highest
-        self.slope = nn.Parameter(torch.full((gates,), slope))
+        self.slope = nn.Parameter(torch.full((gates,), float(slope)))
         self.bend = nn.Sequential(nn.Linear(1, width), nn.Tanh(), nn.Linear(width, gates))
     @property
     def middle(self) -> float:

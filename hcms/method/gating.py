@@ -49,7 +49,7 @@ def gumbel_gate(
 def tau_at(
     progress:float,    # Share of training done, 0 to 1: step / total steps
     start:float=1.,    # Temperature at the first step
-    end:float=.5,      # Temperature at the last step
+    end:float=.5,      # Temperature when it has ended
 ) -> float:
     "Temperature of Eq. 9 after `progress` of the training."
     if not (start>0 and end>0):
@@ -60,9 +60,9 @@ def tau_at(
 def noise_at(
     progress:float,    # Share of training done, 0 to 1: step / total steps
     start:float=1.,    # Size of the noise at the first step
-    end:float=1.,      # at the last
+    end:float=1.,      # when it has ended
 ) -> float:            # What the noise of Eq. 8 is multiplied by
     "Size of the noise after `progress` of the training."
-    if min(start, end)<0:
+    if not (start>=0 and end>=0):
         raise InputError('noise', f'start and end must not be below 0, not {start} and {end}')
     return start + (end-start)*min(max(float(progress), 0.), 1.)

@@ -7,7 +7,7 @@ __all__ = ['NAMES', 'YAMNET_LAYERS', 'SEES', 'NETWORKS', 'LITE0', 'PRESETS', 'PR
            'check_yamnet', 'read_keras', 'read_tflite', 'SamePad', 'Bias', 'MobileNetV1', 'YAMNet', 'Appearance',
            'Motion', 'OnePath', 'Source', 'Network', 'register_network', 'TorchVision', 'network', 'Preset',
            'networks_of', 'build_backbone', 'weights_bytes', 'check_memory', 'spec_for', 'check_device', 'Backbones',
-           'weights_path', 'save_weights', 'Networks', 'load_backbones']
+           'weights_path', 'save_weights', 'Networks', 'load_weights', 'load_backbones']
 
 # %% ../../nbs/networks/01_backbones.ipynb #27a242f9
 import re
@@ -682,6 +682,15 @@ def _origin(weights, modality) -> str:
     return f'sha256:{sealed.get(path.name) or sha256(path)}'
 
 # %% ../../nbs/networks/01_backbones.ipynb #fe7308fb
+def load_weights(net, path, what:str):
+    "Weights from a file, for a network that messages call `what`; an `InputError` where they do not fit."
+    if not Path(path).is_file():
+        raise InputError(path, f'no such file; it should hold the weights of {what}')
+    try:
+        net.load_state_dict(load_file(path))
+    except Exception as e:
+        raise InputError(path, f'does not fit {what}: {first_line(e)}') from None
+
 def load_backbones(
     preset:str='paper',   # Key of `PRESETS`
     weights='random',     # Folder with a MODALITY.safetensors for each; or 'random', for plumbing only
@@ -702,12 +711,7 @@ def load_backbones(
     def make(m):
         net = build_backbone(of[m].name, seed).to(device).eval().requires_grad_(False)
         if given:
-            path = weights_path(weights, m)
-            try:
-                net.load_state_dict(load_file(path))
-            except Exception as e:
-                rule = f'does not fit {of[m].name}, the {m} network: {first_line(e)}'
-                raise InputError(path, rule) from None
+            load_weights(net, weights_path(weights, m), f'{of[m].name}, the {m} network')
         return net
     nets = Networks(modalities, make)
     origins = {m: _origin(weights, m) if given else f'random:{seed}' for m in modalities}

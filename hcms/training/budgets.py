@@ -18,7 +18,7 @@ from ..method.gating import noise_at, tau_at
 from ..method.hlstm import HCMSOutput
 from ..method.losses import class_loss
 from .train import (
-    Split, TrainConfig, build_model, generator_for, predict_split, shifted, threads)
+    Split, TrainConfig, build_model, generator_for, load_state, predict_split, save_state, shifted, threads)
 
 # %% ../../nbs/training/03_budgets.ipynb #3a0441da
 def cost_share(
@@ -100,32 +100,69 @@ def _epoch(model, config, x, y, prices, optimizer, epoch) -> float:
         total += loss.item()*len(at)
     return total/len(y)
 
+# %% ../../nbs/training/03_budgets.ipynb #a123203d
+def _check_prices(prices, modalities):
+    "An `InputError` where a share of the cost cannot be computed."
+    for m in modalities:
+        price = prices.get(m, np.nan)
+        if not 0<=price<np.inf:
+            raise InputError('prices', f'of {m} must be a number from 0 on, not {prices.get(m)}')
+    gated = modalities[1:]
+    if gated and not sum(prices[m] for m in gated):
+        raise InputError('prices', f"of {', '.join(gated)} are 0: there is nothing to save")
+
+def _check_videos(training, selection):
+    "An `InputError` where a split is empty."
+    for name,split in dict(training=training, selection=selection).items():
+        if not len(split):
+            raise InputError(f'{name} split', 'has no videos')
+
+def _parts(config, training) -> dict:
+    "What the state of a training consists of, at its beginning."
+    hcms = build_model(config, {m: x.shape[-1] for m,x in training.x.items()}, training.labels.shape[1])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = Conditioned(hcms)
+    optimizer = torch.optim.Adam(model.parameters(), config.lr, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, config.decay)
+    return dict(model=model, optimizer=optimizer, schedule=schedule)
+
+def _resume(state, parts) -> list:   # history
+    "Loads an interrupted training, if `state` holds one."
+    was = load_state(state) if state else None
+    if not was:
+        return []
+    for k,o in parts.items():
+        o.load_state_dict(was[k])
+    return was['history']
+
+# %% ../../nbs/training/03_budgets.ipynb #c725b9bf
 def train_conditioned(
     config:TrainConfig,    # Its skip targets and lambda are not read
     training:Split,
     selection:Split,       # For the history: mAP at the middle of the range of lambda
     prices:dict=PAPER_PRICES,
+    state=None,            # File for the state after each epoch, from which a killed training resumes
 ) -> tuple:                # A `Conditioned`, and the history: a dict an epoch
     "One training for all budgets."
-    sizes = {m: x.shape[-1] for m,x in training.x.items()}
-    x = training.take(config.modalities)
+    _check_prices(prices, config.modalities)
+    _check_videos(training, selection)
+    x = training.take(config.modalities, config.views)
     y = training.target(config.multilabel)
     prices = {m: prices[m] for m in config.modalities}
-    history = []
     with threads(config.threads):
-        hcms = build_model(config, sizes, training.labels.shape[1])
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            model = Conditioned(hcms)
-        optimizer = torch.optim.Adam(model.parameters(), config.lr, weight_decay=config.weight_decay)
-        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, config.decay)
-        for epoch in range(config.epochs):
-            loss = _epoch(model, config, x, y, prices, optimizer, epoch)
-            schedule.step()
+        parts = _parts(config, training)
+        model = parts['model']
+        history = _resume(state, parts)
+        for epoch in range(len(history), config.epochs):
+            loss = _epoch(model, config, x, y, prices, parts['optimizer'], epoch)
+            parts['schedule'].step()
             logits,_ = predict_split(model.at(model.middle), config, selection)
             scores = probabilities(logits[:,-1].numpy(), config.multilabel)
             score = mean_average_precision(scores, selection.labels)
             history.append(dict(epoch=epoch, loss=loss, score=score))
+            if state:
+                save_state(state, history=history, **{k: o.state_dict() for k,o in parts.items()})
     return model.eval(),history
 
 # %% ../../nbs/training/03_budgets.ipynb #61e6d7a2
@@ -135,8 +172,11 @@ def meet(
 ) -> float:         # lambda
     "The lambda whose mean cost is a budget; the smallest one where the model never asks for that much."
     least = points.cost.min()
-    if budget<least:
+    if not budget>=least:
         raise InputError('budget', f'of {budget:g} a video is too small: the least is {least:.3g}')
     falling = np.minimum.accumulate(points.weight)
-    weight = np.exp(np.interp(np.log(budget), np.log(points.cost), np.log(falling)))
+    free = int((points.cost==0).sum())   # nothing has no logarithm
+    if free==len(points.cost) or budget<points.cost[free]:
+        return float(falling[max(free-1, 0)])
+    weight = np.exp(np.interp(np.log(budget), np.log(points.cost[free:]), np.log(falling[free:])))
     return float(np.clip(weight, falling[-1], falling[0]))   # exp(log(x)) may differ from x
