@@ -87,7 +87,7 @@ class Trained(NamedTuple):
     "One training for all budgets."
     model:Conditioned
     config:TrainConfig
-    history:pd.DataFrame   # epoch, loss, score
+    history:pd.DataFrame   # epoch, loss; score, in the last one
     points:Curve           # On the videos that lambda is chosen on
     def at(self, budget:float) -> 'Trained':
         "The plain HCMS of a budget in the place of the model."
@@ -96,6 +96,7 @@ class Trained(NamedTuple):
         "Those budgets that it can keep."
         return [b for b in budgets if b>=self.points.cost.min()]
 
+# %% ../../nbs/experiments/04_conditioned.ipynb #3c3fc91f
 def conditioned_folder(data, config:TrainConfig, seconds:dict=None) -> Path:
     key = [VERSION, config.model_dump(mode='json'), data.fingerprint, seconds or data.charged]
     if seconds:
@@ -182,6 +183,7 @@ def _measure(job):
         write_whole(folder/'changes.safetensors', save(changes))
         write_whole(folder/'rows.json', json.dumps(dict(curves=rows, tests=tests), default=float))
 
+# %% ../../nbs/experiments/04_conditioned.ipynb #3c7e3fa4
 class AtBudgets(NamedTuple):
     "The policy on the evaluated split."
     curves:pd.DataFrame   # A row a seed and budget, as of `measured`, with budget, weight, capped
@@ -196,6 +198,7 @@ class AtBudgets(NamedTuple):
         difference = (self.tests.own-self.tests.even).to_numpy()
         return Estimate(difference, self.of_tests, self.strata).interval()
 
+# %% ../../nbs/experiments/04_conditioned.ipynb #740c81fa
 def reached_budgets(
     data,
     seeds:int=3,
@@ -329,6 +332,7 @@ def against_policies(
         rows.append(row)
     return pd.DataFrame(rows)
 
+# %% ../../nbs/experiments/04_conditioned.ipynb #72282222
 def gap_closed(reached:AtBudgets, curves:pd.DataFrame, changes, strata, least:float) -> Interval|None:
     "Of the mAP between the paper's HCMS and the oracle, the share that is closed; None without an oracle."
     each = lines(curves, changes, strata)

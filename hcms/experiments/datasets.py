@@ -224,8 +224,55 @@ def _check_plan(plan:Plan, path):
         except InputError as e:
             raise InputError(path, f'[{key}] {e}') from None
 
+class _Planned:
+    "How the models of a data set are trained."
+    @property
+    def own(self) -> Plan:
+        "What the description says of training, where it is not the preset's own."
+        several = dict(multilabel=True) if self.description.multilabel else {}
+        if self.name==self.preset:
+            return Plan(training=several)
+        return self.description.model_copy(update=dict(training=self.description.training | several))
+    @property
+    def plan(self) -> Plan:
+        "How models are trained, but for the values in `own`, which come before those in this one."
+        return _over(self.own, plan_of(self.preset))
+
+# %% ../../nbs/experiments/01_datasets.ipynb #a1375c01
+class _Featured:
+    "The networks of a data set, and what they made of its videos."
+    @property
+    def weights(self): return self.folder/'backbones'/'finetuned'
+    @cached_property
+    def backbones(self):
+        of = networks_of(self.preset, self.chosen.get('networks', ()))
+        for m in self.fed:
+            _check_network(self.weights/f'{m}.json', of[m].name)
+        return load_backbones(self.preset, self.weights, self.fed, lazy=True, **self.chosen)
+    @cached_property
+    def views(self):
+        views = open_views(self.store, self.backbones)
+        views |= {m: self.store.extractor(m, _config_of_brought(self, m)) for m in self.brought}
+        views = {m: views[m] for m in self.modalities}
+        return {m: PackedView(v) if (v.folder/'packs').is_dir() else v for m,v in views.items()}
+    @property
+    def steps(self): return self.backbones.spec.steps
+    @cached_property
+    def fingerprint(self):
+        views = sorted((m, v.fp) for m,v in self.views.items())
+        own = [] if self.name in SHIPPED else [self.evaluated]   # a run's results are of this split
+        own += sorted((m, o.price) for m,o in self.brought.items())   # and AdaMML is trained to save these
+        return fingerprint([self.manifest.fingerprint, views, sorted(self.missing), *own])
+    @cached_property
+    def missing(self) -> dict:   # id -> reason
+        "Videos without features, and those set aside."
+        have = set.intersection(*(set(v.ids()) for v in self.views.values()))
+        aside = self.store.set_aside_ids()
+        why = lambda id: aside.get(id, {}).get('reason', 'not extracted')
+        return {id: why(id) for id in self.manifest.ids if id not in have}
+
 # %% ../../nbs/experiments/01_datasets.ipynb #a3c7bdd8
-class Dataset(_Shown, _Provenance, _Priced):
+class Dataset(_Shown, _Provenance, _Priced, _Planned, _Featured):
     "A prepared data set: its manifest, its features, and where its runs are kept."
     simulated = False
     def __init__(self, name:str):
@@ -256,46 +303,6 @@ class Dataset(_Shown, _Provenance, _Priced):
     def label(self): return self.folder.name            # names the folder of its reports
     @property
     def classes(self): return self.manifest.classes
-    @property
-    def own(self) -> Plan:
-        "What the description says of training, where it is not the preset's own."
-        several = dict(multilabel=True) if self.description.multilabel else {}
-        if self.name==self.preset:
-            return Plan(training=several)
-        return self.description.model_copy(update=dict(training=self.description.training | several))
-    @property
-    def plan(self) -> Plan:
-        "How models are trained, but for the values in `own`, which come before those in this one."
-        return _over(self.own, plan_of(self.preset))
-    @property
-    def weights(self): return self.folder/'backbones'/'finetuned'
-    @cached_property
-    def backbones(self):
-        of = networks_of(self.preset, self.chosen.get('networks', ()))
-        for m in self.fed:
-            _check_network(self.weights/f'{m}.json', of[m].name)
-        return load_backbones(self.preset, self.weights, self.fed, lazy=True, **self.chosen)
-    @cached_property
-    def views(self):
-        views = open_views(self.store, self.backbones)
-        views |= {m: self.store.extractor(m, _config_of_brought(self, m)) for m in self.brought}
-        views = {m: views[m] for m in self.modalities}
-        return {m: PackedView(v) if (v.folder/'packs').is_dir() else v for m,v in views.items()}
-    @property
-    def steps(self): return self.backbones.spec.steps
-    @cached_property
-    def fingerprint(self):
-        views = sorted((m, v.fp) for m,v in self.views.items())
-        own = [] if self.name in SHIPPED else [self.evaluated]   # a run's results are of this split
-        own += sorted((m, o.price) for m,o in self.brought.items())   # and AdaMML is trained to save these
-        return fingerprint([self.manifest.fingerprint, views, sorted(self.missing), *own])
-    @cached_property
-    def missing(self) -> dict:   # id -> reason
-        "Videos without features, and those set aside."
-        have = set.intersection(*(set(v.ids()) for v in self.views.values()))
-        aside = self.store.set_aside_ids()
-        why = lambda id: aside.get(id, {}).get('reason', 'not extracted')
-        return {id: why(id) for id in self.manifest.ids if id not in have}
 
 # %% ../../nbs/experiments/01_datasets.ipynb #8cfbd5ba
 def choose(

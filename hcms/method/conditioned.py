@@ -9,10 +9,11 @@ __all__ = ['Conditioned']
 import copy
 import math
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 from ..core import InputError
 from .gating import USE, gumbel_noise
-from .hlstm import HCMS, HCMSOutput
+from .hlstm import HCMS, HCMSOutput, features_of
 
 # %% ../../nbs/method/05_conditioned.ipynb #35afb364
 class Conditioned(nn.Module):
@@ -48,26 +49,58 @@ class Conditioned(nn.Module):
         whole = math.log(self.highest/self.lowest)
         z = 2*torch.log(weight/self.lowest)/whole-1
         return self.bend(z[:,None]) - self.slope*z[:,None]
-    def forward(self,
-        *features,        # (B, T, D) each
-        weight:Tensor,    # (B,) lambda of each video
-        tau:float=1.,     # Temperature of Eq. 9
-        hard:bool=True,   # Exact 0s and 1s?
-        noise_size:float=1.,   # Of the Gumbel noise
-        generator=None,   # torch.Generator that draws it
-    ) -> HCMSOutput:
-        "Eqs. 2 to 6 with sampled gates, for training; afterwards, `at` gives a model for one lambda."
-        B,T = features[0].shape[:2]
-        noise = noise_size*gumbel_noise((B, T, len(self.slope), 2), generator, features[0].device)
-        lean = self.lean(weight)[:,None].expand(B, T, -1)
-        noise = torch.stack([noise[...,0], noise[...,USE]+lean], -1)
-        return self.hcms(*features, noise=noise, tau=tau, hard=hard, sample=True)
-    @torch.no_grad()
-    def at(self, weight:float) -> HCMS:
-        "The model for one lambda: a plain HCMS, in eval mode."
-        if not self.lowest<=weight<=self.highest:
-            raise InputError('lambda', f'of {weight:g} lies outside of {self.lowest:g} to {self.highest:g}')
-        model = copy.deepcopy(self.hcms).eval()
-        for level,lean in zip(model.levels[1:], self.lean(torch.tensor([float(weight)]))[0]):
-            level.gate.bias[USE] += lean
-        return model
+
+# %% ../../nbs/method/05_conditioned.ipynb #70ec961e
+@patch
+def forward(self:Conditioned,
+    *features,        # (B, T, D) each
+    weight:Tensor,    # (B,) lambda of each video
+    tau:float=1.,     # Temperature of Eq. 9
+    hard:bool=True,   # Exact 0s and 1s?
+    noise_size:float=1.,   # Of the Gumbel noise
+    generator=None,   # torch.Generator that draws it
+) -> HCMSOutput:
+    "Eqs. 2 to 6 with sampled gates, for training; afterwards, `at` gives a model for one lambda."
+    B,T = features[0].shape[:2]
+    noise = noise_size*gumbel_noise((B, T, len(self.slope), 2), generator, features[0].device)
+    lean = self.lean(weight)[:,None].expand(B, T, -1)
+    noise = torch.stack([noise[...,0], noise[...,USE]+lean], -1)
+    return self.hcms(*features, noise=noise, tau=tau, hard=hard, sample=True)
+
+# %% ../../nbs/method/05_conditioned.ipynb #a986d72f
+@patch
+@torch.no_grad()
+def at(self:Conditioned, weight:float) -> HCMS:
+    "The model for one lambda: a plain HCMS, in eval mode."
+    if not self.lowest<=weight<=self.highest:
+        raise InputError('lambda', f'of {weight:g} lies outside of {self.lowest:g} to {self.highest:g}')
+    model = copy.deepcopy(self.hcms).eval()
+    for level,lean in zip(model.levels[1:], self.lean(torch.tensor([float(weight)]))[0]):
+        level.gate.bias[USE] += lean
+    return model
+
+# %% ../../nbs/method/05_conditioned.ipynb #a4ffd153
+@patch
+@torch.no_grad()
+def at_each(self:Conditioned,
+    weights,      # Lambdas
+    *features,    # (B, T, D) each
+) -> list:        # of HCMSOutput
+    "What the models of some lambdas say of the same videos; what no gate decides is computed once."
+    models = [self.at(o) for o in weights]
+    hcms = self.hcms
+    if not hcms.nested:   # what an LSTM takes in depends on gates, too
+        return [m(*features) for m in models]
+    V = features_of(features, {}, hcms.modalities, hcms.in_sizes)
+    x = [o.project(v).transpose(0, 1) for o,v in zip(hcms.levels, V)]
+    a = [o.lstm_parts(x[:k+1], True)[0] for k,o in enumerate(hcms.levels)]
+    first,_ = hcms.level(0, x[:1], None, [], a=a[0])
+    out = []
+    for m in models:
+        state = first
+        G = []
+        for k in range(1, len(x)):
+            state,g = m.level(k, x[:k+1], state, G[:], a=a[k])
+            G.append(g)
+        out.append(m.output(state, G))
+    return out

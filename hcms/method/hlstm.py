@@ -469,17 +469,22 @@ class HCMS(Online, Saved, library_name='hcms', tags=['video-classification']):
             state,g = run(k, x[:], state, G[:], gates, noise if blend else None, tau, hard)
             if k:
                 G.append(g)
+        return self.output(state, G)
+    def output(self, state, G) -> HCMSOutput:
+        "Scores of the top level's states (T, B, 2, H), beside the gates (T, B) of all levels."
         steps = self.head(state[:,:,0].transpose(0, 1))
-        gates = torch.stack(G, -1).transpose(0, 1) if G else steps.new_zeros(B, T, 0)
+        gates = torch.stack(G, -1).transpose(0, 1) if G else steps.new_zeros(*steps.shape[:2], 0)
         return HCMSOutput(steps[:,-1], steps, gates)
-    def level(self, k, x, lower, G, gates, noise, tau, hard) -> tuple:   # states (T, B, 2, H), gates (T, B)
-        """Level k through all time steps; without `noise` the larger score decides.
+    def level(self, k, x, lower, G, gates=None, noise=None, tau=1., hard=True, a=None) -> tuple:
+        """Level k through all steps, to states (T, B, 2, H) and gates (T, B); without `noise`, at test time.
 
-        `x` are the projected features (T, B, P) up to its own, `lower` the states and `G` the gates below."""
+        `x` are the projected features (T, B, P) up to its own, `lower` the states and `G` the gates
+        below; `a`, where it is known, is what the inputs add to the LSTM's sums."""
         level = self.levels[k]
         row = [o[...,None] for o in G]
         blend = noise is not None
-        a = total(level.lstm_parts(x, self.nested), row, blend)
+        if a is None:
+            a = total(level.lstm_parts(x, self.nested), row, blend)
         w = level.lstm.weight_hh
         if k==0:
             return recurrence(a, w)

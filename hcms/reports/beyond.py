@@ -124,6 +124,7 @@ def against_findings(rows, closed, trained={}) -> list:
                    'mean over the logarithm of the cost.')
     return out + _trained_findings(trained)
 
+# %% ../../nbs/reports/10_beyond.ipynb #70fe3ba7
 def show_against(rows, closed, trained, data, parameters, runs, out):
     "Write beyond_policies.* and return it as it is shown."
     shown = pd.DataFrame({

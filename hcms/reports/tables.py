@@ -561,6 +561,7 @@ _WHAT_THEY_ARE = (
     'independent has the same gates without the rule that motion needs appearance. RANDOM, Loudest and the '
     'oracle share one network that reads the chosen features, the reader.')
 
+# %% ../../nbs/reports/03_tables.ipynb #ceede68e
 def show_measured(rows, data, parameters, runs, out):
     "Write table3_measured.* and return it as it is shown: `rows` from `hcms.experiments.policies.compare`."
     more = [text if ok else '–' for ok,text in zip(rows.admitted, _with_interval(rows, 'hcms_more', 100))]

@@ -17,8 +17,9 @@ from ..method.conditioned import Conditioned
 from ..method.gating import noise_at, tau_at
 from ..method.hlstm import HCMSOutput
 from ..method.losses import class_loss
-from .train import (
-    Split, TrainConfig, build_model, generator_for, load_state, predict_split, save_state, shifted, threads)
+from hcms.training.train import (
+    ROWS, Split, TrainConfig, build_model, generator_for, load_state, predict_split, save_state, shifted,
+    threads)
 
 # %% ../../nbs/training/03_budgets.ipynb #3a0441da
 def cost_share(
@@ -53,6 +54,16 @@ class Curve(NamedTuple):
     cost:np.ndarray     # (K,) GFLOPs a video
     mAP:np.ndarray      # (K,) mAP, from 0 to 1
 
+def _predict_each(model, config, split, weights) -> tuple:   # (K, N, C) logits, (K, N, T, n-1) gates
+    "As `predict_split`, at the last step, for each of K lambdas."
+    model.eval()
+    x = split.take(config.modalities, config.views)
+    batch = max(1, ROWS//x[0].shape[1])
+    each = [model.at_each(weights, *(o[i:i+batch].float() for o in x)) for i in range(0, len(split), batch)]
+    logits = [torch.stack([o.logits for o in outputs]) for outputs in each]
+    gates = [torch.stack([o.gates for o in outputs]) for outputs in each]
+    return torch.cat(logits, 1),torch.cat(gates, 1)
+
 def curve(
     model:Conditioned,
     config:TrainConfig,
@@ -62,11 +73,10 @@ def curve(
 ) -> Curve:
     "What a model scores and costs on a split, at lambdas over its whole range."
     points = []
-    for weight in np.geomspace(model.lowest, model.highest, LAMBDAS).clip(model.lowest, model.highest):
-        plain = model.at(weight)
-        logits,gates = predict_split(plain, config, split)
-        scores = probabilities(logits[:,-1].numpy(), config.multilabel)
-        cost = mean_gflops(gates, prices, plain if own else None, config.modalities)
+    weights = np.geomspace(model.lowest, model.highest, LAMBDAS).clip(model.lowest, model.highest)
+    for weight,logits,gates in zip(weights, *_predict_each(model, config, split, weights)):
+        scores = probabilities(logits.numpy(), config.multilabel)
+        cost = mean_gflops(gates, prices, model.hcms if own else None, config.modalities)
         points.append((weight, cost, mean_average_precision(scores, split.labels)))
     points.sort(key=lambda o: o[1])
     return Curve(*map(np.array, zip(*points)))
@@ -127,6 +137,10 @@ def _parts(config, training) -> dict:
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, config.decay)
     return dict(model=model, optimizer=optimizer, schedule=schedule)
 
+def _score(model, config, split) -> float:   # mAP, 0 to 1
+    logits,_ = predict_split(model.at(model.middle), config, split)
+    return mean_average_precision(probabilities(logits[:,-1].numpy(), config.multilabel), split.labels)
+
 def _resume(state, parts) -> list:   # history
     "Loads an interrupted training, if `state` holds one."
     was = load_state(state) if state else None
@@ -140,10 +154,10 @@ def _resume(state, parts) -> list:   # history
 def train_conditioned(
     config:TrainConfig,    # Its skip targets and lambda are not read
     training:Split,
-    selection:Split,       # For the history: mAP at the middle of the range of lambda
+    selection:Split,       # Scores the weights that are kept: mAP at the middle of the range of lambda
     prices:dict=PAPER_PRICES,
     state=None,            # File for the state after each epoch, from which a killed training resumes
-) -> tuple:                # A `Conditioned`, and the history: a dict an epoch
+) -> tuple:                # A `Conditioned`, and the history: a dict an epoch, the score in the last one
     "One training for all budgets."
     _check_prices(prices, config.modalities)
     _check_videos(training, selection)
@@ -157,10 +171,9 @@ def train_conditioned(
         for epoch in range(len(history), config.epochs):
             loss = _epoch(model, config, x, y, prices, parts['optimizer'], epoch)
             parts['schedule'].step()
-            logits,_ = predict_split(model.at(model.middle), config, selection)
-            scores = probabilities(logits[:,-1].numpy(), config.multilabel)
-            score = mean_average_precision(scores, selection.labels)
-            history.append(dict(epoch=epoch, loss=loss, score=score))
+            history.append(dict(epoch=epoch, loss=loss))
+            if epoch+1==config.epochs:
+                history[-1]['score'] = _score(model, config, selection)
             if state:
                 save_state(state, history=history, **{k: o.state_dict() for k,o in parts.items()})
     return model.eval(),history

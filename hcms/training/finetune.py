@@ -218,34 +218,39 @@ class Tuner:
         rise = max(config.warmup, 1.5/total)   # half a batch at least: torch divides by its length
         self.schedule = OneCycleLR(self.optimizer, peaks, total_steps=total, pct_start=rise)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision=='float16')
-    def add(self,
-        x:Tensor,   # (B, K, ...) media
-        y:Tensor,   # (B,) classes, or (B, C) of 0. and 1.
-    ) -> tuple:     # Summed loss, and how many were right
-        "Gradients of some videos, added to those that are there."
-        precision = self.config.precision
-        autocast = precision!='float32'
-        with torch.autocast(self.device.type, getattr(torch, precision), enabled=autocast):
-            scores = self.model(x.to(self.device).flatten(0, 1))
-        y = y.to(self.device)
-        scores = pool_steps(scores.float().unflatten(0, x.shape[:2]))
-        loss = class_loss(scores, y, 'sum')
-        self.scaler.scale(loss).backward()
-        best = scores.argmax(1)
-        right = best==y if y.ndim==1 else y[torch.arange(len(y)),best]>0
-        return loss.item(),int(right.sum())
-    def step(self, videos:int):
-        "One step of the optimizer, on the mean over so many videos."
-        self.scaler.unscale_(self.optimizer)
-        learning = [p for g in self.optimizer.param_groups for p in g['params']]
-        for p in learning:
-            if p.grad is not None:   # of a part of the network that features do not come from
-                p.grad /= videos
-        nn.utils.clip_grad_norm_(learning, self.config.clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        self.schedule.step()
+
+# %% ../../nbs/training/02_finetune.ipynb #5c587b41
+@patch
+def add(self:Tuner,
+    x:Tensor,   # (B, K, ...) media
+    y:Tensor,   # (B,) classes, or (B, C) of 0. and 1.
+) -> tuple:     # Summed loss, and how many were right
+    "Gradients of some videos, added to those that are there."
+    precision = self.config.precision
+    autocast = precision!='float32'
+    with torch.autocast(self.device.type, getattr(torch, precision), enabled=autocast):
+        scores = self.model(x.to(self.device).flatten(0, 1))
+    y = y.to(self.device)
+    scores = pool_steps(scores.float().unflatten(0, x.shape[:2]))
+    loss = class_loss(scores, y, 'sum')
+    self.scaler.scale(loss).backward()
+    best = scores.argmax(1)
+    right = best==y if y.ndim==1 else y[torch.arange(len(y)),best]>0
+    return loss.item(),int(right.sum())
+
+@patch
+def step(self:Tuner, videos:int):
+    "One step of the optimizer, on the mean over so many videos."
+    self.scaler.unscale_(self.optimizer)
+    learning = [p for g in self.optimizer.param_groups for p in g['params']]
+    for p in learning:
+        if p.grad is not None:   # of a part of the network that features do not come from
+            p.grad /= videos
+    nn.utils.clip_grad_norm_(learning, self.config.clip)
+    self.scaler.step(self.optimizer)
+    self.scaler.update()
+    self.optimizer.zero_grad()
+    self.schedule.step()
 
 # %% ../../nbs/training/02_finetune.ipynb #76686bd6
 _TRAIN = 'optimizer', 'schedule', 'scaler'
