@@ -98,7 +98,7 @@ def test_ctrl_c_ends_the_kernels_of_notebooks(tiny_reports, tmp_path):
 def check_whole(home):
     "Nothing that is there is half written."
     from hcms.core import check_seal
-    from hcms.method.hlstm import SEAL
+    from hcms.method.saved import SEAL
     for o in (home/'data').rglob(SEAL):
         check_seal(o)
     for o in (home/'reports').rglob('*.json'):

@@ -714,7 +714,7 @@ def test_what_counts_as_done_is_written_last(tmp_path, monkeypatch, tally):
     "Stopped between a result and its record, the result is not believed."
     import hcms.training.finetune as F, hcms.networks.weights as W
     from hcms.experiments.datasets import SimulatedDataset
-    from hcms.method.hlstm import SEAL
+    from hcms.method.saved import SEAL
     from hcms.experiments.runs import config_for, make_run
     def dies(*a, **kw): raise KeyboardInterrupt
     with monkeypatch.context() as m:

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from ..core import MODALITIES, InputError
 from ..method.gating import gumbel_gate, gumbel_noise
 from ..method.hlstm import (
-    HCMS, HIDDEN_SIZES, IN_SIZES, PROJ_SIZES, HCMSOutput, Saved, features_of, sizes_along)
+    HCMS, HIDDEN_SIZES, IN_SIZES, PROJ_SIZES, HCMSOutput, features_of, sizes_along)
 from ..method.losses import class_loss
 from ..method.recurrence import recurrence
+from ..method.saved import Saved
 
 # %% ../../nbs/baselines/01_rivals.ipynb #a1614781
 def projection(

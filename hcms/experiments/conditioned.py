@@ -28,7 +28,7 @@ from .policies import (
     policy_configs, policy_seeds, tested, view_of)
 from .runs import Run, config_for, longer, part, splits_of, together, variants
 from ..method.conditioned import Conditioned
-from ..method.hlstm import SEAL
+from ..method.saved import SEAL
 from ..training.budgets import Curve, curve, meet, train_conditioned
 from ..training.train import Split, TrainConfig, build_model, load_state, predict_split, save_state
 

@@ -28,7 +28,7 @@ from ..evaluation.metrics import (
     Estimate, Interval, leave_one_out, mean_average_precision, probabilities, strata_of)
 from .datasets import stamped
 from .runs import Run, get_runs, load_run, run_folder, train_runs, trials, variants
-from ..method.hlstm import SEAL
+from ..method.saved import SEAL
 from ..training.train import Split, generator_for, predict_split
 
 # %% ../../nbs/experiments/03_policies.ipynb #bfeb0dc9

@@ -29,7 +29,8 @@ from ..core import (
 from ..evaluation.costs import PAPER_PRICES, Predictions, gflops_per_video, headline
 from ..data.descriptions import Plan, Trials
 from .datasets import stamped
-from ..method.hlstm import HCMS, SEAL, SEALED
+from ..method.hlstm import HCMS
+from ..method.saved import SEAL, SEALED
 from ..networks.backbones import check_device
 from ..paper import PAPER, paper_table
 from ..training.train import Split, TrainConfig, predict_split, train, train_config

@@ -22,7 +22,8 @@ from ..core import (
 from ..evaluation.costs import PAPER_PRICES, backbone_prices
 from .infer import Prediction, Stream, check_fit, predict, predict_many
 from ..media.files import RATE
-from ..method.hlstm import HCMS, SEAL, SEALED, Saved, skipped
+from ..method.hlstm import HCMS, skipped
+from ..method.saved import SEAL, SEALED, Saved
 from ..networks.backbones import Backbones, load_backbones, save_weights, weights_path
 
 # %% ../../nbs/inference/02_recognizer.ipynb #45415dff

@@ -22,7 +22,7 @@ from ..experiments.policies import measured, policy_configs
 from ..experiments.runs import check_configs, config_for, load_run, run_folder, train_runs
 from ..evaluation.metrics import probabilities
 from ..inference.recognizer import Recognizer, entropy_limit
-from ..method.hlstm import SEAL
+from ..method.saved import SEAL
 from .artifacts import (
     check_parameters, describe, other_than_default, report_folder, write_index, write_top_index)
 from .claims import claims_configs

@@ -27,7 +27,7 @@ from ..experiments.datasets import Dataset, choose, finetune_backbones, freeze_b
 from ..experiments.runs import config_for, get_runs, run_folder, variants
 from ..inference.recognizer import Recognizer
 from ..media.files import read_steps
-from ..method.hlstm import SEAL
+from ..method.saved import SEAL
 from ..networks.backbones import PRESETS, check_memory, networks_of, weights_path
 from ..networks.weights import obtain
 from .artifacts import Shown, describe, mean_pm, write_index, write_table
