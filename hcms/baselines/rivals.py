@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from fastcore.basics import patch
 from ..core import MODALITIES, InputError
 from ..method.gating import gumbel_gate, gumbel_noise
 from ..method.hlstm import (
@@ -165,40 +166,57 @@ class Rival(nn.Module, Saved, library_name='hcms', tags=['video-classification']
         "Projected features, a tensor a modality."
         x = features_of(features, named, self.modalities, self.in_sizes)
         return [f(o) for f,o in zip(self.project, x)]
-    def forward(self, *features, setting=None, chosen=None, **named) -> RivalOutput:
-        """Features (B, T, D) by place or name; `setting`: the operating point.
 
-        `chosen`: use these steps instead of its own."""
-        x = self.inputs(features, named)
-        if chosen is not None:
-            return self.given(x, chosen)
-        return self.look(x, self.setting if setting is None else setting)
-    def given(self, x, chosen) -> RivalOutput:
-        "The same network on steps (B, T), or on features (B, T, n), chosen from outside."
-        raise NotImplementedError(f'{type(self).__name__} does not select')
-    def read_from(self, use, setting) -> float:
-        "How many steps its answer is read from, on average: all steps that it looked at (B, T, n)."
-        return use[...,-1].sum(1).mean().item()
-    def evenly(self, n, T) -> Tensor:   # (B, T)
-        "What it would look at without a choice: n (B,) evenly spaced steps of T."
-        use = torch.zeros(len(n), T)
-        for k in n.unique().tolist():
-            if k:
-                use[n==k] = even_steps(1, T, k, use)
-        return use
-    def loss(self, *features, target, generator=None, tau=1., progress=1., **named) -> tuple:
-        "A pass in training, where choices are drawn: RivalOutput, and what is added to its cross-entropy."
-        return self.learn(self.inputs(features, named), target, generator, tau, progress)
-    def penalty(self, usage) -> float:
-        "What the choice of the epoch subtracts from mAP."
-        return 0.
-    def macs_of(self, names) -> int: return sum(macs(getattr(self, o)) for o in names)
-    def own_macs(self, use:Tensor) -> Tensor:   # (B,) for `use` (B, T, n)
-        "Multiply-accumulates of everything but the backbones."
-        looked = (use[...,-1] if self.previews else use.amax(-1)).sum(1)
-        projected = use.sum(1) @ use.new_tensor([float(macs(o)) for o in self.project])
-        fixed = self.macs_of(self.always)*use.shape[1] + self.macs_of(self.once)
-        return projected + self.macs_of(self.per_step)*looked + fixed
+# %% ../../nbs/baselines/01_rivals.ipynb #a218b6c6
+@patch
+def forward(self:Rival, *features, setting=None, chosen=None, **named) -> RivalOutput:
+    """Features (B, T, D) by place or name; `setting`: the operating point.
+
+    `chosen`: use these steps instead of its own."""
+    x = self.inputs(features, named)
+    if chosen is not None:
+        return self.given(x, chosen)
+    return self.look(x, self.setting if setting is None else setting)
+
+@patch
+def given(self:Rival, x, chosen) -> RivalOutput:
+    "The same network on steps (B, T), or on features (B, T, n), chosen from outside."
+    raise NotImplementedError(f'{type(self).__name__} does not select')
+
+@patch
+def read_from(self:Rival, use, setting) -> float:
+    "How many steps its answer is read from, on average: all steps that it looked at (B, T, n)."
+    return use[...,-1].sum(1).mean().item()
+
+@patch
+def evenly(self:Rival, n, T) -> Tensor:   # (B, T)
+    "What it would look at without a choice: n (B,) evenly spaced steps of T."
+    use = torch.zeros(len(n), T)
+    for k in n.unique().tolist():
+        if k:
+            use[n==k] = even_steps(1, T, k, use)
+    return use
+
+@patch
+def loss(self:Rival, *features, target, generator=None, tau=1., progress=1., **named) -> tuple:
+    "A pass in training, where choices are drawn: RivalOutput, and what is added to its cross-entropy."
+    return self.learn(self.inputs(features, named), target, generator, tau, progress)
+
+@patch
+def penalty(self:Rival, usage) -> float:
+    "What the choice of the epoch subtracts from mAP."
+    return 0.
+
+@patch
+def macs_of(self:Rival, names) -> int: return sum(macs(getattr(self, o)) for o in names)
+
+@patch
+def own_macs(self:Rival, use:Tensor) -> Tensor:   # (B,) for `use` (B, T, n)
+    "Multiply-accumulates of everything but the backbones."
+    looked = (use[...,-1] if self.previews else use.amax(-1)).sum(1)
+    projected = use.sum(1) @ use.new_tensor([float(macs(o)) for o in self.project])
+    fixed = self.macs_of(self.always)*use.shape[1] + self.macs_of(self.once)
+    return projected + self.macs_of(self.per_step)*looked + fixed
 
 # %% ../../nbs/baselines/01_rivals.ipynb #d0e63378
 class Previewing(Rival):
@@ -550,52 +568,66 @@ class FrameExit(Rival):
         both = torch.cat([z[:,:-1], z[:,1:]], -1)
         gates = [f(o) for f,o in zip(self.exits, both.unbind(1))]
         return logits,torch.cat(gates, 1) if gates else logits[:,:0,0]
-    def look(self, x, setting):
-        order = coarse_to_fine(x[0].shape[1], self.looks)
-        logits,gate = self.walk(torch.cat([o[:,order] for o in x], -1))
-        at_once = sureness(self.probabilities(logits[:,:1]), self.multilabel)>self.confident
-        sure = torch.cat([at_once, gate.sigmoid()>=(.5 if setting is None else setting)], 1)
-        sure[:,-1] = True
-        last = sure.float().argmax(1)
-        use = torch.zeros_like(x[0][...,0])
-        use[:,order] = (torch.arange(len(order), device=last.device)<=last[:,None]).to(use)
-        return answer(logits[torch.arange(len(last)),last], everywhere(use, len(x)))
-    def evenly(self, n, T):
-        "The first n steps of its own order: it chooses when to exit, not where to look."
-        use = torch.zeros(len(n), T)
-        use[:,coarse_to_fine(T, self.looks)] = (torch.arange(min(T, self.looks))<n[:,None]).float()
-        return use
-    def given(self, x, chosen):
-        at,n = in_order(chosen, self.looks)
-        logits,_ = self.walk(at_steps(torch.cat(x, -1), at))
-        return answer(logits[torch.arange(len(n)),n-1], everywhere(chosen, len(x)))
-    def jittered(self, B, T, order, generator):
-        "Each step moved by up to `jitter` of the video, so that the steps differ in every epoch."
-        most = int(self.jitter*T)
-        moved = torch.tensor(order)+torch.randint(-most, most+1, (B, len(order)), generator=generator)
-        return moved.clamp(0, T-1)
-    def learn(self, x, target, generator, tau, progress):
-        B,T = x[0].shape[:2]
-        order = coarse_to_fine(T, self.looks)
-        at = self.jittered(B, T, order, generator).to(x[0].device)
-        v = at_steps(torch.cat(x, -1), at)
-        if B==1:
-            v = v.repeat(2, 1, 1)   # BatchNorm needs two videos
-        logits,gate = (o[:B] for o in self.walk(v))
-        y = target.repeat_interleave(len(order), 0)
-        each = class_loss(logits.flatten(0, 1), y, 'none').view(B, -1)
-        look = torch.arange(2, len(order)+1, device=each.device)
-        allowed = (self.beta*look.div(2).exp()).clamp(max=self.lax)
-        of_class = each.detach()[:,1:]/(self.num_classes if self.multilabel else 1)   # as `lax` means it
-        exits = F.binary_cross_entropy_with_logits(gate, (of_class<allowed).float())
-        use = torch.zeros_like(x[0][...,0])
-        use[:,order] = 1.
-        return answer(logits[:,-1], everywhere(use, len(x))),each.mean()+exits
-    def own_macs(self, use):
-        n = use[...,-1].sum(1)
-        look = sum(macs(o) for o in self.project)+macs(self.embed)
-        classifiers = 1+(n>1)   # the first one decides whether to go on
-        return look*n + macs(self.heads[0])*classifiers + macs(self.exits[0])*(n-1)
+
+# %% ../../nbs/baselines/01_rivals.ipynb #e8701f77
+@patch
+def look(self:FrameExit, x, setting):
+    order = coarse_to_fine(x[0].shape[1], self.looks)
+    logits,gate = self.walk(torch.cat([o[:,order] for o in x], -1))
+    at_once = sureness(self.probabilities(logits[:,:1]), self.multilabel)>self.confident
+    sure = torch.cat([at_once, gate.sigmoid()>=(.5 if setting is None else setting)], 1)
+    sure[:,-1] = True
+    last = sure.float().argmax(1)
+    use = torch.zeros_like(x[0][...,0])
+    use[:,order] = (torch.arange(len(order), device=last.device)<=last[:,None]).to(use)
+    return answer(logits[torch.arange(len(last)),last], everywhere(use, len(x)))
+
+@patch
+def evenly(self:FrameExit, n, T):
+    "The first n steps of its own order: it chooses when to exit, not where to look."
+    use = torch.zeros(len(n), T)
+    use[:,coarse_to_fine(T, self.looks)] = (torch.arange(min(T, self.looks))<n[:,None]).float()
+    return use
+
+@patch
+def given(self:FrameExit, x, chosen):
+    at,n = in_order(chosen, self.looks)
+    logits,_ = self.walk(at_steps(torch.cat(x, -1), at))
+    return answer(logits[torch.arange(len(n)),n-1], everywhere(chosen, len(x)))
+
+# %% ../../nbs/baselines/01_rivals.ipynb #a9a7c80f
+@patch
+def jittered(self:FrameExit, B, T, order, generator):
+    "Each step moved by up to `jitter` of the video, so that the steps differ in every epoch."
+    most = int(self.jitter*T)
+    moved = torch.tensor(order)+torch.randint(-most, most+1, (B, len(order)), generator=generator)
+    return moved.clamp(0, T-1)
+
+@patch
+def learn(self:FrameExit, x, target, generator, tau, progress):
+    B,T = x[0].shape[:2]
+    order = coarse_to_fine(T, self.looks)
+    at = self.jittered(B, T, order, generator).to(x[0].device)
+    v = at_steps(torch.cat(x, -1), at)
+    if B==1:
+        v = v.repeat(2, 1, 1)   # BatchNorm needs two videos
+    logits,gate = (o[:B] for o in self.walk(v))
+    y = target.repeat_interleave(len(order), 0)
+    each = class_loss(logits.flatten(0, 1), y, 'none').view(B, -1)
+    look = torch.arange(2, len(order)+1, device=each.device)
+    allowed = (self.beta*look.div(2).exp()).clamp(max=self.lax)
+    of_class = each.detach()[:,1:]/(self.num_classes if self.multilabel else 1)   # as `lax` means it
+    exits = F.binary_cross_entropy_with_logits(gate, (of_class<allowed).float())
+    use = torch.zeros_like(x[0][...,0])
+    use[:,order] = 1.
+    return answer(logits[:,-1], everywhere(use, len(x))),each.mean()+exits
+
+@patch
+def own_macs(self:FrameExit, use):
+    n = use[...,-1].sum(1)
+    look = sum(macs(o) for o in self.project)+macs(self.embed)
+    classifiers = 1+(n>1)   # the first one decides whether to go on
+    return look*n + macs(self.heads[0])*classifiers + macs(self.exits[0])*(n-1)
 
 # %% ../../nbs/baselines/01_rivals.ipynb #4476ebed
 @register_rival('listen')
@@ -637,18 +669,25 @@ class ListenToLook(Previewing):
         count = torch.arange(1, len(states)+1, device=v.device)[:,None]
         mean = torch.stack(states, 1).cumsum(1)/count
         return self.head(mean),seen.detach().clamp(0, 1).round()
-    def look(self, x, setting):
-        logits,seen = self.walk(x, setting or self.looks)
-        return answer(logits[:,-1], previewed(seen, len(x)-1))
-    def given(self, x, chosen):
-        at,n = in_order(chosen)
-        logits,_ = self.walk(x, at.shape[1], at=at)
-        return answer(logits[torch.arange(len(n)),n-1], previewed(chosen, len(x)-1))
-    def learn(self, x, target, generator, tau, progress):
-        noise = gumbel_noise((len(target), self.looks, x[0].shape[1]), generator).to(x[0])
-        logits,seen = self.walk(x, self.looks, noise, tau*self.softness)
-        each = class_loss(logits.flatten(0, 1), target.repeat_interleave(logits.shape[1], 0))
-        return answer(logits[:,-1], previewed(seen, len(x)-1)),each
+
+# %% ../../nbs/baselines/01_rivals.ipynb #0457f056
+@patch
+def look(self:ListenToLook, x, setting):
+    logits,seen = self.walk(x, setting or self.looks)
+    return answer(logits[:,-1], previewed(seen, len(x)-1))
+
+@patch
+def given(self:ListenToLook, x, chosen):
+    at,n = in_order(chosen)
+    logits,_ = self.walk(x, at.shape[1], at=at)
+    return answer(logits[torch.arange(len(n)),n-1], previewed(chosen, len(x)-1))
+
+@patch
+def learn(self:ListenToLook, x, target, generator, tau, progress):
+    noise = gumbel_noise((len(target), self.looks, x[0].shape[1]), generator).to(x[0])
+    logits,seen = self.walk(x, self.looks, noise, tau*self.softness)
+    each = class_loss(logits.flatten(0, 1), target.repeat_interleave(logits.shape[1], 0))
+    return answer(logits[:,-1], previewed(seen, len(x)-1)),each
 
 # %% ../../nbs/baselines/01_rivals.ipynb #d9b4accb
 def position(place:Tensor, octaves:int=3) -> Tensor:   # (..., 1+2*octaves)
@@ -695,83 +734,98 @@ class AdaFrame(Previewing):
         "What the memory returns for a state, from the entries that were not looked at."
         scores = torch.einsum('bmd,bd->bm', memory[...,:-7], self.query(h))-1e4*spent
         return (memory*scores.softmax(-1)[...,None]).sum(1)
-    # `at` (B, k) forces steps, `go` places
-    def walk(self, x, looks=None, at=None, go=None, noise=None, spread=.1):
-        "After each look: states (B, k, H); utility, log-probability of the next place and step (B, k)."
-        v = torch.cat(x[:-1], -1)
-        memory = self.recall(x[-1])
-        B,T = v.shape[:2]
-        M = memory.shape[1]
-        steps = torch.arange(T, device=v.device)
-        h,c = (v.new_zeros(B, self.hidden) for _ in range(2))
-        heard = self.attend(memory, h, v.new_zeros(B, M))
-        now = torch.full((B, 1), T//2, device=v.device) if at is None else at[:,:1]
-        seen = torch.zeros(B, T, device=v.device)
-        out = []
-        for n in range(min(looks or self.looks, T)):
-            looked = torch.cat([at_steps(v, now)[:,0], position((now[:,0]+.5)/T)], -1)
-            h,c = self.cell(torch.cat([looked, heard], -1), (h, c))
-            seen.scatter_(1, now, 1.)
-            heard = self.attend(memory, h, F.adaptive_max_pool1d(seen, M))
-            mean = self.where(torch.cat([h, heard], -1)).squeeze(-1).sigmoid()
-            place = mean.detach() if noise is None else mean.detach()+spread*noise[:,n]
-            logp = -((place-mean)/spread).square()/2
-            out.append((h, self.utility(h.detach()).squeeze(-1), logp, now[:,0]))
-            if go is not None:
-                place = go[:,n]
-            far = (steps+.5-T*place.clamp(0, 1)[:,None]).abs() + 2*T*seen
-            now = far.argmin(1, keepdim=True) if at is None else at[:,min(n+1, at.shape[1]-1)][:,None]
-        return [torch.stack(o, 1) for o in zip(*out)]
-    def look(self, x, setting):
-        h,utility,_,at = self.walk(x)
-        below = utility.cummax(1).values-utility>(self.settings[3] if setting is None else setting)
-        stop = below.cumsum(1)>self.waits
-        stop[:,-1] = True
-        last = stop.float().argmax(1)
-        seen = torch.zeros_like(x[0][...,0])
-        for k in range(at.shape[1]):
-            seen.scatter_reduce_(1, at[:,k:k+1], (k<=last)[:,None].to(seen), 'amax')
-        return answer(self.head(h[torch.arange(len(last)),last]), previewed(seen, len(x)-1))
-    def given(self, x, chosen):
-        at,n = in_order(chosen)
-        h = self.walk(x, at.shape[1], at=at)[0]
-        return answer(self.head(h[torch.arange(len(n)),n-1]), previewed(chosen, len(x)-1))
-    def learn(self, x, target, generator, tau, progress):
-        if progress<self.warm:
-            return self.learn_to_read(x, target, generator)
-        x = [o.repeat(self.rollouts, 1, 1) for o in x]
-        target = torch.cat([target]*self.rollouts)
-        share = (progress-self.warm)/(1-self.warm)
-        spread = self.spread*(1-share/2)
-        noise = torch.randn(len(target), self.looks, generator=generator).to(x[0])
-        h,utility,logp,at = self.walk(x, noise=noise, spread=spread)
-        logits = self.head(h)
-        to_come = self.rewards(logits, target)
-        advantage = to_come-utility.detach()
-        advantage = advantage/advantage[:,:-1].std().clamp(min=.05)
-        policy = -(advantage*logp)[:,:-1].mean()
-        few = len(target)//self.rollouts
-        seen = torch.zeros_like(x[0][:few,:,0]).scatter_(1, at[:few], 1.)
-        last = class_loss(logits[:,-1], target)
-        extra = last+policy+F.mse_loss(utility, to_come)
-        return answer(logits[:few,-1].detach(), previewed(seen, len(x)-1)),extra
-    def rewards(self, logits, target):
-        "Discounted gains to come (B, k): by how much the margin of the true class exceeds its best so far."
-        true = of_target(logits, target)
-        others = self.probabilities(logits.detach())*(1-one_hot(target, logits.shape[-1]))[:,None]
-        gain = (true-others.amax(-1)).cummax(1).values.diff(dim=1)
-        to_come = [torch.zeros_like(true[:,0])]
-        for g in gain.unbind(1)[::-1]:
-            to_come.append(g+self.discount*to_come[-1])
-        return torch.stack(to_come[::-1], 1)
-    def learn_to_read(self, x, target, generator):
-        "Before the policy learns: steps at random, a loss at each."
-        go = torch.rand(len(target), self.looks, generator=generator).to(x[0])
-        h,_,_,at = self.walk(x, go=go)
-        logits = self.head(h)
-        each = class_loss(logits.flatten(0, 1), target.repeat_interleave(logits.shape[1], 0))
-        seen = torch.zeros_like(x[0][...,0]).scatter_(1, at, 1.)
-        return answer(logits[:,-1], previewed(seen, len(x)-1)),each
+
+# %% ../../nbs/baselines/01_rivals.ipynb #20ec4a05
+# `at` (B, k) forces steps, `go` places
+@patch
+def walk(self:AdaFrame, x, looks=None, at=None, go=None, noise=None, spread=.1):
+    "After each look: states (B, k, H); utility, log-probability of the next place and step (B, k)."
+    v = torch.cat(x[:-1], -1)
+    memory = self.recall(x[-1])
+    B,T = v.shape[:2]
+    M = memory.shape[1]
+    steps = torch.arange(T, device=v.device)
+    h,c = (v.new_zeros(B, self.hidden) for _ in range(2))
+    heard = self.attend(memory, h, v.new_zeros(B, M))
+    now = torch.full((B, 1), T//2, device=v.device) if at is None else at[:,:1]
+    seen = torch.zeros(B, T, device=v.device)
+    out = []
+    for n in range(min(looks or self.looks, T)):
+        looked = torch.cat([at_steps(v, now)[:,0], position((now[:,0]+.5)/T)], -1)
+        h,c = self.cell(torch.cat([looked, heard], -1), (h, c))
+        seen.scatter_(1, now, 1.)
+        heard = self.attend(memory, h, F.adaptive_max_pool1d(seen, M))
+        mean = self.where(torch.cat([h, heard], -1)).squeeze(-1).sigmoid()
+        place = mean.detach() if noise is None else mean.detach()+spread*noise[:,n]
+        logp = -((place-mean)/spread).square()/2
+        out.append((h, self.utility(h.detach()).squeeze(-1), logp, now[:,0]))
+        if go is not None:
+            place = go[:,n]
+        far = (steps+.5-T*place.clamp(0, 1)[:,None]).abs() + 2*T*seen
+        now = far.argmin(1, keepdim=True) if at is None else at[:,min(n+1, at.shape[1]-1)][:,None]
+    return [torch.stack(o, 1) for o in zip(*out)]
+
+# %% ../../nbs/baselines/01_rivals.ipynb #77891c62
+@patch
+def look(self:AdaFrame, x, setting):
+    h,utility,_,at = self.walk(x)
+    below = utility.cummax(1).values-utility>(self.settings[3] if setting is None else setting)
+    stop = below.cumsum(1)>self.waits
+    stop[:,-1] = True
+    last = stop.float().argmax(1)
+    seen = torch.zeros_like(x[0][...,0])
+    for k in range(at.shape[1]):
+        seen.scatter_reduce_(1, at[:,k:k+1], (k<=last)[:,None].to(seen), 'amax')
+    return answer(self.head(h[torch.arange(len(last)),last]), previewed(seen, len(x)-1))
+
+@patch
+def given(self:AdaFrame, x, chosen):
+    at,n = in_order(chosen)
+    h = self.walk(x, at.shape[1], at=at)[0]
+    return answer(self.head(h[torch.arange(len(n)),n-1]), previewed(chosen, len(x)-1))
+
+# %% ../../nbs/baselines/01_rivals.ipynb #01245e1f
+@patch
+def learn(self:AdaFrame, x, target, generator, tau, progress):
+    if progress<self.warm:
+        return self.learn_to_read(x, target, generator)
+    x = [o.repeat(self.rollouts, 1, 1) for o in x]
+    target = torch.cat([target]*self.rollouts)
+    share = (progress-self.warm)/(1-self.warm)
+    spread = self.spread*(1-share/2)
+    noise = torch.randn(len(target), self.looks, generator=generator).to(x[0])
+    h,utility,logp,at = self.walk(x, noise=noise, spread=spread)
+    logits = self.head(h)
+    to_come = self.rewards(logits, target)
+    advantage = to_come-utility.detach()
+    advantage = advantage/advantage[:,:-1].std().clamp(min=.05)
+    policy = -(advantage*logp)[:,:-1].mean()
+    few = len(target)//self.rollouts
+    seen = torch.zeros_like(x[0][:few,:,0]).scatter_(1, at[:few], 1.)
+    last = class_loss(logits[:,-1], target)
+    extra = last+policy+F.mse_loss(utility, to_come)
+    return answer(logits[:few,-1].detach(), previewed(seen, len(x)-1)),extra
+
+@patch
+def rewards(self:AdaFrame, logits, target):
+    "Discounted gains to come (B, k): by how much the margin of the true class exceeds its best so far."
+    true = of_target(logits, target)
+    others = self.probabilities(logits.detach())*(1-one_hot(target, logits.shape[-1]))[:,None]
+    gain = (true-others.amax(-1)).cummax(1).values.diff(dim=1)
+    to_come = [torch.zeros_like(true[:,0])]
+    for g in gain.unbind(1)[::-1]:
+        to_come.append(g+self.discount*to_come[-1])
+    return torch.stack(to_come[::-1], 1)
+
+@patch
+def learn_to_read(self:AdaFrame, x, target, generator):
+    "Before the policy learns: steps at random, a loss at each."
+    go = torch.rand(len(target), self.looks, generator=generator).to(x[0])
+    h,_,_,at = self.walk(x, go=go)
+    logits = self.head(h)
+    each = class_loss(logits.flatten(0, 1), target.repeat_interleave(logits.shape[1], 0))
+    seen = torch.zeros_like(x[0][...,0]).scatter_(1, at, 1.)
+    return answer(logits[:,-1], previewed(seen, len(x)-1)),each
 
 # %% ../../nbs/baselines/01_rivals.ipynb #1c0f8baa
 @register_rival('liteeval')
@@ -836,23 +890,28 @@ class AdaMML(Previewing):
         return answer(sum(w*o for w,o in zip(len(votes)*self.weight.softmax(0), means)), use)
     def look(self, x, setting): return self.fuse(self.votes(x), gumbel_gate(self.scores(x), sample=False))
     def given(self, x, chosen): return self.fuse(self.votes(x), chosen[...,1:])
-    def learn(self, x, target, generator, tau, progress):
-        s = self.scores(x)
-        if progress<self.warm:
-            return self.fuse(self.votes(x), torch.ones_like(s[...,0])),0.
-        if progress>=self.tuned:
-            return self.fuse(self.votes(x), gumbel_gate(s, sample=False)),0.
-        policy_turn = torch.rand(1, generator=generator).item()<self.turns
-        start,factor,epochs = self.tau
-        gates = gumbel_gate(s, start*factor**(epochs*progress), noise=gumbel_noise(s.shape, generator))
-        if not policy_turn:
-            return self.fuse(self.votes(x), gates.detach()),0.
-        out = self.fuse([o.detach() for o in self.votes(x)], gates)
-        best = out.logits.argmax(-1, keepdim=True)
-        right = one_hot(target, self.num_classes).gather(-1, best).squeeze(-1)
-        price = s.new_tensor([self.prices[m] for m in self.modalities[1:]])
-        cost = (right[:,None]*(price/price.max().clamp_min(1e-9))*gates.mean(1)**2).sum(-1).mean()
-        return out,(1. if self.setting is None else self.setting)*cost
-    def own_macs(self, use):
-        cost = use.new_tensor([float(macs(p)+macs(f)) for p,f in zip(self.project, self.each)])
-        return use.sum(1) @ cost + use.shape[1]*self.macs_of(self.always)
+
+# %% ../../nbs/baselines/01_rivals.ipynb #60a43f85
+@patch
+def learn(self:AdaMML, x, target, generator, tau, progress):
+    s = self.scores(x)
+    if progress<self.warm:
+        return self.fuse(self.votes(x), torch.ones_like(s[...,0])),0.
+    if progress>=self.tuned:
+        return self.fuse(self.votes(x), gumbel_gate(s, sample=False)),0.
+    policy_turn = torch.rand(1, generator=generator).item()<self.turns
+    start,factor,epochs = self.tau
+    gates = gumbel_gate(s, start*factor**(epochs*progress), noise=gumbel_noise(s.shape, generator))
+    if not policy_turn:
+        return self.fuse(self.votes(x), gates.detach()),0.
+    out = self.fuse([o.detach() for o in self.votes(x)], gates)
+    best = out.logits.argmax(-1, keepdim=True)
+    right = one_hot(target, self.num_classes).gather(-1, best).squeeze(-1)
+    price = s.new_tensor([self.prices[m] for m in self.modalities[1:]])
+    cost = (right[:,None]*(price/price.max().clamp_min(1e-9))*gates.mean(1)**2).sum(-1).mean()
+    return out,(1. if self.setting is None else self.setting)*cost
+
+@patch
+def own_macs(self:AdaMML, use):
+    cost = use.new_tensor([float(macs(p)+macs(f)) for p,f in zip(self.project, self.each)])
+    return use.sum(1) @ cost + use.shape[1]*self.macs_of(self.always)

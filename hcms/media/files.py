@@ -24,6 +24,7 @@ import numpy as np
 from av.codec.context import Flags
 from av.format import Flags as Format
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
+from fastcore.basics import patch
 from ..core import MODALITIES, InputError, check_choice
 
 # %% ../../nbs/media/01_files.ipynb #8606034c
@@ -481,31 +482,38 @@ class _Timeline:
             return self.longest.setdefault(kind, MAX_PAUSE)
         self.longest[kind] = max(seconds, self.longest.get(kind, 0.))
         return seconds
-    def expects(self, kind, at) -> bool:
-        "Does a stamp go on with a clock that is in use?"
-        return any(o.takes(kind, at, self.back) for o in self._candidates(kind))
-    def _choose(self, kind, at, ahead) -> _Span:
-        "The clock that a stamp is of: its stream's own, or another that fits better; else a new one."
-        own = self.of.get(kind)
-        fits = [o for o in self._candidates(kind) if o.takes(kind, at, self.back)]
-        if own in fits and own.continues(kind, at, self.back):
-            return own
-        if fits:
-            return min(fits, key=lambda o: (o.gap(kind, at), o is not own))
-        origin = at
-        base = self.now-ahead
-        if not self.spans:
-            origin = at if self.zero is None else self.zero
-            base = 0.
-        self.spans = [*self.spans[-2:], _Span(at, origin, base)]
-        return self.spans[-1]
-    def _candidates(self, kind) -> list:
-        own = self.of.get(kind)
-        before = self.before.get(kind)
-        if own not in self.spans:
-            return self.spans
-        newer = self.spans[self.spans.index(own):]
-        return [before, *newer] if before in self.spans and own.young(kind) else newer
+
+# %% ../../nbs/media/01_files.ipynb #29f8f123
+@patch
+def expects(self:_Timeline, kind, at) -> bool:
+    "Does a stamp go on with a clock that is in use?"
+    return any(o.takes(kind, at, self.back) for o in self._candidates(kind))
+
+@patch
+def _choose(self:_Timeline, kind, at, ahead) -> _Span:
+    "The clock that a stamp is of: its stream's own, or another that fits better; else a new one."
+    own = self.of.get(kind)
+    fits = [o for o in self._candidates(kind) if o.takes(kind, at, self.back)]
+    if own in fits and own.continues(kind, at, self.back):
+        return own
+    if fits:
+        return min(fits, key=lambda o: (o.gap(kind, at), o is not own))
+    origin = at
+    base = self.now-ahead
+    if not self.spans:
+        origin = at if self.zero is None else self.zero
+        base = 0.
+    self.spans = [*self.spans[-2:], _Span(at, origin, base)]
+    return self.spans[-1]
+
+@patch
+def _candidates(self:_Timeline, kind) -> list:
+    own = self.of.get(kind)
+    before = self.before.get(kind)
+    if own not in self.spans:
+        return self.spans
+    newer = self.spans[self.spans.index(own):]
+    return [before, *newer] if before in self.spans and own.young(kind) else newer
 
 # %% ../../nbs/media/01_files.ipynb #673bdfdb
 PARTIAL = .95   # Share of its pictures that must decode; below, a file is partial
@@ -1067,36 +1075,45 @@ class _Audio:
                 self._keep(self.sampler.resample(self.fifo.read()))
             self._keep(self.sampler.resample(None))
         self.sampler = self.key = None
-    def _replaced(self, end:int) -> bool:
-        "Does what comes now, up to sample `end`, cover all of the last chunk?"
-        if not self.chunks:
-            return False
-        first,samples = self.chunks[-1]
-        return self.at<=first and first+len(samples)<=end
-    def _keep(self, frames):
-        for o in frames:
-            while self._replaced(self.at+o.samples):   # as from a clock that stands still
-                self.chunks.pop()
-            self.chunks.append((self.at, np.frombuffer(o.planes[0], np.float32, o.samples).copy()))
-            self.at += o.samples
-            self.n += o.samples
-        self.until = max(self.until, self.at/RATE)
-    def take(self, first:int, n:int) -> tuple[np.ndarray, bool]:
-        "n samples from `first` on, and whether any of them was decoded."
-        out = np.zeros(n, dtype=np.float32)
-        heard = False
-        for at,x in self.chunks:
-            lo = max(at, first)
-            hi = min(at+len(x), first+n)
-            if lo<hi:
-                out[lo-first:hi-first] = x[lo-at:hi-at]
-                heard = True
-        # damaged audio can decode to anything
-        return np.nan_to_num(out, copy=False, posinf=0., neginf=0.).clip(-8, 8),heard
-    def forget(self, before:int):
-        "Drop what ended before this sample."
-        while self.chunks and self.chunks[0][0]+len(self.chunks[0][1])<=before:
-            self.chunks.popleft()
+
+# %% ../../nbs/media/01_files.ipynb #8faec1c2
+@patch
+def _replaced(self:_Audio, end:int) -> bool:
+    "Does what comes now, up to sample `end`, cover all of the last chunk?"
+    if not self.chunks:
+        return False
+    first,samples = self.chunks[-1]
+    return self.at<=first and first+len(samples)<=end
+
+@patch
+def _keep(self:_Audio, frames):
+    for o in frames:
+        while self._replaced(self.at+o.samples):   # as from a clock that stands still
+            self.chunks.pop()
+        self.chunks.append((self.at, np.frombuffer(o.planes[0], np.float32, o.samples).copy()))
+        self.at += o.samples
+        self.n += o.samples
+    self.until = max(self.until, self.at/RATE)
+
+@patch
+def take(self:_Audio, first:int, n:int) -> tuple[np.ndarray, bool]:
+    "n samples from `first` on, and whether any of them was decoded."
+    out = np.zeros(n, dtype=np.float32)
+    heard = False
+    for at,x in self.chunks:
+        lo = max(at, first)
+        hi = min(at+len(x), first+n)
+        if lo<hi:
+            out[lo-first:hi-first] = x[lo-at:hi-at]
+            heard = True
+    # damaged audio can decode to anything
+    return np.nan_to_num(out, copy=False, posinf=0., neginf=0.).clip(-8, 8),heard
+
+@patch
+def forget(self:_Audio, before:int):
+    "Drop what ended before this sample."
+    while self.chunks and self.chunks[0][0]+len(self.chunks[0][1])<=before:
+        self.chunks.popleft()
 
 # %% ../../nbs/media/01_files.ipynb #40fe2a2e
 class Step(NamedTuple):
@@ -1160,35 +1177,44 @@ class _Decoders:
         self.left[kind] -= 1
         if not self.left[kind]:
             self._finish(kind)
-    def _decode(self, kind, pk, take) -> bool:   # Did it go well?
-        try:
-            for o in self.streams[kind].decode(pk):
-                take(o)
-        except (av.error.FFmpegError, ValueError):
-            self.info.packet_errors += 1
-            return False
-        return True
-    def _show(self, frame): self.pictures.show(frame, self.clock(frame))
-    def _decode_video(self, pk):
-        before = self.pictures.n
-        first = self.left['video']==self.packets['video']   # it waits for the second one
-        self.clock.fed(pk)
-        well = self._decode('video', pk, self._show)
-        small = pk.size<=_PLACE_BYTES and self.streams['video'].codec_context.name=='mpeg4'
-        if well and (first or self.pictures.n>before or not small):
-            return
-        self.clock.void(pk)
-        self.places += well
-    def _finish(self, kind):
-        self.left[kind] = 0
-        take = self._show if kind=='video' else self.audio.push
-        self._decode(kind, None, take)   # what the decoder still holds
-        (self.pictures if kind=='video' else self.audio).end()
     def close(self):
         "Finish what is unfinished."
         for k,n in self.left.items():
             if n:
                 self._finish(k)
+
+# %% ../../nbs/media/01_files.ipynb #21a0eb0f
+@patch
+def _decode(self:_Decoders, kind, pk, take) -> bool:   # Did it go well?
+    try:
+        for o in self.streams[kind].decode(pk):
+            take(o)
+    except (av.error.FFmpegError, ValueError):
+        self.info.packet_errors += 1
+        return False
+    return True
+
+@patch
+def _show(self:_Decoders, frame): self.pictures.show(frame, self.clock(frame))
+
+@patch
+def _decode_video(self:_Decoders, pk):
+    before = self.pictures.n
+    first = self.left['video']==self.packets['video']   # it waits for the second one
+    self.clock.fed(pk)
+    well = self._decode('video', pk, self._show)
+    small = pk.size<=_PLACE_BYTES and self.streams['video'].codec_context.name=='mpeg4'
+    if well and (first or self.pictures.n>before or not small):
+        return
+    self.clock.void(pk)
+    self.places += well
+
+@patch
+def _finish(self:_Decoders, kind):
+    self.left[kind] = 0
+    take = self._show if kind=='video' else self.audio.push
+    self._decode(kind, None, take)   # what the decoder still holds
+    (self.pictures if kind=='video' else self.audio).end()
 
 # %% ../../nbs/media/01_files.ipynb #b240cb22
 class _Timed:
@@ -1258,31 +1284,6 @@ class StepReader:
         for t,wave,heard,frame,clip in self._steps():
             clip = None if clip is None else np.stack(clip)
             yield Step(t, float(self.times[t]), _patch_of(wave), frame, clip, heard)
-    def stacks(self, n:int) -> Iterator['Steps']:
-        "The steps as arrays, n at a time: what networks take, with one copy of each picture."
-        steps = self._steps()
-        while part:=list(islice(steps, n)):
-            yield self._stacked(*zip(*part))
-    def _stacked(self, index, waves, heard, frames, clips) -> 'Steps':
-        patches = mask = None
-        if waves[0] is not None:
-            patches = _log_mel(np.stack(waves))
-            mask = np.array(heard)
-        frames = None if frames[0] is None else np.stack(frames)
-        if clips[0] is None:
-            clips = None
-        else:
-            size = self.spec.clip_size
-            pictures = np.stack([o for c in clips for o in c])
-            clips = pictures.reshape(len(clips), self.spec.clip_frames, size, size, 3)
-        return Steps(patches, frames, clips, self.times[list(index)], mask, self.info)
-    def on_demand(self) -> Iterator[Step]:
-        """As a loop over it, but `frame` and `clip` are functions.
-
-        A picture is only resized when one of them is called."""
-        for t,wave,heard,frame,clip in self._steps(lazy=True):
-            clip = None if clip is None else functools.partial(_stack, clip)
-            yield Step(t, float(self.times[t]), _patch_of(wave), frame, clip, heard)
     def _steps(self, lazy=False):
         "Index, window of audio, whether anything was heard in it, frame, list of the clip's pictures."
         lanes,last = _lanes(self.spec, self.times, self._shown, self.modalities)
@@ -1302,40 +1303,81 @@ class StepReader:
             while t<self.spec.steps:
                 yield self._take(t, lanes, audio)
                 t += 1
-    def _takers(self, a, lanes, lazy) -> tuple:
-        "Who takes frames and who takes audio; None for what is not asked for."
-        audio = None
-        if 'audio' in self.modalities:
-            tb = float(a.time_base) if self.info.has_audio else 1.
-            audio = _Audio(tb, self.info.start, gather=1.)
-            if not self.info.has_audio:
-                audio.end()   # all of it is silence
-        return _Pictures(list(lanes.values()), lazy) if lanes else None,audio
-    def _complete(self, t, last, pictures, audio) -> bool:
-        "Is all past that step t wants?"
-        if pictures is not None and not last[t]<pictures.until:
-            return False
-        return audio is None or (self._first[t]+PATCH_SAMPLES)/RATE<=audio.until
-    def _conclude(self, dec):
-        "Say what came of the pass."
-        if 'audio' in dec.streams:
-            self.info.audio_seconds = dec.audio.n/RATE
-            self.info.has_audio = dec.audio.n>0
-        if 'video' not in dec.streams:
-            return
-        n = dec.pictures.n
-        if not n:
-            raise MediaError(self.path, 'has a video stream, but not one frame of it can be decoded')
-        self.info.frames_decoded = n
-        self.info.rotation = dec.pictures.rotation
-        self.info.frames_expected = max(n, self._expected-dec.places)
-    def _take(self, t, lanes, audio):
-        "What step t is made of, which is then forgotten."
-        wave,heard = audio.take(self._first[t], PATCH_SAMPLES) if audio else (None,None)
-        if audio and t+1<self.spec.steps:
-            audio.forget(self._first[t+1])
-        frame,clip = (lanes[k].have.pop(t) if k in lanes else None for k in ('appearance', 'motion'))
-        return t,wave,heard,frame[0] if frame else None,clip
+
+# %% ../../nbs/media/01_files.ipynb #5aa93e9f
+@patch
+def _takers(self:StepReader, a, lanes, lazy) -> tuple:
+    "Who takes frames and who takes audio; None for what is not asked for."
+    audio = None
+    if 'audio' in self.modalities:
+        tb = float(a.time_base) if self.info.has_audio else 1.
+        audio = _Audio(tb, self.info.start, gather=1.)
+        if not self.info.has_audio:
+            audio.end()   # all of it is silence
+    return _Pictures(list(lanes.values()), lazy) if lanes else None,audio
+
+@patch
+def _complete(self:StepReader, t, last, pictures, audio) -> bool:
+    "Is all past that step t wants?"
+    if pictures is not None and not last[t]<pictures.until:
+        return False
+    return audio is None or (self._first[t]+PATCH_SAMPLES)/RATE<=audio.until
+
+@patch
+def _take(self:StepReader, t, lanes, audio):
+    "What step t is made of, which is then forgotten."
+    wave,heard = audio.take(self._first[t], PATCH_SAMPLES) if audio else (None,None)
+    if audio and t+1<self.spec.steps:
+        audio.forget(self._first[t+1])
+    frame,clip = (lanes[k].have.pop(t) if k in lanes else None for k in ('appearance', 'motion'))
+    return t,wave,heard,frame[0] if frame else None,clip
+
+@patch
+def _conclude(self:StepReader, dec):
+    "Say what came of the pass."
+    if 'audio' in dec.streams:
+        self.info.audio_seconds = dec.audio.n/RATE
+        self.info.has_audio = dec.audio.n>0
+    if 'video' not in dec.streams:
+        return
+    n = dec.pictures.n
+    if not n:
+        raise MediaError(self.path, 'has a video stream, but not one frame of it can be decoded')
+    self.info.frames_decoded = n
+    self.info.rotation = dec.pictures.rotation
+    self.info.frames_expected = max(n, self._expected-dec.places)
+
+# %% ../../nbs/media/01_files.ipynb #58f3ff6b
+@patch
+def stacks(self:StepReader, n:int) -> Iterator['Steps']:
+    "The steps as arrays, n at a time: what networks take, with one copy of each picture."
+    steps = self._steps()
+    while part:=list(islice(steps, n)):
+        yield self._stacked(*zip(*part))
+
+@patch
+def _stacked(self:StepReader, index, waves, heard, frames, clips) -> 'Steps':
+    patches = mask = None
+    if waves[0] is not None:
+        patches = _log_mel(np.stack(waves))
+        mask = np.array(heard)
+    frames = None if frames[0] is None else np.stack(frames)
+    if clips[0] is None:
+        clips = None
+    else:
+        size = self.spec.clip_size
+        pictures = np.stack([o for c in clips for o in c])
+        clips = pictures.reshape(len(clips), self.spec.clip_frames, size, size, 3)
+    return Steps(patches, frames, clips, self.times[list(index)], mask, self.info)
+
+@patch
+def on_demand(self:StepReader) -> Iterator[Step]:
+    """As a loop over it, but `frame` and `clip` are functions.
+
+    A picture is only resized when one of them is called."""
+    for t,wave,heard,frame,clip in self._steps(lazy=True):
+        clip = None if clip is None else functools.partial(_stack, clip)
+        yield Step(t, float(self.times[t]), _patch_of(wave), frame, clip, heard)
 
 # %% ../../nbs/media/01_files.ipynb #2a2a975f
 def read_steps(

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from fastcore.basics import patch
 from ..core import MODALITIES, InputError, check_choice
 from .gating import SKIP, USE, gumbel_gate, gumbel_noise
 from ..paper import PAPER
@@ -309,33 +310,36 @@ class Online(Hierarchy):
                 o[rows] = n
         x.append(own)
         return tuple(new)
-    @torch.no_grad()
-    def step(self,
-        state,         # From `init_state`, or from the step before
-        *features,     # (B, D) each, or functions without arguments that return it
-        gates=None,    # (B, n-1) decisions to use instead of the model's own
-        **named,       # Features by name
-    ):                 # (state, gates (B, n-1))
-        "One time step at test time: the state after it, and what was used."
-        features = features_of(features, named, self.modalities, self.in_sizes, ('B',))
-        B = len(state[0][0])
-        x = []
-        after = []
-        everyone = rows = list(range(B))
-        row = state[0][0].new_zeros(B, len(self.levels)-1)
-        if gates is not None:
-            check_gates(gates, (B, len(self.levels)-1), self.nested)
-        for k,(old,f) in enumerate(zip(state, features)):
-            if k:
-                asked = rows if self.nested else everyone
-                rows = self.asks(k, x, old, asked) if gates is None else gates[:,k-1].nonzero()[:,0].tolist()
-                row[rows,k-1] = 1.
-            v = None
-            if rows:
-                v = f() if callable(f) else f
-                v = check_feature(v, self.modalities[k], self.in_sizes[k], ('B',))[rows]
-            after.append(self.advance(k, x, old, after[-1] if k else None, rows, v))
-        return after,row
+
+# %% ../../nbs/method/03_hlstm.ipynb #c3ab22da
+@patch
+@torch.no_grad()
+def step(self:Online,
+    state,         # From `init_state`, or from the step before
+    *features,     # (B, D) each, or functions without arguments that return it
+    gates=None,    # (B, n-1) decisions to use instead of the model's own
+    **named,       # Features by name
+):                 # (state, gates (B, n-1))
+    "One time step at test time: the state after it, and what was used."
+    features = features_of(features, named, self.modalities, self.in_sizes, ('B',))
+    B = len(state[0][0])
+    x = []
+    after = []
+    everyone = rows = list(range(B))
+    row = state[0][0].new_zeros(B, len(self.levels)-1)
+    if gates is not None:
+        check_gates(gates, (B, len(self.levels)-1), self.nested)
+    for k,(old,f) in enumerate(zip(state, features)):
+        if k:
+            asked = rows if self.nested else everyone
+            rows = self.asks(k, x, old, asked) if gates is None else gates[:,k-1].nonzero()[:,0].tolist()
+            row[rows,k-1] = 1.
+        v = None
+        if rows:
+            v = f() if callable(f) else f
+            v = check_feature(v, self.modalities[k], self.in_sizes[k], ('B',))[rows]
+        after.append(self.advance(k, x, old, after[-1] if k else None, rows, v))
+    return after,row
 
 # %% ../../nbs/method/03_hlstm.ipynb #e7498dca
 class HCMSOutput(NamedTuple):
@@ -390,30 +394,35 @@ class HCMS(Online, Saved, library_name='hcms', tags=['video-classification']):
             if k:
                 G.append(g)
         return self.output(state, G)
-    def output(self, state, G) -> HCMSOutput:
-        "Scores of the top level's states (T, B, 2, H), beside the gates (T, B) of all levels."
-        steps = self.head(state[:,:,0].transpose(0, 1))
-        gates = torch.stack(G, -1).transpose(0, 1) if G else steps.new_zeros(*steps.shape[:2], 0)
-        return HCMSOutput(steps[:,-1], steps, gates)
-    def level(self, k, x, lower, G, gates=None, noise=None, tau=1., hard=True, a=None) -> tuple:
-        """Level k through all steps, to states (T, B, 2, H) and gates (T, B); without `noise`, at test time.
 
-        `x` are the projected features (T, B, P) up to its own, `lower` the states and `G` the gates
-        below; `a`, where it is known, is what the inputs add to the LSTM's sums."""
-        level = self.levels[k]
-        row = [o[...,None] for o in G]
-        blend = noise is not None
-        if a is None:
-            a = total(level.lstm_parts(x, self.nested), row, blend)
-        w = level.lstm.weight_hh
-        if k==0:
-            return recurrence(a, w)
-        if gates is not None:
-            return recurrence(a, w, lower, gates[k-1], copy_cell=self.copy_cell)
-        s = total(level.gate_parts(x[:k], self.nested), row, blend)
-        if blend:
-            s = s+noise[k-1].to(s)
-        under = G[-1] if self.nested and G else torch.ones_like(a[...,0])
-        d = s[...,USE]-s[...,SKIP]
-        return recurrence(
-            a, w, lower, under, d, level.state_weight(), tau, hard, blend, self.copy_cell)
+# %% ../../nbs/method/03_hlstm.ipynb #5b00d5f4
+@patch
+def output(self:HCMS, state, G) -> HCMSOutput:
+    "Scores of the top level's states (T, B, 2, H), beside the gates (T, B) of all levels."
+    steps = self.head(state[:,:,0].transpose(0, 1))
+    gates = torch.stack(G, -1).transpose(0, 1) if G else steps.new_zeros(*steps.shape[:2], 0)
+    return HCMSOutput(steps[:,-1], steps, gates)
+
+@patch
+def level(self:HCMS, k, x, lower, G, gates=None, noise=None, tau=1., hard=True, a=None) -> tuple:
+    """Level k through all steps, to states (T, B, 2, H) and gates (T, B); without `noise`, at test time.
+
+    `x` are the projected features (T, B, P) up to its own, `lower` the states and `G` the gates
+    below; `a`, where it is known, is what the inputs add to the LSTM's sums."""
+    level = self.levels[k]
+    row = [o[...,None] for o in G]
+    blend = noise is not None
+    if a is None:
+        a = total(level.lstm_parts(x, self.nested), row, blend)
+    w = level.lstm.weight_hh
+    if k==0:
+        return recurrence(a, w)
+    if gates is not None:
+        return recurrence(a, w, lower, gates[k-1], copy_cell=self.copy_cell)
+    s = total(level.gate_parts(x[:k], self.nested), row, blend)
+    if blend:
+        s = s+noise[k-1].to(s)
+    under = G[-1] if self.nested and G else torch.ones_like(a[...,0])
+    d = s[...,USE]-s[...,SKIP]
+    return recurrence(
+        a, w, lower, under, d, level.state_weight(), tau, hard, blend, self.copy_cell)

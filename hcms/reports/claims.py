@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import kruskal
 from tqdm.auto import tqdm
+from fastcore.basics import patch
 from ..core import MODALITIES, InputError, fingerprint, letters, write_whole
 from ..evaluation.metrics import (
     Estimate, Interval, coverage_table, estimate_map, estimate_mean, per_class_ap, rank_interval, skip_ratios,
@@ -126,21 +127,28 @@ class Evidence:
             configs = variants(self.data, [changes], self.seeds, self.epochs)
             self._runs[key] = get_runs(self.data, configs, self.workers)
         return self._runs[key]
-    def mAP(self, **changes) -> Estimate:
-        "mAP from 0 to 1."
-        key = str(sorted(changes.items()))
-        runs = self.runs(**changes)
-        if key not in self._maps:
-            scores = [r.predictions.scores for r in runs]
-            self._maps[key] = estimate_map(scores, runs[0].predictions.labels)
-        return self._maps[key]
-    def cost(self, **changes) -> Estimate:
-        "Mean GFLOPs a video."
-        return self.mean_over_videos(lambda run: run.gflops(), **changes)
-    def mean_over_videos(self, f, **changes) -> Estimate:
-        "The mean of what `f` says of each video of a run."
-        runs = self.runs(**changes)
-        return estimate_mean([f(r) for r in runs], strata_of(runs[0].predictions.labels))
+
+# %% ../../nbs/reports/05_claims.ipynb #65285928
+@patch
+def mAP(self:Evidence, **changes) -> Estimate:
+    "mAP from 0 to 1."
+    key = str(sorted(changes.items()))
+    runs = self.runs(**changes)
+    if key not in self._maps:
+        scores = [r.predictions.scores for r in runs]
+        self._maps[key] = estimate_map(scores, runs[0].predictions.labels)
+    return self._maps[key]
+
+@patch
+def cost(self:Evidence, **changes) -> Estimate:
+    "Mean GFLOPs a video."
+    return self.mean_over_videos(lambda run: run.gflops(), **changes)
+
+@patch
+def mean_over_videos(self:Evidence, f, **changes) -> Estimate:
+    "The mean of what `f` says of each video of a run."
+    runs = self.runs(**changes)
+    return estimate_mean([f(r) for r in runs], strata_of(runs[0].predictions.labels))
 
 # %% ../../nbs/reports/05_claims.ipynb #425c3b3d
 FEW = 2000   # Videos of an evaluated split that leave much to the seeds
