@@ -14,6 +14,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from fastcore.basics import patch
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 from ..core import (
@@ -80,6 +81,29 @@ class Recognizer:
     def stream(self, **kw) -> Stream:
         "A video that is still going on; see `hcms.inference.infer.Stream`."
         return Stream(self.model, self.backbones, classes=self.classes, **kw)
+
+# %% ../../nbs/inference/02_recognizer.ipynb #9ed1c6af
+@patch
+def table(self:Recognizer,
+    paths,                # Video files
+    budget:float=None,    # GFLOPs a video
+    **kw,                 # As of `predict_many`
+) -> pd.DataFrame:        # A row a file, in their order
+    "Answer, probability, GFLOPs, the share of time steps that used each modality, and what is to be noted."
+    paths = list(paths)
+    rows = []
+    for path,said in zip(paths, self.predict_many(paths, budget, **kw)):
+        row = dict(video=Path(path).name, answer='', probability=np.nan, gflops=np.nan)
+        row |= {f'uses {m}': np.nan for m in self.model.modalities}
+        if isinstance(said, InputError):
+            row['note'] = said.rule
+        else:
+            row['answer'],row['probability'] = said.top(1)[0]
+            row['gflops'] = said.gflops['total']
+            row |= {f'uses {m}': share for m,share in said.usage.items()}
+            row['note'] = '; '.join(said.notes)
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 # %% ../../nbs/inference/02_recognizer.ipynb #a4c7f4c7
 _CARD = '''---
