@@ -398,9 +398,19 @@ def test_a_model_or_value_of_training_that_there_is_not_is_named_with_its_file(l
         '[models.hcms]\nrate = 1': r"\[models.hcms\] 'rate': no such training parameter",
         '[models.hcms]\nmodel = "early"': r"\[models.hcms\].*model",
         '[training]\nepochs = 0': r'\[training\].*epochs',
+        '[training]\nmodalities = ["audio", "motion"]': r'\[training\] says modalities',
+        '[models.early]\nmultilabel = false': r'\[models.early\] says multilabel',
+        '[training]\nskip_targets = [0.5, 1.5]': r'\[training\] skip_targets.1',
+        '[longer]\nhcms = inf': 'longer.hcms',
+        '[trials]\nrates = [inf]': 'trials.rates.0',
+        '[trials]\nrates = [0.001]\nown = { hcms = ["clipp", [1]] }': 'trials.own.hcms.*clipp',
+        '[trials]\nrates = [0.001]\nown = { hcms = ["clip", [-1]] }': 'trials.own.hcms.*clip',
+        '[trials]\nrates = [0.001]\nhcms = [{ skip_target = 1 }]': 'trials.hcms.*skip_target',
         '[trials]\nrates = [0.001, -1]': 'trials.rates.1',
         '[trials]\nrates = [0.001]\nown = { hmcs = ["clip", [1]] }': "'hmcs': no such model in trials",
         f'{order} ["audio", "smell"]\nskip_targets = [0.5]': 'smell is in one of the orders',
+        f'{order} ["audio", "audio"]\nskip_targets = [0.5]': 'orders.*of different modalities',
+        2*f'{order} ["motion", "audio"]\nskip_targets = [0.5]\n': 'orders must be different',
         f'{order} ["motion", "audio"]\nskip_targets = [0.5, 0.6]': 'orders.*a target for each gate'}
     for text,says in wrong.items():
         path.write_text(f'evaluated = "testing"\npreset = "demo"\n{text}\n')
@@ -453,6 +463,10 @@ def test_an_operating_point_is_searched_for_as_many_gates_as_there_are(monkeypat
         assert last.close and last.reached==pytest.approx(want, abs=runs.CLOSE)
         with pytest.raises(InputError, match='a skip ratio for each of'):
             runs.operating_point(data, (*want, .5))
+    with pytest.raises(InputError, match='with one there is no gate'):
+        runs.operating_point(SimpleNamespace(plan=Plan(), modalities=('audio',)), ())
+    with pytest.raises(InputError, match='seeds'):
+        runs.operating_point(data, want, seeds=())
 
 def test_choices_that_contradict_each_other_are_refused(mine, monkeypatch):
     from hcms.experiments.datasets import choose

@@ -11,8 +11,8 @@ import json
 import tomllib
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
+from typing import Annotated, Literal
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 from ..core import MODALITIES, InputError, check_choice, folder_from, home, read_text, write_whole
 from .manifests import BAR
 from ..networks.backbones import PRESETS
@@ -22,12 +22,18 @@ from ..paper import PAPER_DATASETS
 class _Record(BaseModel):
     model_config = ConfigDict(extra='forbid', frozen=True)
 
+_Rate = Annotated[FiniteFloat, Field(gt=0)]
+_Multiple = Annotated[FiniteFloat, Field(ge=.1, le=100)]
+_Ratio = Annotated[FiniteFloat, Field(ge=0, le=1)]
+
 class Order(_Record):
     "Another order of the modalities, and the skip targets that it is trained with."
     modalities:tuple[str, ...]        # Lowest level first
-    skip_targets:tuple[float, ...]    # A gate each
+    skip_targets:tuple[_Ratio, ...]   # A gate each
     @model_validator(mode='after')
     def _one_a_gate(self):
+        if len(set(self.modalities))<len(self.modalities):
+            raise ValueError(f'must be of different modalities, not {self.modalities}')
         if len(self.skip_targets)!=len(self.modalities)-1:
             raise ValueError(f'must be a target for each gate, not {self.skip_targets} for {self.modalities}')
         return self
@@ -35,7 +41,7 @@ class Order(_Record):
 class Trials(_Record):
     "How the trials were made that chose each model's learning rate and its constant."
     of:str = ''                       # The data set, as `tuning.csv` names it; '': there were none
-    rates:tuple[PositiveFloat, ...] = ()   # Learning rates, each twice the one before
+    rates:tuple[_Rate, ...] = ()      # Learning rates, each twice the one before
     hcms:tuple[dict, ...] = ({},)     # Changes that a trial of HCMS is trained with, one after the other
     fixed:dict[str, tuple[float, float]] = {}   # model -> rate and constant that are not chosen by score
     own:dict[str, tuple[str, tuple[float, ...]]] = {}   # model -> its own constant and the values tried
@@ -45,7 +51,7 @@ class Plan(_Record):
     training:dict = {}                # Values of a `TrainConfig`, in place of the paper's
     models:dict[str, dict] = {}       # model -> values for it alone
     orders:tuple[Order, ...] = ()
-    longer:dict[str, PositiveFloat] = {}   # model -> multiple of the epochs, where its class's is too small
+    longer:dict[str, _Multiple] = {}  # model -> multiple of the epochs, where its class's is too small
     trials:Trials = Trials()
     def targets_of(self, modalities) -> tuple|None:
         "The skip targets of an order of the modalities, where it has its own."
@@ -106,6 +112,9 @@ class Description(Plan):
         for m in self.brought:
             if m not in self.modalities:
                 raise ValueError(f'{m} is brought, and not among the modalities')
+        of = [o.modalities for o in self.orders]
+        if len(set(of))<len(of):
+            raise ValueError('orders must be different ones')
         for o in self.orders:
             for m in o.modalities:
                 if m not in self.modalities:

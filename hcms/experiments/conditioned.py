@@ -63,7 +63,7 @@ def shares_of(data, prices:dict) -> tuple:   # What a video may cost, in the uni
     everything = data.steps*sum(prices.values())
     return tuple(float(f'{o*everything:.2g}') for o in SHARES)
 
-def check_budgets(data, budgets, prices:dict):
+def check_budgets(data, budgets, prices:dict, steps:int=0):   # `steps`: 0: all of the data set
     "An `InputError` where not one of some budgets pays for the first modality, before anything is trained."
     if not len(budgets):
         raise InputError('budgets', 'must be one at least')
@@ -71,7 +71,7 @@ def check_budgets(data, budgets, prices:dict):
         if not b>0:
             raise InputError('budget', f'must be a number above 0, not {b}')
     first = data.modalities[0]
-    least = data.steps*prices.get(first, 0)
+    least = (steps or data.steps)*prices.get(first, 0)
     if max(budgets)<least:
         rule = f'of {max(budgets):g} a video is too small for {data.label}: {first} alone takes {least:.3g}'
         raise InputError('budget', rule)
@@ -101,6 +101,8 @@ def conditioned_folder(data, config:TrainConfig, seconds:dict=None) -> Path:
     key = [VERSION, config.model_dump(mode='json'), data.fingerprint, seconds or data.charged]
     if seconds:
         key.append('seconds')
+    if config.views:
+        key.append('views')   # earlier ones saw all steps
     return data.folder/'conditioned'/fingerprint(key)
 
 def make_conditioned(
@@ -113,15 +115,15 @@ def make_conditioned(
     prices = seconds or data.charged
     path = conditioned_folder(data, config, seconds)/'state.pt'
     training = splits['training']
+    unfinished = path.with_name('unfinished.pt')   # its state after each epoch
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name('unfinished.pt')   # after each epoch
         model,history = train_conditioned(config, training, splits['selection'], prices, unfinished)
         every = together(training, splits['selection'])
         seen = part(every, np.linspace(0, len(every)-1, min(len(every), SEEN)).astype(int))
         points = [o.tolist() for o in curve(model, config, seen, prices, own=not seconds)]
         save_state(path, model=model.state_dict(), history=history, points=points)
-        unfinished.unlink()
+    unfinished.unlink(missing_ok=True)
     state = load_state(path)
     sizes = {m: x.shape[-1] for m,x in training.x.items()}
     model = Conditioned(build_model(config, sizes, training.labels.shape[1]))
@@ -211,9 +213,9 @@ def reached_budgets(
     budgets = sorted(set(budgets if len(budgets) else budgets_of(data)))
     check_count(seeds, 'seeds')
     check_modalities(data)
-    check_budgets(data, budgets, data.charged)
     data.check()
     configs = [conditioned_config(data, s, epochs) for s in range(policy_seeds(seeds))]
+    check_budgets(data, budgets, data.charged, configs[0].views)
     folders = [conditioned_folder(data, c)/fingerprint([budgets]) for c in configs]
     jobs = [(c, budgets, f) for c,f in zip(configs, folders) if not (f/SEAL).exists()]
     if jobs:
@@ -262,9 +264,9 @@ def budget_runs(
     check_count(workers, 'workers')
     check_count(seeds, 'seeds')
     check_modalities(data)
-    check_budgets(data, budgets, seconds or data.charged)
     data.check()
     jobs = [(conditioned_config(data, s, epochs), budgets, seconds) for s in range(seeds)]
+    check_budgets(data, budgets, seconds or data.charged, jobs[0][0].views)
     each = _each_seed(data, _runs, jobs, workers)
     kept = {b: [o[b] for o in each] for b in budgets if all(b in o for o in each)}
     if not kept:

@@ -217,12 +217,22 @@ def _check_plan(plan:Plan, path):
         raise InputError(path, f'{e.what}: {e.rule}') from None
     tables = dict(training=plan.training) | {f'models.{m}': o for m,o in plan.models.items()}
     for key,values in tables.items():
-        if 'model' in values:
-            raise InputError(path, f'[{key}] says model, which is not a value of one')
-        try:
-            train_config(**values)
-        except InputError as e:
-            raise InputError(path, f'[{key}] {e}') from None
+        for k in ('model', 'modalities', 'multilabel'):
+            if k in values:
+                raise InputError(path, f'[{key}] says {k}, which is not one of its values')
+        _check_values(values, key, path)
+    for m,(name,values) in plan.trials.own.items():
+        own = RIVALS[m].tunes[:1] if m in RIVALS else ()
+        for v in values:
+            _check_values({} if name in own else {name: v}, f'trials.own.{m}', path)
+    for values in plan.trials.hcms:
+        _check_values(values, 'trials.hcms', path)
+
+def _check_values(values:dict, key:str, path):
+    try:
+        train_config(**values)
+    except InputError as e:
+        raise InputError(path, f'[{key}] {e}') from None
 
 class _Planned:
     "How the models of a data set are trained."

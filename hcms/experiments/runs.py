@@ -173,8 +173,8 @@ def config_for(
 ) -> TrainConfig:
     """The data set's training configuration, with what won a model's trials, its own values and changes.
 
-    Another order of modalities brings its skip targets; random gates skip as often as learned ones. Skip
-    targets of the paper's two gates are spread evenly over as many as a data set's modalities have."""
+    Another order of modalities brings its skip targets; random gates skip as often as the paper's HCMS did.
+    Two skip targets, as the paper has them, are spread evenly over as many gates as a data set has."""
     check_count(epochs, 'epochs', least=0)
     plan = dataset.plan
     own = getattr(dataset, 'own', Plan())
@@ -398,6 +398,10 @@ def operating_point(
 
     With the paper's two gates and its lambda, targets are first looked for inside the paper's ranges."""
     gates = len(order.get('modalities', dataset.modalities))-1
+    if not gates:
+        raise InputError('modalities', 'must be two or more: with one there is no gate')
+    if not len(seeds):
+        raise InputError('seeds', 'must be one at least')
     if len(want)!=gates:
         raise InputError('want', f'must be a skip ratio for each of {gates} gates, not {want}')
     check_count(tries, 'tries')

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from ..core import InputError, rng_for
+from ..core import InputError, fingerprint, rng_for
 from ..evaluation.costs import PAPER_PRICES, mean_gflops
 from ..evaluation.metrics import mean_average_precision, probabilities
 from ..method.conditioned import Conditioned
@@ -59,9 +59,12 @@ def _predict_each(model, config, split, weights) -> tuple:   # (K, N, C) logits,
     model.eval()
     x = split.take(config.modalities, config.views)
     batch = max(1, ROWS//x[0].shape[1])
-    each = [model.at_each(weights, *(o[i:i+batch].float() for o in x)) for i in range(0, len(split), batch)]
-    logits = [torch.stack([o.logits for o in outputs]) for outputs in each]
-    gates = [torch.stack([o.gates for o in outputs]) for outputs in each]
+    logits = []
+    gates = []
+    for i in range(0, len(split), batch):
+        each = model.at_each(weights, *(o[i:i+batch].float() for o in x))
+        logits.append(torch.stack([o.logits for o in each]))   # a copy: what was said at each step is let go
+        gates.append(torch.stack([o.gates for o in each]))
     return torch.cat(logits, 1),torch.cat(gates, 1)
 
 def curve(
@@ -141,11 +144,14 @@ def _score(model, config, split) -> float:   # mAP, 0 to 1
     logits,_ = predict_split(model.at(model.middle), config, split)
     return mean_average_precision(probabilities(logits[:,-1].numpy(), config.multilabel), split.labels)
 
-def _resume(state, parts) -> list:   # history
+def _resume(state, key, parts) -> list:   # history
     "Loads an interrupted training, if `state` holds one."
     was = load_state(state) if state else None
     if not was:
         return []
+    if was['key']!=key:
+        rule = 'is the state of a training with other options or prices; delete it to start anew'
+        raise InputError(state, rule)
     for k,o in parts.items():
         o.load_state_dict(was[k])
     return was['history']
@@ -167,7 +173,8 @@ def train_conditioned(
     with threads(config.threads):
         parts = _parts(config, training)
         model = parts['model']
-        history = _resume(state, parts)
+        key = fingerprint([config.model_dump(mode='json'), prices])
+        history = _resume(state, key, parts)
         for epoch in range(len(history), config.epochs):
             loss = _epoch(model, config, x, y, prices, parts['optimizer'], epoch)
             parts['schedule'].step()
@@ -175,7 +182,7 @@ def train_conditioned(
             if epoch+1==config.epochs:
                 history[-1]['score'] = _score(model, config, selection)
             if state:
-                save_state(state, history=history, **{k: o.state_dict() for k,o in parts.items()})
+                save_state(state, key=key, history=history, **{k: o.state_dict() for k,o in parts.items()})
     return model.eval(),history
 
 # %% ../../nbs/training/03_budgets.ipynb #61e6d7a2

@@ -346,7 +346,8 @@ def _check_targets(targets, videos:int, num_classes:int):
         rule = f'must have the shape ({videos},) or ({videos}, {num_classes}), not {targets.shape}'
         raise InputError('targets', rule)
     if targets.ndim==1 and videos and not 0<=targets.min()<=targets.max()<num_classes:
-        raise InputError('targets', f'must lie from 0 to {num_classes-1}, not up to {targets.max()}')
+        rule = f'must lie from 0 to {num_classes-1}, not from {targets.min()} to {targets.max()}'
+        raise InputError('targets', rule)
 
 class Decoded(Media):
     "Media of a split that were decoded once, in memory or in memory maps."
@@ -567,6 +568,11 @@ def _resumed(state, key, tuner, media) -> dict:
     tuner.go_on(was['tuner'])
     return was['at'] | dict(aside=media.still_aside(was['at']['aside']))
 
+def _diverged(at, state) -> InputError:
+    "The error for a training that led nowhere; a state that leads there again is removed."
+    state.unlink(missing_ok=True)
+    return InputError('the training', f"diverged within {at['batch']+1} batches; take smaller rates")
+
 def _too_large(config) -> InputError:
     return InputError('batch', f'{_part_size(config)} videos of {config.steps} steps do not fit the memory '
                                'of the device; take more parts (--accumulate), fewer steps, '
@@ -600,12 +606,14 @@ def finetune(
     with threads(config.threads), tqdm(**shown, position=position) as bar:
         while at['batch']<total:
             try:
-                _advance(tuner, reader, media, at, per_epoch, bar)
+                _advance(tuner, reader, media, at, per_epoch, bar, state)
             except torch.cuda.OutOfMemoryError:
                 raise _too_large(config) from None
             if not at['batch']%save_every or not at['batch']%per_epoch:
                 save_state(state, key=key, tuner=tuner.state(), at=at)
     reader.close()
+    if not all(o.isfinite().all() for o in tuner.net.state_dict().values()):
+        raise _diverged(at, state)
     record = dict(network=name, config=config.model_dump(),
                   start=Path(start).name if start else 'random', pretrained=origin,
                   videos=len(media)-len(at['aside']))
@@ -618,11 +626,13 @@ def _reading(media, *args):
     "What a source of media yields; closing this closes the source, if it can be closed."
     yield from media.read(*args)
 
-def _advance(tuner, reader, media, at, per_epoch, bar):
+def _advance(tuner, reader, media, at, per_epoch, bar, state):
     "One batch, and at the end of an epoch its line of history."
     n = at['batch']%per_epoch
     size = min(tuner.config.videos, len(media)-n*tuner.config.videos)
     sums = _one_batch(tuner, reader, size)
+    if not math.isfinite(sums[0]):
+        raise _diverged(at, state)
     at['batch'] += 1
     at['sums'] = [float(a+b) for a,b in zip(at['sums'], sums)]
     loss,right,videos = at['sums']
@@ -634,9 +644,6 @@ def _advance(tuner, reader, media, at, per_epoch, bar):
         first = next(iter(at['aside'].values()), dict(reason='no reason was noted'))
         rule = f"not one of {len(media)} videos can be read; the first: {first['reason']}"
         raise InputError(media.name, rule)
-    if not math.isfinite(loss):
-        rule = f'of epoch {len(at["history"])} is {loss}: the training diverged; take smaller rates'
-        raise InputError('loss', rule)
     at['history'].append(dict(loss=loss/videos, accuracy=right/videos, videos=int(videos)))
     at['sums'] = [0.]*3
 

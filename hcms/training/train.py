@@ -13,7 +13,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 import numpy as np
 import pandas as pd
 import torch
@@ -89,7 +89,8 @@ class TrainConfig(BaseModel):
     views:int|None = Field(None, ge=1)                # Time steps used, evenly spaced; None: all
     setting:float|None = None                         # A rival's operating point, if set before training
     constant:float|None = None                        # A rival's own constant, if not its class's
-    skip_targets:tuple[float, ...] = (.6, .94)        # gamma of Eq. 10, a gate each
+    # gamma of Eq. 10, a gate each
+    skip_targets:tuple[Annotated[float, Field(ge=0, le=1)], ...] = (.6, .94)
     weight:float = Field(2., ge=0)                    # lambda of Eq. 11
     # Share of training over which lambda rises from 0; 0: constant
     warmup:float = Field(0., ge=0, le=1)
@@ -151,7 +152,9 @@ def checked(
     except ValidationError as e:
         o = e.errors()[0]
         rule = o['msg'].removeprefix('Value error, ')
-        raise InputError('.'.join(map(str, o['loc'])) or what, f"{rule}, not {o['input']!r}") from None
+        if not o['loc']:   # of several values together
+            raise InputError(what, rule) from None
+        raise InputError('.'.join(map(str, o['loc'])), f"{rule}, not {o['input']!r}") from None
 
 def train_config(**kw) -> TrainConfig:
     "A checked configuration."
