@@ -197,6 +197,7 @@ def evenly(self:Rival, n, T) -> Tensor:   # (B, T)
             use[n==k] = even_steps(1, T, k, use)
     return use
 
+# %% ../../nbs/baselines/01_rivals.ipynb #9fbd619a
 @patch
 def loss(self:Rival, *features, target, generator=None, tau=1., progress=1., **named) -> tuple:
     "A pass in training, where choices are drawn: RivalOutput, and what is added to its cross-entropy."

@@ -234,6 +234,7 @@ def _check_values(values:dict, key:str, path):
     except InputError as e:
         raise InputError(path, f'[{key}] {e}') from None
 
+# %% ../../nbs/experiments/01_datasets.ipynb #be755447
 class _Planned:
     "How the models of a data set are trained."
     @property

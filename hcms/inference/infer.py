@@ -456,16 +456,25 @@ class Stream:
         self.passed = 0      # steps that were skipped
         self.said = np.full(model.num_classes, model.prior, dtype='float32')
         self.said_at = 0     # steps that `said` knows of
-    def see(self, picture, time:float) -> int:   # steps taken
-        self.live.see(picture, time)
-        return self._go()
-    def hear(self, samples, time:float, rate:int=RATE) -> int:
-        self.live.hear(samples, time, rate)
-        return self._go()
-    def end(self) -> int:
-        self.live.end()
-        return self._go()
-    def _go(self): return sum([self.step(o) for o in self.live.ready()])
+
+# %% ../../nbs/inference/01_infer.ipynb #cf1cbb8e
+@patch
+def see(self:Stream, picture, time:float) -> int:   # steps taken
+    self.live.see(picture, time)
+    return self._go()
+
+@patch
+def hear(self:Stream, samples, time:float, rate:int=RATE) -> int:
+    self.live.hear(samples, time, rate)
+    return self._go()
+
+@patch
+def end(self:Stream) -> int:
+    self.live.end()
+    return self._go()
+
+@patch
+def _go(self:Stream): return sum([self.step(o) for o in self.live.ready()])
 
 # %% ../../nbs/inference/01_infer.ipynb #9e5c4c63
 @patch

@@ -253,13 +253,18 @@ class Hierarchy(nn.Module):
         sizes = zip(self.in_sizes, proj, self.hidden_sizes)
         self.levels = nn.ModuleList(Level(i, proj[:k], p, h, layer_norm) for k,(i,p,h) in enumerate(sizes))
         self.head = nn.Linear(self.hidden_sizes[-1], num_classes)
-    def init_state(self, batch:int):
-        "The state before the first step: a pair (h, c) of zeros a level."
-        z = self.head.weight.new_zeros
-        return [(z(batch, n), z(batch, n)) for n in self.hidden_sizes]
-    def read(self, state):
-        "(B, C) logits of a state, at any step."
-        return self.head(state[-1][0])
+
+# %% ../../nbs/method/03_hlstm.ipynb #47ed8bd7
+@patch
+def init_state(self:Hierarchy, batch:int):
+    "The state before the first step: a pair (h, c) of zeros a level."
+    z = self.head.weight.new_zeros
+    return [(z(batch, n), z(batch, n)) for n in self.hidden_sizes]
+
+@patch
+def read(self:Hierarchy, state):
+    "(B, C) logits of a state, at any step."
+    return self.head(state[-1][0])
 
 # %% ../../nbs/method/03_hlstm.ipynb #81438c2f
 def check_gates(

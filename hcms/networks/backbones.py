@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
+from fastcore.basics import patch
 from ..core import (
     MODALITIES, InputError, check_choice, check_seal, first_line, load_extensions, sealing, sha256,
     write_whole)
@@ -620,34 +621,37 @@ class Backbones:
             appearance=u8(s.frame_size, s.frame_size),
             motion=u8(s.clip_frames, s.clip_size, s.clip_size))
 
-    def config(self, modality:str) -> dict:
-        "All that decides the features of a modality: the extractor's configuration."
-        import av
-        from importlib.metadata import version
-        spec = self.spec.decides()
-        n = self.networks[modality]
-        config = dict(
-            modality=modality,
-            network=n.make.__name__ if n.make.__module__==__name__ else n.name,
-            options=dict(n.options),
-            weights=self.weights[modality],
-            media={k: spec[k] for k in SEES[modality] if k in spec},
-            decoder=f'av {av.__version__}',
-            torch=version('torch').split('+')[0],
-            dtype='float16')
-        if self.precision!='float32':
-            config['precision'] = self.precision
-        return config
+# %% ../../nbs/networks/01_backbones.ipynb #110d895c
+@patch
+def config(self:Backbones, modality:str) -> dict:
+    "All that decides the features of a modality: the extractor's configuration."
+    import av
+    from importlib.metadata import version
+    spec = self.spec.decides()
+    n = self.networks[modality]
+    config = dict(
+        modality=modality,
+        network=n.make.__name__ if n.make.__module__==__name__ else n.name,
+        options=dict(n.options),
+        weights=self.weights[modality],
+        media={k: spec[k] for k in SEES[modality] if k in spec},
+        decoder=f'av {av.__version__}',
+        torch=version('torch').split('+')[0],
+        dtype='float16')
+    if self.precision!='float32':
+        config['precision'] = self.precision
+    return config
 
-    @torch.inference_mode()
-    def features(self, modality:str, x) -> Tensor:
-        "Decoded media of a modality, one row a time step -> features (n, D), float32 on the CPU."
-        net = self.nets[modality]
-        weight = next(net.parameters(), None)
-        device = torch.device('cpu') if weight is None else weight.device
-        autocast = self.precision!='float32'
-        with torch.autocast(device.type, getattr(torch, self.precision), enabled=autocast):
-            return net(torch.as_tensor(x).to(device)).float().cpu()
+@patch
+@torch.inference_mode()
+def features(self:Backbones, modality:str, x) -> Tensor:
+    "Decoded media of a modality, one row a time step -> features (n, D), float32 on the CPU."
+    net = self.nets[modality]
+    weight = next(net.parameters(), None)
+    device = torch.device('cpu') if weight is None else weight.device
+    autocast = self.precision!='float32'
+    with torch.autocast(device.type, getattr(torch, self.precision), enabled=autocast):
+        return net(torch.as_tensor(x).to(device)).float().cpu()
 
 # %% ../../nbs/networks/01_backbones.ipynb #37b39649
 def weights_path(folder, modality): return Path(folder)/f'{modality}.safetensors'
