@@ -368,7 +368,7 @@ def test_training_for_a_budget_gives_plain_models_that_cost_what_is_said(tiny_ho
             told = run_code(COST.format(folder=str(folder)), home).stdout
             assert float(told)==pytest.approx(cost, rel=.005)
     r = hcms(*train, 1, home=home, check=False)
-    assert r.returncode==2 and 'budget: of 1 a video is less than' in r.stderr and 'Traceback' not in r.stderr
+    assert r.returncode==2 and 'budget: of 1 a video is too small' in r.stderr and 'Traceback' not in r.stderr
     r = hcms(*train, 300, '--together', home=home, check=False)
     assert r.returncode==2 and '--budget: goes without --together' in r.stderr
 

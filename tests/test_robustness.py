@@ -656,7 +656,7 @@ def takers(tmp_path) -> dict:
     from hcms.data.rendered import render_demo
     from hcms.experiments.runs import get_runs, train_runs, variants
     from hcms.training.finetune import (
-        Decoded, FinetuneConfig, Streamed, decode_split, finetune, read_ahead)
+        Decoded, Streamed, decode_split, finetune, finetune_config, read_ahead)
     store = FeatureStore(tmp_path/'s')
     data = Troubled(tmp_path, 'known')
     view = store.extractor('motion', dict(model='x'))
@@ -668,7 +668,7 @@ def takers(tmp_path) -> dict:
     streamed = lambda **kw: Streamed(few, spec_for('demo'), 'audio', **kw)
     decoded = Decoded('audio', media, np.zeros(3, dtype=int), 1)
     tune = lambda source, **kw: finetune('demo/mobilenet', source, out, **kw)
-    with_config = lambda source, **kw: tune(source, config=FinetuneConfig(**kw))
+    with_config = lambda source, **kw: tune(source, config=finetune_config(**kw))
     read = lambda *a: list(read_ahead([], len, {}, *a))
     nets = lambda w: train_backbones(tmp_path/'m.csv', out, None, 'demo', {}, workers=w)
     return dict(
@@ -704,7 +704,8 @@ def test_odd_counts_and_durations_are_named(tmp_path, tally):
         for f in functions:
             for value in ODD.get(name, (0, -1, 1.5, '2', None, True)):
                 e = ends_well(f, value)
-                assert isinstance(e, InputError) and str(e).startswith(f'{name}: must be'), (name, value, e)
+                said = f'{name}: must be',f'{name}: Input should be'   # by this package, by pydantic
+                assert isinstance(e, InputError) and str(e).startswith(said), (name, value, e)
                 n += 1
     assert [o.name for o in tmp_path.iterdir() if o.suffix!='.mp4']==['s']
     assert not list((tmp_path/'s').rglob('*.safetensors'))
