@@ -76,6 +76,14 @@ def check_budgets(data, budgets, prices:dict, steps:int=0):   # `steps`: 0: all 
         rule = f'of {max(budgets):g} a video is too small for {data.label}: {first} alone takes {least:.3g}'
         raise InputError('budget', rule)
 
+def _checked_configs(data, budgets, seeds, epochs, prices) -> list:   # of TrainConfig
+    "A configuration a seed; an `InputError` where nothing can be trained, or no budget kept."
+    check_modalities(data)
+    data.check()
+    configs = [conditioned_config(data, s, epochs) for s in range(seeds)]
+    check_budgets(data, budgets, prices, configs[0].views)
+    return configs
+
 def budgets_of(data) -> tuple:   # GFLOPs a video
     "The budgets of a data set's page."
     return BUDGETS if data.charged==PAPER_PRICES else shares_of(data, data.charged)
@@ -212,10 +220,7 @@ def reached_budgets(
     check_count(workers, 'workers')
     budgets = sorted(set(budgets if len(budgets) else budgets_of(data)))
     check_count(seeds, 'seeds')
-    check_modalities(data)
-    data.check()
-    configs = [conditioned_config(data, s, epochs) for s in range(policy_seeds(seeds))]
-    check_budgets(data, budgets, data.charged, configs[0].views)
+    configs = _checked_configs(data, budgets, policy_seeds(seeds), epochs, data.charged)
     folders = [conditioned_folder(data, c)/fingerprint([budgets]) for c in configs]
     jobs = [(c, budgets, f) for c,f in zip(configs, folders) if not (f/SEAL).exists()]
     if jobs:
@@ -263,10 +268,8 @@ def budget_runs(
     "The HCMS of some budgets; those that audio and the gates exceed are left out."
     check_count(workers, 'workers')
     check_count(seeds, 'seeds')
-    check_modalities(data)
-    data.check()
-    jobs = [(conditioned_config(data, s, epochs), budgets, seconds) for s in range(seeds)]
-    check_budgets(data, budgets, seconds or data.charged, jobs[0][0].views)
+    configs = _checked_configs(data, budgets, seeds, epochs, seconds or data.charged)
+    jobs = [(c, budgets, seconds) for c in configs]
     each = _each_seed(data, _runs, jobs, workers)
     kept = {b: [o[b] for o in each] for b in budgets if all(b in o for o in each)}
     if not kept:

@@ -223,8 +223,8 @@ def _check_plan(plan:Plan, path):
         _check_values(values, key, path)
     for m,(name,values) in plan.trials.own.items():
         own = RIVALS[m].tunes[:1] if m in RIVALS else ()
-        for v in values:
-            _check_values({} if name in own else {name: v}, f'trials.own.{m}', path)
+        for v in values if name not in own else ():
+            _check_values({name: v}, f'trials.own.{m}', path)
     for values in plan.trials.hcms:
         _check_values(values, 'trials.hcms', path)
 

@@ -406,12 +406,13 @@ def operating_point(
         raise InputError('want', f'must be a skip ratio for each of {gates} gates, not {want}')
     check_count(tries, 'tries')
     free = ((0., 1.),)*gates
-    papers = (PAPER.appearance_skip, PAPER.motion_skip) if gates==2 else free
-    start = tuple(low for low,_ in papers) if gates==2 else tuple(want)
+    papers = PAPER.appearance_skip,PAPER.motion_skip
+    start = tuple(low for low,_ in papers) if gates==len(papers) else tuple(want)
     rows = []
     for weight in weights:
         wished = start
-        for limits in (papers, free) if papers!=free and weight==PAPER.usage_weight else (free,):
+        as_printed = gates==len(papers) and weight==PAPER.usage_weight
+        for limits in (papers, free) if as_printed else (free,):
             tried = []
             while len(tried)<tries:
                 targets = tuple(round(min(max(v, low), high), 3) for v,(low,high) in zip(wished, limits))

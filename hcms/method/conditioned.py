@@ -95,12 +95,4 @@ def at_each(self:Conditioned,
     x = [o.project(v).transpose(0, 1) for o,v in zip(hcms.levels, V)]
     a = [o.lstm_parts(x[:k+1], True)[0] for k,o in enumerate(hcms.levels)]
     first,_ = hcms.level(0, x[:1], None, [], a=a[0])
-    out = []
-    for m in models:
-        state = first
-        G = []
-        for k in range(1, len(x)):
-            state,g = m.level(k, x[:k+1], state, G[:], a=a[k])
-            G.append(g)
-        out.append(m.output(state, G))
-    return out
+    return [m.climb(x, first=first, a=a) for m in models]

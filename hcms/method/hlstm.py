@@ -387,23 +387,24 @@ class HCMS(Online, Saved, library_name='hcms', tags=['video-classification']):
             if noise is None:
                 noise = gumbel_noise((B,T,n-1,2), generator, V[0].device)
             noise = noise.to(V[0].device).permute(2, 1, 0, 3)
-        x = []
-        state = None
-        G = []
-        run = self.level
-        if self.recompute and torch.is_grad_enabled():
-            run = partial(checkpoint, self.level, use_reentrant=False)
-        for k,v in enumerate(V):
-            x.append(self.levels[k].project(v).transpose(0, 1))
-            state,g = run(k, x[:], state, G[:], gates, noise if blend else None, tau, hard)
-            if k:
-                G.append(g)
-        return self.output(state, G)
+        x = [o.project(v).transpose(0, 1) for o,v in zip(self.levels, V)]
+        return self.climb(x, gates, noise if blend else None, tau, hard)
 
 # %% ../../nbs/method/03_hlstm.ipynb #5b00d5f4
 @patch
-def output(self:HCMS, state, G) -> HCMSOutput:
-    "Scores of the top level's states (T, B, 2, H), beside the gates (T, B) of all levels."
+def climb(self:HCMS, x, gates=None, noise=None, tau=1., hard=True, first=None, a=None) -> HCMSOutput:
+    """All levels through all steps, the lowest first, from projected features (T, B, P).
+
+    `first`, the lowest level's states, and `a`, for each level as in `level`, may be known."""
+    run = self.level
+    if self.recompute and torch.is_grad_enabled():
+        run = partial(checkpoint, self.level, use_reentrant=False)
+    state = first
+    G = []
+    for k in range(first is not None, len(x)):
+        state,g = run(k, x[:k+1], state, G[:], gates, noise, tau, hard, a[k] if a else None)
+        if k:
+            G.append(g)
     steps = self.head(state[:,:,0].transpose(0, 1))
     gates = torch.stack(G, -1).transpose(0, 1) if G else steps.new_zeros(*steps.shape[:2], 0)
     return HCMSOutput(steps[:,-1], steps, gates)

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 from ..core import InputError, fingerprint, rng_for
 from ..evaluation.costs import PAPER_PRICES, mean_gflops
-from ..evaluation.metrics import mean_average_precision, probabilities
 from ..method.conditioned import Conditioned
 from ..method.gating import noise_at, tau_at
 from ..method.hlstm import HCMSOutput
 from ..method.losses import class_loss
-from hcms.training.train import (
-    ROWS, Split, TrainConfig, build_model, generator_for, load_state, predict_split, save_state, shifted,
-    threads)
+from .train import (
+    ROWS, Split, TrainConfig, build_model, generator_for, parts_of, predict_split, resume, save_state,
+    score_of, shifted, threads)
 
 # %% ../../nbs/training/03_budgets.ipynb #3a0441da
 def cost_share(
@@ -78,9 +77,8 @@ def curve(
     points = []
     weights = np.geomspace(model.lowest, model.highest, LAMBDAS).clip(model.lowest, model.highest)
     for weight,logits,gates in zip(weights, *_predict_each(model, config, split, weights)):
-        scores = probabilities(logits.numpy(), config.multilabel)
         cost = mean_gflops(gates, prices, model.hcms if own else None, config.modalities)
-        points.append((weight, cost, mean_average_precision(scores, split.labels)))
+        points.append((weight, cost, score_of(logits, config, split)))
     points.sort(key=lambda o: o[1])
     return Curve(*map(np.array, zip(*points)))
 
@@ -130,31 +128,12 @@ def _check_videos(training, selection):
         if not len(split):
             raise InputError(f'{name} split', 'has no videos')
 
-def _parts(config, training) -> dict:
-    "What the state of a training consists of, at its beginning."
+def _untrained(config, training) -> Conditioned:
+    "The model with its seed's random weights."
     hcms = build_model(config, {m: x.shape[-1] for m,x in training.x.items()}, training.labels.shape[1])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = Conditioned(hcms)
-    optimizer = torch.optim.Adam(model.parameters(), config.lr, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, config.decay)
-    return dict(model=model, optimizer=optimizer, schedule=schedule)
-
-def _score(model, config, split) -> float:   # mAP, 0 to 1
-    logits,_ = predict_split(model.at(model.middle), config, split)
-    return mean_average_precision(probabilities(logits[:,-1].numpy(), config.multilabel), split.labels)
-
-def _resume(state, key, parts) -> list:   # history
-    "Loads an interrupted training, if `state` holds one."
-    was = load_state(state) if state else None
-    if not was:
-        return []
-    if was['key']!=key:
-        rule = 'is the state of a training with other options or prices; delete it to start anew'
-        raise InputError(state, rule)
-    for k,o in parts.items():
-        o.load_state_dict(was[k])
-    return was['history']
+        return Conditioned(hcms)
 
 # %% ../../nbs/training/03_budgets.ipynb #c725b9bf
 def train_conditioned(
@@ -171,16 +150,17 @@ def train_conditioned(
     y = training.target(config.multilabel)
     prices = {m: prices[m] for m in config.modalities}
     with threads(config.threads):
-        parts = _parts(config, training)
-        model = parts['model']
+        model = _untrained(config, training)
+        parts = parts_of(model, config)
         key = fingerprint([config.model_dump(mode='json'), prices])
-        history = _resume(state, key, parts)
+        history = resume(state, parts, key).get('history', [])
         for epoch in range(len(history), config.epochs):
             loss = _epoch(model, config, x, y, prices, parts['optimizer'], epoch)
             parts['schedule'].step()
             history.append(dict(epoch=epoch, loss=loss))
             if epoch+1==config.epochs:
-                history[-1]['score'] = _score(model, config, selection)
+                logits,_ = predict_split(model.at(model.middle), config, selection)
+                history[-1]['score'] = score_of(logits[:,-1], config, selection)
             if state:
                 save_state(state, key=key, history=history, **{k: o.state_dict() for k,o in parts.items()})
     return model.eval(),history

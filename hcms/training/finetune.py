@@ -559,19 +559,16 @@ def _one_batch(tuner, reader, size) -> np.ndarray:   # summed loss, right ones, 
 # %% ../../nbs/training/02_finetune.ipynb #47425916
 def _resumed(state, key, tuner, media) -> dict:
     "Where the training stands: at the beginning, or where its state was saved."
-    was = load_state(state)
+    was = load_state(state, key)
     if not was:
         return dict(batch=0, sums=[0.]*3, history=[], aside={})
-    if was['key']!=key:
-        raise InputError(state, 'is the state of a training with other options, videos or weights; '
-                                'give the same again, or delete it to start anew')
     tuner.go_on(was['tuner'])
     return was['at'] | dict(aside=media.still_aside(was['at']['aside']))
 
 def _diverged(at, state) -> InputError:
     "The error for a training that led nowhere; a state that leads there again is removed."
     state.unlink(missing_ok=True)
-    return InputError('the training', f"diverged within {at['batch']+1} batches; take smaller rates")
+    return InputError('the training', f"diverged within {at['batch']} batches; take smaller rates")
 
 def _too_large(config) -> InputError:
     return InputError('batch', f'{_part_size(config)} videos of {config.steps} steps do not fit the memory '
@@ -606,9 +603,11 @@ def finetune(
     with threads(config.threads), tqdm(**shown, position=position) as bar:
         while at['batch']<total:
             try:
-                _advance(tuner, reader, media, at, per_epoch, bar, state)
+                loss = _advance(tuner, reader, media, at, per_epoch, bar)
             except torch.cuda.OutOfMemoryError:
                 raise _too_large(config) from None
+            if not math.isfinite(loss):
+                raise _diverged(at, state)
             if not at['batch']%save_every or not at['batch']%per_epoch:
                 save_state(state, key=key, tuner=tuner.state(), at=at)
     reader.close()
@@ -626,26 +625,25 @@ def _reading(media, *args):
     "What a source of media yields; closing this closes the source, if it can be closed."
     yield from media.read(*args)
 
-def _advance(tuner, reader, media, at, per_epoch, bar, state):
-    "One batch, and at the end of an epoch its line of history."
+def _advance(tuner, reader, media, at, per_epoch, bar) -> float:
+    "One batch, and at the end of an epoch its line of history; the batch's summed loss."
     n = at['batch']%per_epoch
     size = min(tuner.config.videos, len(media)-n*tuner.config.videos)
     sums = _one_batch(tuner, reader, size)
-    if not math.isfinite(sums[0]):
-        raise _diverged(at, state)
     at['batch'] += 1
     at['sums'] = [float(a+b) for a,b in zip(at['sums'], sums)]
     loss,right,videos = at['sums']
     bar.set_postfix(loss=f'{loss/max(1, videos):.3f}', aside=len(at['aside']), refresh=False)
     bar.update()
     if n+1<per_epoch:
-        return
+        return sums[0]
     if not videos:
         first = next(iter(at['aside'].values()), dict(reason='no reason was noted'))
         rule = f"not one of {len(media)} videos can be read; the first: {first['reason']}"
         raise InputError(media.name, rule)
     at['history'].append(dict(loss=loss/videos, accuracy=right/videos, videos=int(videos)))
     at['sums'] = [0.]*3
+    return sums[0]
 
 def _write(tuner, out, record, at):
     record |= dict(aside={id: o['reason'] for id,o in at['aside'].items()}, history=at['history'])

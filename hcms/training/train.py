@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'SMOOTHED', 'save_state', 'load_state', 'generator_for', 'threads', 'TrainConfig', 'checked', 'train_config',
-           'Split', 'build_model', 'control_gates', 'predict_split', 'shifted', 'smoothed', 'out_of_patience', 'train']
+           'Split', 'build_model', 'control_gates', 'predict_split', 'score_of', 'shifted', 'smoothed',
+           'out_of_patience', 'parts_of', 'resume', 'train']
 
 # %% ../../nbs/training/01_train.ipynb #f999ec32
 import hashlib
@@ -39,7 +40,10 @@ def save_state(
     data = buffer.getvalue()
     return write_whole(path, data+hashlib.sha256(data).digest())   # torch does not notice a changed bit
 
-def load_state(path) -> dict|None:   # None where there is nothing yet
+def load_state(
+    path,
+    key:str='',    # What the state must have been saved with, if anything
+) -> dict|None:    # None where there is nothing yet
     "The state that `save_state` wrote. Only tensors and plain values are read; a file with code is refused."
     if not Path(path).is_file():
         return None
@@ -50,10 +54,14 @@ def load_state(path) -> dict|None:   # None where there is nothing yet
         raise InputError(path,
             'is not a saved training state, or is damaged: its checksum is wrong; delete it to start anew')
     try:
-        return torch.load(io.BytesIO(data), weights_only=True, map_location='cpu')
+        state = torch.load(io.BytesIO(data), weights_only=True, map_location='cpu')
     except Exception as e:
         rule = f'is not a saved training state; delete it to start anew ({first_line(e)})'
         raise InputError(path, rule) from None
+    if key and state.get('key')!=key:
+        raise InputError(path, 'is the state of a training with other options, videos or weights; '
+                               'give the same again, or delete it to start anew')
+    return state
 
 # %% ../../nbs/training/01_train.ipynb #61306b3d
 def generator_for(*key) -> torch.Generator:
@@ -265,7 +273,12 @@ def _in_order(mine, accelerator, batches) -> list:
     return [parts[n%accelerator.num_processes][n//accelerator.num_processes] for n in range(batches)]
 
 # %% ../../nbs/training/01_train.ipynb #83147cd1
-def _score(logits, config, split) -> float:   # mAP, 0 to 1
+def score_of(
+    logits:Tensor,        # (N, C)
+    config:TrainConfig,
+    split:Split,
+) -> float:
+    "mAP of a split's videos, from 0 to 1."
     return mean_average_precision(probabilities(logits.numpy(), config.multilabel), split.labels)
 
 @torch.no_grad()
@@ -278,14 +291,14 @@ def _rival_score(model, config, split, at_default, usage) -> float:
     for s in model.settings:
         out = model(*x, setting=s)
         looks = out.usage[...,-1].sum(1).mean().item()
-        points.append((looks, _score(out.logits, config, split)))
+        points.append((looks, score_of(out.logits, config, split)))
     steps,maps = map(np.array, zip(*sorted(points)))
     grid = np.linspace(0, np.log(min(model.looks, x[0].shape[1])), 50)
     return float(np.interp(grid, np.log(steps), maps).mean())
 
 def _evaluate(model, config, split, accelerator=None) -> dict:
     logits,gates = predict_split(model, config, split, accelerator=accelerator)
-    out = dict(mAP=_score(logits[:,-1], config, split))
+    out = dict(mAP=score_of(logits[:,-1], config, split))
     if config.model=='hcms':
         out |= {f'skip_{m}': float(s) for m,s in zip(config.modalities[1:], skip_ratios(gates.numpy()))}
     if isinstance(model, Rival):
@@ -407,22 +420,26 @@ def out_of_patience(
     return s[-config.patience:].max() <= s[:-config.patience].max()
 
 # %% ../../nbs/training/01_train.ipynb #f658904a
-def _parts(model, config) -> dict:
-    "What the state of a training consists of."
+def parts_of(model:nn.Module, config:TrainConfig) -> dict:
+    "What the state of a training consists of: model, optimizer, schedule of the rate, scaler of losses."
     optimizer = torch.optim.Adam(model.parameters(), config.lr, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, config.decay)
     kind = next(model.parameters()).device.type
     scaler = torch.amp.GradScaler(kind, enabled=config.precision=='float16')   # bfloat16 needs none
     return dict(model=model, optimizer=optimizer, schedule=schedule, scaler=scaler)
 
-def _resume(state, parts) -> tuple:   # history, weights of the best epoch
-    "Loads an interrupted training, if `state` holds one."
-    was = load_state(state) if state else None
+def resume(
+    state,         # File, or nothing
+    parts:dict,    # From `parts_of`; they become those of the state
+    key:str='',    # As in `load_state`
+) -> dict:         # All that was saved; empty where there is nothing yet
+    "An interrupted training, if `state` holds one."
+    was = load_state(state, key) if state else None
     if not was:
-        return [],None
+        return {}
     for k,o in parts.items():
         o.load_state_dict(was[k])
-    return was['history'],was['best']
+    return was
 
 # %% ../../nbs/training/01_train.ipynb #3c4e82ed
 def train(
@@ -444,8 +461,10 @@ def train(
     if accelerator is not None:
         model.to(accelerator.device)
         position = position if accelerator.is_main_process else None
-    parts = _parts(model, config)
-    history,best = _resume(state, parts)
+    parts = parts_of(model, config)
+    was = resume(state, parts)
+    history = was.get('history', [])
+    best = was.get('best')
     x = training.take(config.modalities, config.views)
     y = training.target(config.multilabel)
     epochs = range(len(history), config.epochs)
