@@ -23,7 +23,8 @@ from pydantic import (
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from ..baselines.rivals import RIVALS, EarlyFusion, Rival, random_gates, uniform_views
-from ..core import MODALITIES, InputError, check_choice, first_line, load_extensions, rng_for, write_whole
+from ..core import (
+    MODALITIES, InputError, check_choice, fingerprint, first_line, load_extensions, rng_for, write_whole)
 from ..evaluation.metrics import mean_average_precision, probabilities, skip_ratios
 from ..method.gating import gumbel_noise, noise_at, tau_at
 from ..method.hlstm import HCMS, HIDDEN_SIZES, PROJ_SIZES
@@ -462,7 +463,8 @@ def train(
         model.to(accelerator.device)
         position = position if accelerator.is_main_process else None
     parts = parts_of(model, config)
-    was = resume(state, parts)
+    key = fingerprint(config.model_dump(mode='json'))
+    was = resume(state, parts, key)
     history = was.get('history', [])
     best = was.get('best')
     x = training.take(config.modalities, config.views)
@@ -491,7 +493,8 @@ def train(
             keeps = state and (accelerator is None or accelerator.is_main_process)
             since = time.monotonic()
             if keeps and since-ended>50*saving:   # a fiftieth of the time at most
-                save_state(state, history=history, best=best, **{k: o.state_dict() for k,o in parts.items()})
+                now = {k: o.state_dict() for k,o in parts.items()}
+                save_state(state, key=key, history=history, best=best, **now)
                 ended = time.monotonic()
                 saving = ended-since
     model.load_state_dict(best)
