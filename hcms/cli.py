@@ -226,6 +226,16 @@ def import_command(
         print(f'{id}: no file in {folder}, and none was imported before')
 
 # %% ../nbs/90_cli.ipynb #435fcea9
+def _train_budget(data, budget, seeds, epochs, workers):
+    "Beyond the paper: one training a seed for every budget, of which the model for this one is saved."
+    from hcms.experiments.conditioned import budget_runs
+    for r in budget_runs(data, [budget], seeds, epochs, workers)[budget]:
+        folder = data.folder/'budgets'/f'{budget:g}'/f'seed_{r.config.seed}'
+        r.model.save_pretrained(folder)
+        spent = f"{r.headline()['gflops']:.3g} GFLOPs a video of the {data.evaluated} split"
+        print(f'seed {r.config.seed}: {spent}, in {folder}')
+
+# %% ../nbs/90_cli.ipynb #6a96c58e
 @app.command('train')
 def train_command(
     dataset:str=DATASET,
@@ -260,13 +270,7 @@ def train_command(
     if data.stamp:
         print(data.stamp)
     if budget is not None:
-        from hcms.experiments.conditioned import budget_runs
-        for r in budget_runs(data, [budget], seeds, epochs, workers)[budget]:
-            folder = data.folder/'budgets'/f'{budget:g}'/f'seed_{r.config.seed}'
-            r.model.save_pretrained(folder)
-            spent = f"{r.headline()['gflops']:.3g} GFLOPs a video of the {data.evaluated} split"
-            print(f'seed {r.config.seed}: {spent}, in {folder}')
-        return
+        return _train_budget(data, budget, seeds, epochs, workers)
     configs = variants(data, [dict()], seeds, epochs)
     if together:
         runs = train_together(data, configs, device, precision, recompute)
@@ -337,6 +341,7 @@ def report(
     workers:int=WORKERS,
     only:list[str]=typer.Option(
         [], help='a notebook, such as table1; may be given several times. By default all'),
+    again:bool=typer.Option(False, '--again', help='run also the notebooks that would write the same'),
 ):
     """Regenerate every table and figure into reports/DATASET, preparing what is missing of the demo.
 
@@ -346,11 +351,13 @@ def report(
     _needs('report', 'report', 'papermill', 'ipykernel', 'matplotlib', 'seaborn', 'tabulate', 'scipy')
     with _saying(LOADING):
         from hcms.reports.driver import make_reports
-    if make_reports(dataset, seeds, epochs, workers, only=only):
+    if make_reports(dataset, seeds, epochs, workers, only=only, again=again):
         raise typer.Exit(1)
 
 @app.command()
-def doctor(datasets:list[str]=typer.Argument(None, help='by default all three')):
+def doctor(
+    datasets:list[str]=typer.Argument(None, help='by default those that ship, and yours below $HCMS_DATA'),
+):
     """What this machine has, and what each data set still lacks.
     Exit code 1 where something that was asked for is missing."""
     with _saying(LOADING):

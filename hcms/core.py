@@ -486,8 +486,7 @@ class WorkerPool(ProcessPoolExecutor):
     def exit_code(self) -> int|None:
         "Of the worker that died; the pool then ended the others."
         self.shutdown(cancel_futures=True)
-        codes = [p.exitcode for p in self.context.started]
-        return min(codes, key=lambda o: (o is None, o==-signal.SIGTERM, o==0), default=None)
+        return _code_of_death(self.context.started)
 
     def stop(self):
         "Begin no further job."
@@ -497,11 +496,9 @@ class WorkerPool(ProcessPoolExecutor):
         if e is not None:
             self.stop()
         self.shutdown(cancel_futures=e is not None)
-        if isinstance(e, BrokenProcessPool) and e.__cause__ is None:
-            raise why_broken(self) from None
-        if e is not None and out_of_memory(e):
-            rule = f'takes more memory than there is ({first_line(e)}). {_AGAIN}'
-            raise InputError(self.doing, rule) from None
+        refusal = _refusal(self, e)
+        if refusal:
+            raise refusal from None
 
 # %% ../nbs/00_core.ipynb #2d190e36
 _AGAIN = 'What was finished stays: run the same again, with fewer workers where memory is short'
@@ -516,6 +513,18 @@ def why_broken(pool:WorkerPool) -> InputError:
     killed = code is not None and code<0
     hint = _AGAIN if killed else f'What it said stands above; note that {_GUARD}'
     return InputError(pool.doing, f'a worker process {how_ended(code)} before its first job. {hint}')
+
+def _code_of_death(processes) -> int|None:
+    "The exit code of the worker that died: the pool ends the others with SIGTERM."
+    codes = [p.exitcode for p in processes]
+    return min(codes, key=lambda o: (o is None, o==-signal.SIGTERM, o==0), default=None)
+
+def _refusal(pool:WorkerPool, e) -> InputError|None:
+    "What the user is told instead of `e`, where a worker died or memory ran out."
+    if isinstance(e, BrokenProcessPool) and e.__cause__ is None:
+        return why_broken(pool)
+    if e is not None and out_of_memory(e):
+        return InputError(pool.doing, f'takes more memory than there is ({first_line(e)}). {_AGAIN}')
 
 def worker_pool(
     workers:int,        # Processes

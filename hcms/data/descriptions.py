@@ -71,6 +71,32 @@ class Brought(_Record):
     price:float = Field(ge=0)         # GFLOPs of the features of a time step
     what:str = ''                     # What they are
 
+# %% ../../nbs/data/05_descriptions.ipynb #e1afe987
+def _check_known(d):
+    "A `ValueError` where a description names what does not exist, or one thing twice."
+    if d.preset not in PRESETS:
+        raise ValueError(f'preset must be one of {list(PRESETS)}')
+    if d.paper and d.paper not in PAPER_DATASETS:
+        raise ValueError(f'paper must be one of {list(PAPER_DATASETS)}')
+    for m in d.modalities:
+        if m not in MODALITIES and m not in d.brought:
+            raise ValueError(f'{m} is none of {MODALITIES}, and there is no [brought.{m}]')
+    for m in d.brought:
+        if m not in d.modalities:
+            raise ValueError(f'{m} is brought, and not among the modalities')
+    of = [o.modalities for o in d.orders]
+    if len(set(of))<len(of):
+        raise ValueError('orders must be different ones')
+    for o in d.orders:
+        for m in o.modalities:
+            if m not in d.modalities:
+                raise ValueError(f'{m} is in one of the orders, and not among the modalities')
+    if len(set(d.modalities))<len(d.modalities) or len(d.modalities)<2:
+        raise ValueError('modalities must be different ones, at least two')
+    letters = [o.letter for o in d.brought.values()]
+    if len(set(letters))<len(letters):
+        raise ValueError(f'letters of brought modalities must be different ones, not {letters}')
+
 # %% ../../nbs/data/05_descriptions.ipynb #66510443
 class Description(Plan):
     "What a `dataset.toml` says."
@@ -102,28 +128,7 @@ class Description(Plan):
 
     @model_validator(mode='after')
     def _known(self):
-        if self.preset not in PRESETS:
-            raise ValueError(f'preset must be one of {list(PRESETS)}')
-        if self.paper and self.paper not in PAPER_DATASETS:
-            raise ValueError(f'paper must be one of {list(PAPER_DATASETS)}')
-        for m in self.modalities:
-            if m not in MODALITIES and m not in self.brought:
-                raise ValueError(f'{m} is none of {MODALITIES}, and there is no [brought.{m}]')
-        for m in self.brought:
-            if m not in self.modalities:
-                raise ValueError(f'{m} is brought, and not among the modalities')
-        of = [o.modalities for o in self.orders]
-        if len(set(of))<len(of):
-            raise ValueError('orders must be different ones')
-        for o in self.orders:
-            for m in o.modalities:
-                if m not in self.modalities:
-                    raise ValueError(f'{m} is in one of the orders, and not among the modalities')
-        if len(set(self.modalities))<len(self.modalities) or len(self.modalities)<2:
-            raise ValueError('modalities must be different ones, at least two')
-        letters = [o.letter for o in self.brought.values()]
-        if len(set(letters))<len(letters):
-            raise ValueError(f'letters of brought modalities must be different ones, not {letters}')
+        _check_known(self)
         return self
 
 # %% ../../nbs/data/05_descriptions.ipynb #3e1b2dc7

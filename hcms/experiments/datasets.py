@@ -590,6 +590,27 @@ def train_backbones(
     shutil.rmtree(out/'scratch')
 
 # %% ../../nbs/experiments/01_datasets.ipynb #b2b41caf
+def _finetune_streamed(name, start, out, modalities, workers, device, patience, changes):
+    "One network after the other, on frames and audio that are read while it trains."
+    for m in modalities:
+        if not weights_path(start, m).exists():
+            raise InputError(weights_path(start, m), f'no such file; run: hcms weights {name} --modality {m}')
+    data = Dataset(name)
+    part = data.manifest.split('training')
+    networks = data.chosen.get('networks', ())
+    of = networks_of(data.preset, networks)
+    spec = spec_for(data.preset, 0, networks)
+    for m in modalities:
+        config = finetune_config(**FINETUNING[m] | changes)
+        origin = _read_note(start/'weights.json').get(m, {})
+        if origin.get('network', of[m].name)!=of[m].name:
+            do = f'hcms weights {name} --modality {m}'
+            rule = f"is {origin['network']}, and {of[m].name} is chosen; run: {do}"
+            raise InputError(weights_path(start, m), rule)
+        media = Streamed(part, spec, m, workers, patience, data.description.multilabel)
+        finetune(of[m].name, media, out/m, config, weights_path(start, m), device, origin=origin)
+
+# %% ../../nbs/experiments/01_datasets.ipynb #731eb60a
 def finetune_backbones(
     name:str,        # Data set
     workers:int=2,   # Processes
@@ -618,24 +639,9 @@ def finetune_backbones(
     if not todo:
         return
     if description.rendered:
-        return _finetune_rendered(description, folder, out, start, workers)
-    for m in todo:
-        if not weights_path(start, m).exists():
-            raise InputError(weights_path(start, m), f'no such file; run: hcms weights {name} --modality {m}')
-    data = Dataset(name)
-    part = data.manifest.split('training')
-    networks = data.chosen.get('networks', ())
-    of = networks_of(data.preset, networks)
-    spec = spec_for(data.preset, 0, networks)
-    for m in todo:
-        config = finetune_config(**FINETUNING[m] | changes)
-        origin = _read_note(start/'weights.json').get(m, {})
-        if origin.get('network', of[m].name)!=of[m].name:
-            do = f'hcms weights {name} --modality {m}'
-            rule = f"is {origin['network']}, and {of[m].name} is chosen; run: {do}"
-            raise InputError(weights_path(start, m), rule)
-        media = Streamed(part, spec, m, workers, patience, data.description.multilabel)
-        finetune(of[m].name, media, out/m, config, weights_path(start, m), device, origin=origin)
+        _finetune_rendered(description, folder, out, start, workers)
+    else:
+        _finetune_streamed(name, start, out, todo, workers, device, patience, changes)
 
 # %% ../../nbs/experiments/01_datasets.ipynb #d7464218
 def _finetune_rendered(description, folder, out, start, workers):

@@ -384,6 +384,26 @@ def reached(run:Run) -> tuple:   # a skip ratio a gate, from 0 to 1
     return tuple(float(chosen[f'skip_{m}']) for m in run.config.modalities[1:])
 
 # %% ../../nbs/experiments/02_runs.ipynb #cdf8cfaa
+def _point(dataset, weight, targets, want, seeds, workers, epochs, order) -> dict:
+    "One trial of `operating_point`: the mean over seeds of what is reached on the selection split."
+    changes = dict(skip_targets=targets, weight=weight) | order
+    configs = [config_for(dataset, epochs, **changes, seed=s) for s in seeds]
+    runs = get_runs(dataset, configs, workers)
+    got = tuple(np.mean([reached(r) for r in runs], 0).round(4).tolist())
+    close = max(abs(a-b) for a,b in zip(got, want))<=CLOSE
+    best = np.mean([r.history['mAP'].max() for r in runs])
+    return dict(weight=weight, targets=targets, reached=got, mAP=best, close=close)
+
+def _check_point(want, gates, tries, seeds):
+    if not gates:
+        raise InputError('modalities', 'must be two or more: with one there is no gate')
+    if not len(seeds):
+        raise InputError('seeds', 'must be one at least')
+    if len(want)!=gates:
+        raise InputError('want', f'must be a skip ratio for each of {gates} gates, not {want}')
+    check_count(tries, 'tries')
+
+# %% ../../nbs/experiments/02_runs.ipynb #5c0de0a1
 def operating_point(
     dataset,
     want=REACHED,
@@ -398,13 +418,7 @@ def operating_point(
 
     With the paper's two gates and its lambda, targets are first looked for inside the paper's ranges."""
     gates = len(order.get('modalities', dataset.modalities))-1
-    if not gates:
-        raise InputError('modalities', 'must be two or more: with one there is no gate')
-    if not len(seeds):
-        raise InputError('seeds', 'must be one at least')
-    if len(want)!=gates:
-        raise InputError('want', f'must be a skip ratio for each of {gates} gates, not {want}')
-    check_count(tries, 'tries')
+    _check_point(want, gates, tries, seeds)
     free = ((0., 1.),)*gates
     papers = PAPER.appearance_skip,PAPER.motion_skip
     start = tuple(low for low,_ in papers) if gates==len(papers) else tuple(want)
@@ -419,16 +433,10 @@ def operating_point(
                 if targets in tried:
                     break
                 tried.append(targets)
-                changes = dict(skip_targets=targets, weight=weight) | order
-                configs = [config_for(dataset, epochs, **changes, seed=s) for s in seeds]
-                runs = get_runs(dataset, configs, workers)
-                got = tuple(np.mean([reached(r) for r in runs], 0).round(4).tolist())
-                close = max(abs(a-b) for a,b in zip(got, want))<=CLOSE
-                best = np.mean([r.history['mAP'].max() for r in runs])
-                rows.append(dict(weight=weight, targets=targets, reached=got, mAP=best, close=close))
-                if close:
+                rows.append(_point(dataset, weight, targets, want, seeds, workers, epochs, order))
+                if rows[-1]['close']:
                     return pd.DataFrame(rows)
-                wished = tuple(t+w-g for t,w,g in zip(targets, want, got))
+                wished = tuple(t+w-g for t,w,g in zip(targets, want, rows[-1]['reached']))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/experiments/02_runs.ipynb #9affdec0

@@ -244,7 +244,7 @@ def death(
     code:int|None,     # Exit code of the process that read it alone
     patience:float,
 ) -> Verdict:
-    "Why a video is set aside over which a process that had begun ended, twice."
+    "The verdict on a video whose worker process died twice while reading it."
     if code==1:   # the watchdog's
         slow = f'its process sat over it for more than {patience:g} s, twice'
         return Verdict(f'{path}: {slow}; a larger --patience tries it again', 'patience')

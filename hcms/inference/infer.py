@@ -282,6 +282,13 @@ def _at_end(rows) -> list:
     "The rows whose video is at its end, or at the end of its budget."
     return [b for b,o in enumerate(rows) if o and (o.next is None or o.walk.ended)]
 
+def _collect(run, rows, classes, done):
+    "Move the results of videos that are at their end into `done`, by place, and free their rows."
+    for b in _at_end(rows):
+        rows[b].stop()
+        done[rows[b].place] = rows[b].error or _finish(run, rows[b], classes)
+        rows[b] = None
+
 # %% ../../nbs/inference/01_infer.ipynb #022b26ae
 def predict_many(
     paths:Iterable,         # Video files
@@ -320,10 +327,7 @@ def predict_many(
                 if not any(rows):
                     return
                 state = _advance(run, state, rows, media)
-                for b in _at_end(rows):
-                    rows[b].stop()
-                    done[rows[b].place] = rows[b].error or _finish(run, rows[b], classes)
-                    rows[b] = None
+                _collect(run, rows, classes, done)
                 while sent in done:
                     yield done.pop(sent)
                     sent += 1

@@ -477,11 +477,6 @@ class _Timeline:
         self.of[kind] = span
         self.began.setdefault(kind, span.base-span.origin)
         return span
-    def _lasts(self, kind, seconds) -> float:
-        if seconds>MAX_PAUSE:
-            return self.longest.setdefault(kind, MAX_PAUSE)
-        self.longest[kind] = max(seconds, self.longest.get(kind, 0.))
-        return seconds
 
 # %% ../../nbs/media/01_files.ipynb #29f8f123
 @patch
@@ -514,6 +509,14 @@ def _candidates(self:_Timeline, kind) -> list:
         return self.spans
     newer = self.spans[self.spans.index(own):]
     return [before, *newer] if before in self.spans and own.young(kind) else newer
+
+@patch
+def _lasts(self:_Timeline, kind, seconds) -> float:
+    "How long a piece lasts; one that claims more than a minute lasts as long as the longest before it."
+    if seconds>MAX_PAUSE:
+        return self.longest.setdefault(kind, MAX_PAUSE)
+    self.longest[kind] = max(seconds, self.longest.get(kind, 0.))
+    return seconds
 
 # %% ../../nbs/media/01_files.ipynb #673bdfdb
 PARTIAL = .95   # Share of its pictures that must decode; below, a file is partial
@@ -1068,13 +1071,6 @@ class _Audio:
         "No more audio will come."
         self.flush()
         self.until = math.inf
-    def flush(self):
-        "Take what the resampler still holds."
-        if self.sampler is not None and self.key!=('fltp', 'mono', RATE):
-            if self.fifo.samples:
-                self._keep(self.sampler.resample(self.fifo.read()))
-            self._keep(self.sampler.resample(None))
-        self.sampler = self.key = None
 
 # %% ../../nbs/media/01_files.ipynb #8faec1c2
 @patch
@@ -1114,6 +1110,15 @@ def forget(self:_Audio, before:int):
     "Drop what ended before this sample."
     while self.chunks and self.chunks[0][0]+len(self.chunks[0][1])<=before:
         self.chunks.popleft()
+
+@patch
+def flush(self:_Audio):
+    "Take what the resampler still holds."
+    if self.sampler is not None and self.key!=('fltp', 'mono', RATE):
+        if self.fifo.samples:
+            self._keep(self.sampler.resample(self.fifo.read()))
+        self._keep(self.sampler.resample(None))
+    self.sampler = self.key = None
 
 # %% ../../nbs/media/01_files.ipynb #40fe2a2e
 class Step(NamedTuple):

@@ -4,17 +4,20 @@
 
 # %% auto #0
 __all__ = ['CONFIGS', 'NOTEBOOKS', 'MEASURED', 'BEYOND', 'this_python', 'run_notebook', 'keep_executed', 'notebooks', 'needed',
-           'keep_recognizer', 'make_reports']
+           'keep_recognizer', 'made_from', 'wrote', 'keep_record', 'unchanged', 'make_reports']
 
 # %% ../../nbs/reports/07_driver.ipynb #83e5c78d
 import json
 import sys
 import time
 from concurrent.futures import as_completed
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from tqdm.auto import tqdm
 from ..core import (
-    InputError, check_choice, home, read_json, repo_root, stoppable, worker_pool, write_whole)
+    InputError, check_choice, fingerprint, home, read_json, repo_root, sha256, stoppable, versions,
+    worker_pool, write_whole)
 from ..data.descriptions import described
 from ..experiments.conditioned import beyond_configs, reached_budgets
 from ..experiments.datasets import open_dataset
@@ -199,6 +202,53 @@ class _Phases:
         if sum(self.took.values())>sum(before.values()):
             write_whole(path, json.dumps(dict(phases=self.took), indent=1))
 
+# %% ../../nbs/reports/07_driver.ipynb #ca031996
+@cache
+def _package() -> str:
+    "Fingerprint of all files of the package."
+    top = Path(str(files('hcms')))
+    own = [o for o in sorted(top.rglob('*')) if o.is_file() and '__pycache__' not in o.parts]
+    return fingerprint([[str(o.relative_to(top)), sha256(o)] for o in own])
+
+def made_from(
+    data,
+    name:str,          # Of a notebook
+    parameters:dict,   # `seeds`, `epochs` and the others that it is run with
+) -> str:
+    "Fingerprint of all that decides what a notebook writes; its trainings must be there."
+    if name=='speed':
+        return ''
+    source = repo_root()/'nbs'/f'{name}.ipynb'
+    configs = CONFIGS[name](data, seeds=parameters['seeds'], epochs=parameters['epochs'])
+    trainings = [sha256(run_folder(data, c)/SEAL) for c in configs]
+    return fingerprint([_package(), sha256(source), parameters, versions(), data.fingerprint, trainings])
+
+# %% ../../nbs/reports/07_driver.ipynb #c9c4be41
+def wrote(out:Path, name:str) -> list:   # of files, relative to `out`
+    "The files that an executed notebook in `out` says it wrote, and itself; none if it says nothing."
+    kept = read_json(out/'notebooks'/f'{name}.ipynb', 1<<28)
+    printed = [''.join(o.get('text', '')) for c in kept['cells'] for o in c.get('outputs', ())]
+    said = [o for text in printed for o in text.splitlines() if o.startswith('written to ')]
+    if not said:
+        return []
+    _,_,names = said[-1].rpartition(': ')
+    return [*names.split(', '), f'notebooks/{name}.ipynb']
+
+def keep_record(record:Path, made:str, out:Path, names:list):
+    "Note what some files were made from, and their checksums."
+    if made and names:
+        sums = {o: sha256(out/o) for o in names}
+        write_whole(record, json.dumps(dict(made=made, files=sums), indent=1))
+
+def unchanged(record:Path, made:str, out:Path) -> bool:
+    "Would the notebook of this record write what is already there?"
+    if not made or not record.is_file():
+        return False
+    was = read_json(record)
+    if was['made']!=made:
+        return False
+    return all((out/o).is_file() and sha256(out/o)==s for o,s in was['files'].items())
+
 # %% ../../nbs/reports/07_driver.ipynb #4be0c364
 def _check_request(parameters, only):
     repo_root()   # says so where there are no notebooks to run
@@ -213,8 +263,10 @@ def _check_request(parameters, only):
         open_standin(dataset)
 
 # %% ../../nbs/reports/07_driver.ipynb #8e6e2af1
-def _run_notebooks(names, executed, parameters, workers, out) -> list:   # Names of those that failed
+def _run_notebooks(names, executed, parameters, workers, out, made) -> list:   # Names of those that failed
     failed = []
+    for n in names:
+        (executed/f'{n}.json').unlink(missing_ok=True)
     bar = dict(total=len(names), desc='report', unit='notebook')
     with worker_pool(workers, doing='report') as pool, tqdm(**bar) as progress:
         for o in as_completed([pool.submit(_run_one, n, executed, parameters) for n in names]):
@@ -222,12 +274,27 @@ def _run_notebooks(names, executed, parameters, workers, out) -> list:   # Names
             progress.update()
             if not error:
                 keep_executed(executed/f'{name}.ipynb', out/'notebooks'/f'{name}.ipynb')
+                keep_record(executed/f'{name}.json', made[name], out, wrote(out, name))
             else:
                 failed.append(name)
                 tqdm.write(f"{name} failed: {error}\n  its executed copy: {executed/f'{name}.ipynb'}")
     return failed
 
 # %% ../../nbs/reports/07_driver.ipynb #62f1c853
+def _evaluate_policies(data, names, seeds, epochs, workers):
+    "Every operating point of every policy, and every budget, where one of the notebooks shows them."
+    if set(MEASURED) & set(names):
+        measured(data, seeds, epochs, workers)
+    if set(BEYOND) & set(names):
+        reached_budgets(data, seeds, epochs, workers)
+
+def _keep_first(data, epochs):
+    "The first seed's HCMS, if it was trained, as a recognizer."
+    first = run_folder(data, config_for(data, epochs))
+    if (first/SEAL).exists():
+        keep_recognizer(data, load_run(first, data.charged), other_than_default(dict(epochs=epochs)))
+
+# %% ../../nbs/reports/07_driver.ipynb #2e883c1a
 def make_reports(
     dataset:str='demo',
     seeds:int=3,       # Runs of every configuration
@@ -235,6 +302,7 @@ def make_reports(
     workers:int=2,     # Processes
     out_dir='',        # By default reports/LABEL, and below it for other than the default seeds and epochs
     only=(),           # Names of the notebooks wanted; by default all
+    again:bool=False,  # Run notebooks that would write the same, too
 ) -> list:             # Names of the notebooks that failed
     "Every table and figure of a data set, the ledger of claims, an index, and a model in checkpoints/LABEL."
     given = dict(dataset=dataset, seeds=seeds, epochs=epochs, workers=workers, out_dir=str(out_dir))
@@ -254,16 +322,17 @@ def make_reports(
         phase.begin('training', f'the runs in training, at most {workers},')
         train_runs(data, configs, workers)
         phase.begin('policies', f'the policies in work, at most {workers},')
-        if set(MEASURED) & set(names):
-            measured(data, seeds, epochs, workers)
-        if set(BEYOND) & set(names):
-            reached_budgets(data, seeds, epochs, workers)
-        first = run_folder(data, config_for(data, epochs))
-        if (first/SEAL).exists():
-            keep_recognizer(data, load_run(first, data.charged), other_than_default(dict(epochs=epochs)))
+        _evaluate_policies(data, names, seeds, epochs, workers)
+        _keep_first(data, epochs)
         phase.begin('notebooks', f'the notebooks that run, at most {workers},')
         (out/'notebooks').mkdir(parents=True, exist_ok=True)
-        failed = _run_notebooks(names, executed, given | dict(workers=1, out_dir=str(out)), workers, out)
+        given |= dict(workers=1, out_dir=str(out))
+        made = {n: made_from(data, n, given) for n in names}
+        same = [] if again else [n for n in names if unchanged(executed/f'{n}.json', made[n], out)]
+        if same:
+            print(f"unchanged, and not run again: {', '.join(same)}; --again runs all", file=sys.stderr)
+        names = [n for n in names if n not in same]
+        failed = _run_notebooks(names, executed, given, workers, out, made)
         phase.end()
         if not only and not other:
             phase.keep(executed/'phases.json')

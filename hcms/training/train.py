@@ -442,6 +442,40 @@ def resume(
         o.load_state_dict(was[k])
     return was
 
+# %% ../../nbs/training/01_train.ipynb #8acc8a26
+class _Saver:
+    "Saves a training after its epochs, and takes a fiftieth of the time at most."
+    def __init__(self, file, key):
+        self.file = file
+        self.key = key
+        self.ended = 0.   # When the state was last saved
+        self.took = 0.    # Seconds for that
+    def __call__(self, parts, **more):
+        begun = time.monotonic()
+        if self.file and begun-self.ended>50*self.took:
+            states = {k: o.state_dict() for k,o in parts.items()}
+            save_state(self.file, key=self.key, **states, **more)
+            self.ended = time.monotonic()
+            self.took = self.ended-begun
+
+# %% ../../nbs/training/01_train.ipynb #04dcc553
+def _untrained(config, training, accelerator) -> nn.Module:
+    "The model with its seed's random weights, on its device."
+    if len(training)<2:
+        raise InputError('training split', 'has fewer than two videos')
+    if accelerator is not None and config.model in RIVALS:
+        raise InputError('model', f'{config.model} is trained by one process only')
+    model = build_model(config, {m: x.shape[-1] for m,x in training.x.items()}, training.labels.shape[1])
+    if isinstance(model, Rival) and training.prices:
+        model.prices = dict(training.prices)
+    return model if accelerator is None else model.to(accelerator.device)
+
+def _too_large(config) -> InputError:
+    return InputError('batch',
+        f'of {config.batch} videos does not fit the memory of the device; take a half precision '
+        '(--precision bfloat16), --recompute, a smaller batch, or more processes: each holds its '
+        'part of the batch')
+
 # %% ../../nbs/training/01_train.ipynb #3c4e82ed
 def train(
     config:TrainConfig,
@@ -452,51 +486,32 @@ def train(
     accelerator=None,     # Where several processes train together: an `accelerate.Accelerator`
 ) -> tuple:               # The model of the best epoch, and the history: a dict an epoch
     "Adam, times `decay` an epoch (Sec. 4.1.3)."
-    if len(training)<2:
-        raise InputError('training split', 'has fewer than two videos')
-    if accelerator is not None and config.model in RIVALS:
-        raise InputError('model', f'{config.model} is trained by one process only')
-    model = build_model(config, {m: x.shape[-1] for m,x in training.x.items()}, training.labels.shape[1])
-    if isinstance(model, Rival) and training.prices:
-        model.prices = dict(training.prices)
-    if accelerator is not None:
-        model.to(accelerator.device)
-        position = position if accelerator.is_main_process else None
+    model = _untrained(config, training, accelerator)
+    main = accelerator is None or accelerator.is_main_process
     parts = parts_of(model, config)
-    key = fingerprint(config.model_dump(mode='json'))
-    was = resume(state, parts, key)
+    saved = _Saver(state if main else None, fingerprint(config.model_dump(mode='json')))
+    was = resume(state, parts, saved.key)
     history = was.get('history', [])
     best = was.get('best')
     x = training.take(config.modalities, config.views)
     y = training.target(config.multilabel)
     epochs = range(len(history), config.epochs)
     with threads(config.threads):
-        ended = saving = 0.   # when the state was last kept, and how long that took
-        bar = epochs
-        if position is not None:
-            bar = tqdm(epochs, desc=config.model, position=position, unit='epoch', leave=False)
-        for epoch in bar:
+        shown = main and position is not None
+        bar = dict(desc=config.model, position=position, unit='epoch', leave=False, disable=not shown)
+        for epoch in tqdm(epochs, **bar):
             if out_of_patience([o['score'] for o in history], config):
                 break
             try:
                 terms = _train_epoch(
                     model, config, x, y, parts['optimizer'], parts['scaler'], epoch, accelerator)
             except torch.cuda.OutOfMemoryError:
-                raise InputError('batch',
-                    f'of {config.batch} videos does not fit the memory of the device; take a half precision '
-                    '(--precision bfloat16), --recompute, a smaller batch, or more processes: each holds its '
-                    'part of the batch') from None
+                raise _too_large(config) from None
             parts['schedule'].step()
             history.append(dict(epoch=epoch, **terms, **_evaluate(model, config, selection, accelerator)))
             if history[-1]['score']>=max(o['score'] for o in history):
                 best = {k: v.clone() for k,v in model.state_dict().items()}
-            keeps = state and (accelerator is None or accelerator.is_main_process)
-            since = time.monotonic()
-            if keeps and since-ended>50*saving:   # a fiftieth of the time at most
-                now = {k: o.state_dict() for k,o in parts.items()}
-                save_state(state, key=key, history=history, best=best, **now)
-                ended = time.monotonic()
-                saving = ended-since
+            saved(parts, history=history, best=best)
     model.load_state_dict(best)
     model.eval()
     if accelerator is not None:
