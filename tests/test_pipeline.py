@@ -93,6 +93,27 @@ def test_other_parameters_leave_the_results_as_they_were(tiny_reports, tmp_path)
     files = 'table2.csv, table2.json, table2.md, table2.tex'
     assert f'written to reports/demo/budgets=35.5-70,{OTHER}: {files}' in said
 
+def test_a_second_report_runs_only_what_changed(tiny_reports, tmp_path):
+    "Where nothing has changed no notebook runs; a file that was changed is made again, with the same bytes."
+    home = tmp_path/'home'
+    shutil.copytree(tiny_reports/'data', home/'data')
+    out = home/'reports'/'demo'/OTHER
+    names = 'fig4', 'table2'
+    only = [o for n in names for o in ('--only', n)]
+    def report(*more):
+        return hcms('report', 'demo', '--seeds', 1, '--epochs', 1, *only, *more, home=home).stderr
+    def ages():
+        return [(out/'notebooks'/f'{n}.ipynb').stat().st_mtime_ns for n in names]
+    assert 'unchanged' not in report()
+    files,(fig4,table2) = snapshot(out),ages()
+    said = report()
+    assert 'unchanged, and not run again: table2, fig4' in said and ages()==[fig4, table2]
+    (out/'table2.csv').write_text('another')
+    assert 'not run again: fig4' in report()
+    assert ages()[0]==fig4 and ages()[1]>table2 and snapshot(out)==files
+    assert 'unchanged' not in report('--again')
+    assert ages()[0]>fig4 and snapshot(out)==files
+
 def test_figures_show_what_their_numbers_say(tiny_reports):
     "What Figs. 3 to 7 plot agrees with the tables, and with each other."
     out = tiny_reports/'reports'/'demo'/OTHER
