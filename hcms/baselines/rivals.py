@@ -258,6 +258,7 @@ def consensus(steps:Tensor, chosen:Tensor) -> Tensor:   # (B, C)
     "The mean of the logits (B, T, C) of the chosen steps (B, T)."
     return (steps*chosen[...,None]).sum(1)/chosen.sum(1, keepdim=True).clamp(min=1)
 
+# %% ../../nbs/baselines/01_rivals.ipynb #e13e5690
 def at_steps(v:Tensor, at:Tensor) -> Tensor:   # (B, k, P)
     "The entries of v (B, T, P) at steps `at` (B, k)."
     return v.gather(1, at[...,None].expand(-1, -1, v.shape[-1]))
@@ -274,6 +275,7 @@ def in_order(
     k = torch.arange(int(n.max()), device=chosen.device)
     return at.gather(1, k.minimum(n[:,None]-1)),n
 
+# %% ../../nbs/baselines/01_rivals.ipynb #8d9fd742
 def of_target(logits, target) -> Tensor:   # (...,)
     "Probability of the true class in logits (B, ..., C), without a gradient; of several classes, their mean."
     logits = logits.detach()
@@ -507,30 +509,40 @@ class MARL(TSN):
             at = (at+(move-1)*max(1, T//at.shape[1]//2**n)).clamp(0, T-1)
             path.append(at)
         return path,logps
-    def read_from(self, use, setting):
-        "From where the agents are at the end, not from the steps they passed."
-        return float(min(setting or 4, use.shape[1]))
-    def result(self, x, path):
-        steps = self.steps(x)
-        use = torch.zeros_like(x[0][...,0])
-        for at in path:
-            use.scatter_(1, at, 1.)
-        return answer(at_steps(steps, path[-1]).mean(1), everywhere(use, len(x))),steps
-    def look(self, x, setting): return self.result(x, self.walk(x, setting or 4)[0])[0]
-    def learn(self, x, target, generator, tau, progress):
-        spread,_ = super().learn(x, target, generator, tau, progress)
-        if progress<self.warm:
-            return spread,0.
-        agents = self.settings[torch.randint(len(self.settings), (1,), generator=generator)]
-        many = [o.repeat(self.rollouts, 1, 1) for o in x]
-        y = torch.cat([target]*self.rollouts)
-        path,logps = self.walk(many, agents, generator, draw=True)
-        out,steps = self.result(many, path)
-        p = of_target(steps, y)
-        gains = [p.gather(1, b)-p.gather(1, a) for a,b in zip(path, path[1:])]
-        later = [sum(gains[n:]) for n in range(len(gains))]
-        policy = -sum(((r-r.mean())*logp).mean() for r,logp in zip(later, logps))
-        return spread,class_loss(out.logits, y)+policy
+
+# %% ../../nbs/baselines/01_rivals.ipynb #d2ad24bb
+@patch
+def read_from(self:MARL, use, setting):
+    "From where the agents are at the end, not from the steps they passed."
+    return float(min(setting or 4, use.shape[1]))
+
+@patch
+def result(self:MARL, x, path):
+    steps = self.steps(x)
+    use = torch.zeros_like(x[0][...,0])
+    for at in path:
+        use.scatter_(1, at, 1.)
+    return answer(at_steps(steps, path[-1]).mean(1), everywhere(use, len(x))),steps
+
+@patch
+def look(self:MARL, x, setting): return self.result(x, self.walk(x, setting or 4)[0])[0]
+
+# %% ../../nbs/baselines/01_rivals.ipynb #f8d2ec39
+@patch
+def learn(self:MARL, x, target, generator, tau, progress):
+    spread,_ = TSN.learn(self, x, target, generator, tau, progress)
+    if progress<self.warm:
+        return spread,0.
+    agents = self.settings[torch.randint(len(self.settings), (1,), generator=generator)]
+    many = [o.repeat(self.rollouts, 1, 1) for o in x]
+    y = torch.cat([target]*self.rollouts)
+    path,logps = self.walk(many, agents, generator, draw=True)
+    out,steps = self.result(many, path)
+    p = of_target(steps, y)
+    gains = [p.gather(1, b)-p.gather(1, a) for a,b in zip(path, path[1:])]
+    later = [sum(gains[n:]) for n in range(len(gains))]
+    policy = -sum(((r-r.mean())*logp).mean() for r,logp in zip(later, logps))
+    return spread,class_loss(out.logits, y)+policy
 
 # %% ../../nbs/baselines/01_rivals.ipynb #fc2caf79
 def coarse_to_fine(T:int, k:int) -> list:   # of k steps
@@ -546,7 +558,7 @@ def coarse_to_fine(T:int, k:int) -> list:   # of k steps
 @register_rival('frameexit')
 class FrameExit(Rival):
     "Visits steps from coarse to fine, keeps the maximum of their features, exits at a gate."
-    settings = (0., .1, .2, .35, .5, .7, 2.)   # Confidence of the gate; 0. exits after two looks, 2. never
+    settings = (0., .1, .2, .35, .5, .7, 2.)   # Of the gate; 0.: two looks at most, 2.: no exit
     looks = 10
     beta = .1           # Of the threshold: 0.27 at the second look, 0.45 at the third, then `lax`
     lax = math.log(2)   # No threshold is above the loss of an even chance

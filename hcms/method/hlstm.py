@@ -409,6 +409,7 @@ def climb(self:HCMS, x, gates=None, noise=None, tau=1., hard=True, first=None, a
     gates = torch.stack(G, -1).transpose(0, 1) if G else steps.new_zeros(*steps.shape[:2], 0)
     return HCMSOutput(steps[:,-1], steps, gates)
 
+# %% ../../nbs/method/03_hlstm.ipynb #0c9cc5e8
 @patch
 def level(self:HCMS, k, x, lower, G, gates=None, noise=None, tau=1., hard=True, a=None) -> tuple:
     """Level k through all steps, to states (T, B, 2, H) and gates (T, B); without `noise`, at test time.

@@ -26,7 +26,7 @@ def class_loss(
 
 # %% ../../nbs/method/04_losses.ipynb #dd445dc8
 class Share:
-    "One process's shard of a batch. Summed over processes, losses and gradients equal the full batch's."
+    "One process's shard of a batch. Gradients add up; of losses, all but the batch-mean penalty."
     def __init__(self, videos:int, add):
         self.videos = videos   # Videos in the whole batch
         self.add = add         # A function that sums a tensor over processes

@@ -25,7 +25,7 @@ def cost_share(
     gates:Tensor,    # (B, T, n-1)
     prices:dict,     # modality -> GFLOPs of one feature, lowest level first
 ) -> Tensor:         # (B,) from 0 to 1, differentiable
-    "The share of the cost of all modalities at all steps that a video used, beside the first modality."
+    "GFLOPs used above the first modality, as a share of those of all modalities at all steps."
     each = gates.new_tensor(list(prices.values()))
     return (gates*each[1:]).sum(-1).mean(1)/each.sum()
 

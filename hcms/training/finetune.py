@@ -566,7 +566,7 @@ def _resumed(state, key, tuner, media) -> dict:
     return was['at'] | dict(aside=media.still_aside(was['at']['aside']))
 
 def _diverged(at, state) -> InputError:
-    "The error for a training that led nowhere; a state that leads there again is removed."
+    "The error for a training that diverged. Its state is removed: resumed, it would diverge again."
     state.unlink(missing_ok=True)
     return InputError('the training', f"diverged within {at['batch']} batches; take smaller rates")
 

@@ -90,7 +90,26 @@ def _unread(model:str) -> tuple:
     return ('recompute', 'noise', *_OF_GATES, *(('tau',) if model=='early' else ('min_epochs', 'patience')))
 
 # %% ../../nbs/training/01_train.ipynb #3dd9123d
-class TrainConfig(BaseModel):
+class _Recorded(BaseModel):
+    "A configuration of a known model, written without what that model does not read."
+    @field_validator('model', check_fields=False)
+    @classmethod
+    def _registered(cls, name):
+        load_extensions()
+        known = 'hcms', 'early', *RIVALS
+        if name not in known:
+            raise ValueError(f"must be one of {', '.join(known)}")
+        return name
+    @model_serializer(mode='wrap')
+    def _plain(self, dump):
+        # without what is at its default, so that earlier runs keep their keys
+        later = 'precision', 'setting', 'constant', 'multilabel', 'shift', 'noise'
+        fields = type(self).model_fields
+        usual = {k for k in later if getattr(self, k)==fields[k].default}
+        return {k: v for k,v in dump(self).items() if k not in usual.union(_unread(self.model))}
+
+# %% ../../nbs/training/01_train.ipynb #93b273a4
+class TrainConfig(_Recorded):
     "What decides a trained model."
     model_config = ConfigDict(frozen=True, extra='forbid', allow_inf_nan=False)
     model:str = 'hcms'                                # Or 'early', early fusion's LSTM, or a registered rival
@@ -131,21 +150,6 @@ class TrainConfig(BaseModel):
     recompute:bool = False                            # HCMS: less memory, one more forward pass, same bits
     multilabel:bool = False                           # May a video have several classes? A sigmoid each then
     shift:bool = False                                # Beyond the paper: begin at a random time step
-    @field_validator('model')
-    @classmethod
-    def _registered(cls, name):
-        load_extensions()
-        known = 'hcms', 'early', *RIVALS
-        if name not in known:
-            raise ValueError(f"must be one of {', '.join(known)}")
-        return name
-    @model_serializer(mode='wrap')
-    def _plain(self, dump):
-        # without what is at its default, so that earlier runs keep their keys
-        later = 'precision', 'setting', 'constant', 'multilabel', 'shift', 'noise'
-        fields = type(self).model_fields
-        usual = {k for k in later if getattr(self, k)==fields[k].default}
-        return {k: v for k,v in dump(self).items() if k not in usual.union(_unread(self.model))}
 
 # %% ../../nbs/training/01_train.ipynb #b8f01a0a
 def checked(
@@ -247,7 +251,7 @@ def predict_split(
     rows:int=ROWS,        # Time steps in a batch
     accelerator=None,     # Where several processes share the work: an `accelerate.Accelerator`
 ) -> tuple:               # step logits (N, T, C) and gates (N, T, n-1), of a rival its usage (N, T, n)
-    "What is said of every video of a split at test time: no noise, the larger score decides. On the CPU."
+    "Logits and gates of every video of a split at test time: no noise, the larger score decides. On the CPU."
     model.eval()
     x = split.take(config.modalities, config.views)
     g = generator_for('test gates', config.seed, draw)
@@ -485,7 +489,7 @@ def train(
     position:int=None,    # Line of the progress bar; None: no bar
     accelerator=None,     # Where several processes train together: an `accelerate.Accelerator`
 ) -> tuple:               # The model of the best epoch, and the history: a dict an epoch
-    "Adam, times `decay` an epoch (Sec. 4.1.3)."
+    "Train with Adam; the learning rate is multiplied by `decay` after every epoch (Sec. 4.1.3)."
     model = _untrained(config, training, accelerator)
     main = accelerator is None or accelerator.is_main_process
     parts = parts_of(model, config)
