@@ -1,4 +1,5 @@
 # make reports [DATASET=demo] [ONLY='table1 table2']   every table and figure, or some, into reports/DATASET, from nothing
+#                               a notebook that would write the same does not run again; with AGAIN=1 it does
 # make test                     all tests; make test-full their long form, and those that take minutes; writes reports/demo/robustness.*
 # make notebooks                JupyterLab, with nbs/index.ipynb open
 # make outputs                  after a change: runs the library's notebooks and stores what they show
@@ -9,13 +10,14 @@
 PYTHON  ?= $(shell command -v python3.11 || command -v python3)
 DATASET ?= demo
 ONLY    ?=
+AGAIN   ?=
 BIN     := .venv/bin
 
 unexport PYTHONDONTWRITEBYTECODE   # pip compiles nothing; what is imported is compiled once, and only that
 
 .PHONY: bench docs reports test test-full notebooks outputs install export clean
 reports: .venv/ready
-	$(BIN)/hcms report $(DATASET) $(ONLY:%=--only %)
+	$(BIN)/hcms report $(DATASET) $(ONLY:%=--only %) $(AGAIN:%=--again)
 
 bench: .venv/ready
 	$(BIN)/hcms report demo --only speed
