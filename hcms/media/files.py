@@ -1111,6 +1111,7 @@ def forget(self:_Audio, before:int):
     while self.chunks and self.chunks[0][0]+len(self.chunks[0][1])<=before:
         self.chunks.popleft()
 
+# %% ../../nbs/media/01_files.ipynb #15bec358
 @patch
 def flush(self:_Audio):
     "Take what the resampler still holds."

@@ -263,13 +263,23 @@ def _check_request(parameters, only):
         open_standin(dataset)
 
 # %% ../../nbs/reports/07_driver.ipynb #8e6e2af1
-def _run_notebooks(names, executed, parameters, workers, out, made) -> list:   # Names of those that failed
+def _changed(data, names, parameters, executed, out, again) -> dict:   # name -> what it is made from
+    "The notebooks that have to run."
+    made = {n: made_from(data, n, parameters) for n in names}
+    same = [n for n in names if not again and unchanged(executed/f'{n}.json', made[n], out)]
+    if same:
+        print(f"unchanged, and not run again: {', '.join(same)}; --again runs all", file=sys.stderr)
+    return {n: o for n,o in made.items() if n not in same}
+
+def _run_notebooks(made, executed, parameters, workers, out) -> list:   # Names of those that failed
+    if not made:
+        return []
     failed = []
-    for n in names:
+    for n in made:
         (executed/f'{n}.json').unlink(missing_ok=True)
-    bar = dict(total=len(names), desc='report', unit='notebook')
+    bar = dict(total=len(made), desc='report', unit='notebook')
     with worker_pool(workers, doing='report') as pool, tqdm(**bar) as progress:
-        for o in as_completed([pool.submit(_run_one, n, executed, parameters) for n in names]):
+        for o in as_completed([pool.submit(_run_one, n, executed, parameters) for n in made]):
             name,error = o.result()
             progress.update()
             if not error:
@@ -327,12 +337,8 @@ def make_reports(
         phase.begin('notebooks', f'the notebooks that run, at most {workers},')
         (out/'notebooks').mkdir(parents=True, exist_ok=True)
         given |= dict(workers=1, out_dir=str(out))
-        made = {n: made_from(data, n, given) for n in names}
-        same = [] if again else [n for n in names if unchanged(executed/f'{n}.json', made[n], out)]
-        if same:
-            print(f"unchanged, and not run again: {', '.join(same)}; --again runs all", file=sys.stderr)
-        names = [n for n in names if n not in same]
-        failed = _run_notebooks(names, executed, given, workers, out, made)
+        made = _changed(data, names, given, executed, out, again)
+        failed = _run_notebooks(made, executed, given, workers, out)
         phase.end()
         if not only and not other:
             phase.keep(executed/'phases.json')
