@@ -65,6 +65,8 @@ def run_notebook(
         return str(e).strip().splitlines()[-1]
 
 # %% ../../nbs/reports/07_driver.ipynb #6a89845b
+_BAR = 'application/vnd.jupyter.widget-view+json'   # A progress bar, whose number is another one each time
+
 def keep_executed(
     copy,   # What papermill wrote
     to,     # Where it is kept
@@ -80,8 +82,9 @@ def keep_executed(
         if 'injected-parameters' in cell.metadata.get('tags', ()):
             lines = cell.source.splitlines()
             cell.source = '\n'.join(o for o in lines if not o.startswith(('out_dir', 'workers')))
+            cell.id = 'injected-parameters'   # papermill's is random
         cell.execution_count = None
-        cell.outputs = [o for o in cell.outputs if o.get('name')!='stderr']
+        cell.outputs = [o for o in cell.outputs if o.get('name')!='stderr' and _BAR not in o.get('data', {})]
         for o in cell.outputs:
             if 'execution_count' in o:
                 o.execution_count = None
