@@ -520,7 +520,7 @@ def _code_of_death(processes) -> int|None:
     return min(codes, key=lambda o: (o is None, o==-signal.SIGTERM, o==0), default=None)
 
 def _refusal(pool:WorkerPool, e) -> InputError|None:
-    "What the user is told instead of `e`, where a worker died or memory ran out."
+    "The error to raise in place of `e`, where a worker died or memory ran out."
     if isinstance(e, BrokenProcessPool) and e.__cause__ is None:
         return why_broken(pool)
     if e is not None and out_of_memory(e):
