@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['LONGER', 'VERSION', 'BUDGETS', 'SHARES', 'SEEN', 'EVERY_BUDGET', 'check_modalities', 'fused_configs',
-           'beyond_configs', 'conditioned_config', 'shares_of', 'check_budgets', 'budgets_of', 'Trained',
-           'conditioned_folder', 'make_conditioned', 'EveryBudget', 'at_budgets', 'AtBudgets', 'reached_budgets',
-           'budget_runs', 'budget_table', 'against_policies', 'gap_closed', 'trained_from', 'where_trained']
+           'beyond_configs', 'conditioned_config', 'shares_of', 'check_budgets', 'budgets_of', 'curve_videos',
+           'Trained', 'conditioned_folder', 'make_conditioned', 'EveryBudget', 'at_budgets', 'AtBudgets',
+           'reached_budgets', 'budget_runs', 'budget_table', 'against_policies', 'gap_closed', 'trained_from',
+           'where_trained']
 
 # %% ../../nbs/experiments/04_conditioned.ipynb #e0586dae
 import json
@@ -91,6 +92,11 @@ def budgets_of(data) -> tuple:   # GFLOPs a video
 # %% ../../nbs/experiments/04_conditioned.ipynb #dd7b05fa
 SEEN = 2000   # Videos that lambda is chosen on, at most
 
+def curve_videos(splits:dict) -> Split:
+    "The videos that lambda is chosen on: evenly spread over those that are not evaluated."
+    every = together(splits['training'], splits['selection'])
+    return part(every, np.linspace(0, len(every)-1, min(len(every), SEEN)).astype(int))
+
 class Trained(NamedTuple):
     "One training for all budgets."
     model:Conditioned
@@ -127,9 +133,7 @@ def make_conditioned(
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         model,history = train_conditioned(config, training, splits['selection'], prices, unfinished)
-        every = together(training, splits['selection'])
-        seen = part(every, np.linspace(0, len(every)-1, min(len(every), SEEN)).astype(int))
-        points = [o.tolist() for o in curve(model, config, seen, prices, own=not seconds)]
+        points = [o.tolist() for o in curve(model, config, curve_videos(splits), prices, own=not seconds)]
         save_state(path, model=model.state_dict(), history=history, points=points)
     unfinished.unlink(missing_ok=True)
     state = load_state(path)
