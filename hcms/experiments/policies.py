@@ -7,8 +7,9 @@ __all__ = ['GRID', 'VIEWS', 'HCMS_GRID', 'KINDS', 'POLICIES', 'SHIPPED', 'LEARNE
            'view_of', 'Policy', 'gflops', 'ask', 'TrainedOnce', 'whole_numbers', 'evenly_used', 'own_macs', 'spread',
            'said', 'acted', 'Retrained', 'forced', 'Hierarchical', 'stopped', 'Random', 'Loudest', 'cheapest_evidence',
            'Oracle', 'Cascade', 'Late', 'early', 'register_policy', 'policies', 'policy_changes', 'policy_seeds',
-           'policy_configs', 'measure', 'along', 'cost_at', 'last_rise', 'tested', 'admissions', 'admitted', 'measured',
-           'one_video', 'choices', 'chance', 'Line', 'line', 'lines', 'equal_costs', 'advantage', 'compare']
+           'policy_configs', 'measure', 'along', 'cost_at', 'last_rise', 'tested', 'admissions', 'more_epochs',
+           'admitted', 'measured', 'one_video', 'choices', 'chance', 'Line', 'line', 'lines', 'equal_costs',
+           'advantage', 'compare']
 
 # %% ../../nbs/experiments/03_policies.ipynb #129df141
 import math
@@ -27,7 +28,9 @@ from ..evaluation.costs import PAPER_PRICES, Predictions, budget_scores, gflops_
 from ..evaluation.metrics import (
     Estimate, Interval, leave_one_out, mean_average_precision, probabilities, strata_of)
 from .datasets import stamped
-from .runs import Run, get_runs, load_run, run_folder, train_runs, trials, variants
+from hcms.experiments.runs import (
+    Run, get_runs, load_run, longer, run_folder, train_runs, trials, variants,
+)
 from ..method.saved import SEAL
 from ..training.train import Split, generator_for, predict_split
 
@@ -509,6 +512,7 @@ def admissions(
     changes:np.ndarray,   # (rows, N) of the difference, without each video; NaN where there is none
     strata:np.ndarray,    # (N,)
     of:str='',            # Whose trials its models were chosen by; their number is a column
+    gains={},             # policy -> what twice the epochs bring, from `more_epochs`
 ) -> pd.DataFrame:        # A row a policy
     "Which policies work here: verdict, admitted, selects, converged, learned, and the numbers for it."
     fused = rows[rows.policy=='UNIFORM'].best.mean()   # at all steps
@@ -523,7 +527,7 @@ def admissions(
         best = d.best.mean()
         passed = dict(
             selects=bool(low>0) if has else None,
-            converged=bool(rise<=FLAT),
+            converged=bool(rise<=FLAT or gains.get(name, np.inf)<=FLAT),
             learned=bool(best>=LEARNED*fused))
         ok = not any(o is False for o in passed.values())
         says = 'admitted' if has else 'admitted; does not learn to select'
@@ -532,7 +536,8 @@ def admissions(
         out.append(dict(policy=name, verdict=says if ok else 'did not train here', admitted=ok, **passed,
             own=d.own.mean(), even=d.even.mean(),
             difference_mean=mean, difference_low=low, difference_high=high,
-            best=best, **steps, slope=d.slope.mean(), rise=rise, epochs=d.epochs.max(),
+            best=best, **steps, slope=d.slope.mean(), rise=rise,
+            more_epochs=gains.get(name, np.nan), epochs=d.epochs.max(),
             trials=int(of_its_models), seeds=len(d)))
     return pd.DataFrame(out)
 
@@ -602,15 +607,38 @@ def _all_measured(data, seeds, epochs, workers):   # folder of what is kept
     return kept
 
 # %% ../../nbs/experiments/03_policies.ipynb #57343b19
-def _admitted(kept, of):
+def _rising(runs) -> list:
+    "Those runs whose configuration still rises in the mean of its seeds."
+    groups = {}
+    for r in runs:
+        groups.setdefault(r.config.model_copy(update=dict(seed=0)).model_dump_json(), []).append(r)
+    rises = {c: np.mean([last_rise(r.history.score)[1] for r in o]) for c,o in groups.items()}
+    return [r for c,o in groups.items() if rises[c]>FLAT for r in o]
+
+def more_epochs(data, runs, workers:int=2) -> float:
+    "What twice the epochs bring to the runs that still rise: the gain of their best score, a mean."
+    runs = _rising(runs)
+    again = get_runs(data, [longer(r.config, 2) for r in runs], workers)
+    return float(np.mean([b.history.score.max()-a.history.score.max() for a,b in zip(runs, again)]))
+
+# %% ../../nbs/experiments/03_policies.ipynb #fe3cb10e
+def _admitted(kept, data, seeds, epochs, workers):
     tensors = load((kept/'changes.safetensors').read_bytes())
-    return admissions(pd.read_csv(kept/'tests.csv'), tensors['tests'], tensors['strata'], of)
+    given = pd.read_csv(kept/'tests.csv'),tensors['tests'],tensors['strata'],data.plan.trials.of
+    works = admissions(*given)
+    in_this_alone = ~works.converged & works.learned & works.selects.ne(False)
+    gains = {}
+    for p in policies():
+        if p.name in set(works.policy[in_this_alone]):
+            runs = get_runs(data, p.configs(data, policy_seeds(seeds), epochs), workers)
+            gains[p.name] = more_epochs(data, runs, workers)
+    return admissions(*given, gains) if gains else works
 
 def admitted(data, seeds:int=3, epochs:int=0, workers:int=2) -> pd.DataFrame:
     "Which policies work on a data set, as of `admissions`; what is missing is trained and measured."
     kept = _all_measured(data, seeds, epochs, workers)
     check_seal(kept/SEAL)
-    return stamped(data, _admitted(kept, data.plan.trials.of))
+    return stamped(data, _admitted(kept, data, seeds, epochs, workers))
 
 # %% ../../nbs/experiments/03_policies.ipynb #69f2ca25
 def measured(
@@ -623,7 +651,7 @@ def measured(
     kept = _all_measured(data, seeds, epochs, workers)
     check_seal(kept/SEAL)
     curves = pd.read_csv(kept/'curves.csv')
-    works = _admitted(kept, data.plan.trials.of).set_index('policy').admitted
+    works = _admitted(kept, data, seeds, epochs, workers).set_index('policy').admitted
     curves['admitted'] = curves.policy.map(works)
     tensors = load((kept/'changes.safetensors').read_bytes())
     return stamped(data, curves),tensors['changes'],tensors['strata']

@@ -664,7 +664,8 @@ _ADMISSION_NOTES = (
     'in its own order for every video; MARL is read from where its agents stand at the end, so its control '
     'is as many agents that never move. Intervals: 95%, over videos and seeds.'),
     ('Admitted: the interval of the difference lies above 0, or there is no choice to test; the selection '
-    'curve, mean of its trainings, rises by no more than one point over the last quarter of the epochs; and '
+    'curve, mean of its trainings, rises by no more than one point over the last quarter of the epochs (four '
+    'at least), or those of its trainings that rise gain no more than one point with twice the epochs; and '
     'mAP is at least half of that of early fusion at all steps. What is not admitted takes '
     'part in no comparison.'))
 
@@ -683,6 +684,7 @@ def show_admissions(rows, data, parameters, runs, out):
         f'steps of {names}': [' / '.join(_number(v) for v in o) for o in used],
         'last slope, points an epoch': (100*rows.slope).map('{:+z.2f}'.format),
         'rise of the last quarter, points': (100*rows.rise).map('{:+z.1f}'.format),
+        'twice the epochs bring, points': _percent(rows.more_epochs),
         'epochs': rows.epochs.astype(str),
         'tuning trials': rows.trials.astype(str)})
     notes,meta = describe(data, runs, parameters)
