@@ -172,11 +172,11 @@ def straight_in_cost(
     return [between, *(np.interp(between, at, np.asarray(v, dtype=float)[order]) for v in values)]
 
 # %% ../../nbs/reports/01_plots.ipynb #738ea496
-def _label_points(ax, d, method, color, top):
-    "The setting beside each point: those of HCMS in a row above, the others' to the right and down."
+def _label_points(ax, d, method, color, top, apart):
+    "The setting beside each point: those of HCMS in a row above, the others' to the left."
     at = d.gflops_mean.tolist()
     for i in range(1, len(at)):
-        at[i] = max(at[i], 1.17*at[i-1])   # room for a label
+        at[i] = max(at[i], apart*at[i-1])
     for x,r in zip(at, d.itertuples()):
         if method=='HCMS':
             line = dict(arrowstyle='-', lw=.4, color=color, shrinkA=0)
@@ -193,6 +193,9 @@ def plot_curves(
     title:str='',
 ) -> Axes:
     "Cost against mAP of several methods."
+    least,most = 100*numbers.mAP_mean.min(),100*numbers.mAP_mean.max()
+    height = max(most-least, 1.)
+    room = dict(top=most+.07*height, apart=(numbers.gflops_mean.max()/numbers.gflops_mean.min())**.045)
     for n,(method,d) in enumerate(numbers.groupby('method', sort=False)):
         d = d.sort_values('gflops_mean')
         color = COLORS.get(method, f'C{n}')
@@ -201,10 +204,11 @@ def plot_curves(
         ax.plot(cost, mean, marker=MARKERS.get(method, 'D'), markevery=np.isin(cost, d.gflops_mean), ms=size,
                 color=color, label=method, lw=1.2)
         ax.fill_between(cost, mean-std, mean+std, color=color, alpha=.15, lw=0)
-        _label_points(ax, d, method, color, top=100*numbers.mAP_mean.max()+4)
+        _label_points(ax, d, method, color, **room)
     ax.set(xscale='log', xlabel='GFLOPs a video (multiply-accumulates, 1e9)', ylabel='mAP (%)', title=title)
-    ax.margins(x=.16, y=.36)
-    ax.set_yticks([t for t in ax.get_yticks() if 0<=t<=100])   # what is above holds labels
+    ax.margins(x=.16)
+    low,high = least-.36*height,most+.55*height   # what is above holds labels
+    ax.set(yticks=[t for t in ax.get_yticks() if low<=t<=min(high, 100) and t>=0], ylim=(low, high))
     ax.legend(loc='lower right')
     return ax
 
