@@ -157,7 +157,7 @@ def test_the_driver_trains_what_each_notebook_would(executed):
 
     A policy that still rises is asked what twice the epochs bring, which is known only then."""
     from hcms.experiments.datasets import SimulatedDataset
-    from hcms.reports.driver import needed
+    from hcms.reports.driver import MEASURED, needed
     from hcms.experiments.runs import longer, run_folder
     done,_ = executed
     data = SimulatedDataset('activitynet', training=40, selection=20, evaluated=30, steps=12)
@@ -168,7 +168,7 @@ def test_the_driver_trains_what_each_notebook_would(executed):
             configs = needed(data, [name], seeds, 1)
             ours = {run_folder(data, c).name for c in configs}
             twice = {run_folder(data, longer(c, 2)).name for c in configs}
-            assert ours<=own and own-ours<=twice, name
+            assert ours<=own and own-ours<=(twice if name in MEASURED else set()), name
 
 def test_a_policy_of_ones_own_is_in_every_comparison(executed):
     _,home = executed

@@ -89,27 +89,27 @@ def training_lines(training:pd.DataFrame) -> list:   # of `training_table`
 
 # %% ../../nbs/bench/02_limits.ipynb #dd08ba90
 def budget_line(
-    config:TrainConfig,   # Of HCMS; its schedule, without an early end
-    splits:dict,          # From `splits_of`
+    plain:TrainConfig,   # HCMS; all epochs of its schedule, without an early end
+    every:TrainConfig,   # For every budget, from `conditioned_config`
+    splits:dict,         # From `splits_of`
     prices:dict=PAPER_PRICES,
     repeats:int=3,
 ) -> dict:
-    "A training for every budget with its curve, over one of HCMS of as many epochs."
-    short = config.model_copy(update=dict(epochs=2, patience=0))
+    "A training for every budget with its curve, over one of HCMS, each with its own schedule."
+    short = dict(epochs=2, patience=0)
+    short_plain,short_every = (c.model_copy(update=short) for c in (plain, every))
     training = splits['training']
     selection = splits['selection']
     seen = curve_videos(splits)
-    kept = {}
-    def every():
-        kept['model'],_ = train_conditioned(short, training, selection, prices)
+    model,_ = train_conditioned(short_every, training, selection, prices)   # to draw the curve of
     took = turns(dict(
-        hcms=lambda: train(short, training, selection),
-        every=every,
-        curve=lambda: curve(kept['model'], short, seen, prices),
+        plain=lambda: train(short_plain, training, selection),
+        every=lambda: train_conditioned(short_every, training, selection, prices),
+        curve=lambda: curve(model, short_every, seen, prices),
     ), repeats)
-    schedules = config.epochs/short.epochs
-    what = 'training for every budget with its curve, over training HCMS'
-    return line(what, schedules*took['every']+took['curve'], schedules*took['hcms'], at_most=1.3)
+    ours = every.epochs/short['epochs']*took['every'] + took['curve']
+    bound = plain.epochs/short['epochs']*took['plain']
+    return line('training for every budget with its curve, over training HCMS', ours, bound, at_most=1.3)
 
 # %% ../../nbs/bench/02_limits.ipynb #3a80e0f4
 def kept_bytes(model:HCMS, B:int, T:int) -> int:

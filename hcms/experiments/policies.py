@@ -28,9 +28,8 @@ from ..evaluation.costs import PAPER_PRICES, Predictions, budget_scores, gflops_
 from ..evaluation.metrics import (
     Estimate, Interval, leave_one_out, mean_average_precision, probabilities, strata_of)
 from .datasets import stamped
-from hcms.experiments.runs import (
-    Run, get_runs, load_run, longer, run_folder, train_runs, trials, variants,
-)
+from .runs import (
+    Run, get_runs, load_run, longer, run_folder, train_runs, trials, variants)
 from ..method.saved import SEAL
 from ..training.train import Split, generator_for, predict_split
 
@@ -626,10 +625,10 @@ def _admitted(kept, data, seeds, epochs, workers):
     tensors = load((kept/'changes.safetensors').read_bytes())
     given = pd.read_csv(kept/'tests.csv'),tensors['tests'],tensors['strata'],data.plan.trials.of
     works = admissions(*given)
-    in_this_alone = ~works.converged & works.learned & works.selects.ne(False)
+    in_this_alone = set(works.policy[~works.converged & works.learned & works.selects.ne(False)])
     gains = {}
     for p in policies():
-        if p.name in set(works.policy[in_this_alone]):
+        if p.name in in_this_alone:
             runs = get_runs(data, p.configs(data, policy_seeds(seeds), epochs), workers)
             gains[p.name] = more_epochs(data, runs, workers)
     return admissions(*given, gains) if gains else works

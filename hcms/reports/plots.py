@@ -208,7 +208,7 @@ def plot_curves(
     ax.set(xscale='log', xlabel='GFLOPs a video (multiply-accumulates, 1e9)', ylabel='mAP (%)', title=title)
     ax.margins(x=.16)
     low,high = least-.36*height,most+.55*height   # what is above holds labels
-    ax.set(yticks=[t for t in ax.get_yticks() if low<=t<=min(high, 100) and t>=0], ylim=(low, high))
+    ax.set(yticks=[t for t in ax.get_yticks() if max(low, 0)<=t<=min(high, 100)], ylim=(low, high))
     ax.legend(loc='lower right')
     return ax
 
