@@ -30,8 +30,9 @@ from .policies import (
 from .runs import Run, config_for, longer, part, splits_of, together, variants
 from ..method.conditioned import Conditioned
 from ..method.saved import SEAL
-from ..training.budgets import Curve, curve, meet, train_conditioned
-from ..training.train import Split, TrainConfig, build_model, load_state, predict_split, save_state
+from ..training.budgets import (
+    HIGHEST, Curve, build_conditioned, curve, highest_lambda, meet, train_conditioned)
+from ..training.train import Split, TrainConfig, load_state, predict_split, save_state
 
 # %% ../../nbs/experiments/04_conditioned.ipynb #e57253fa
 LONGER = 1.2
@@ -117,6 +118,9 @@ def conditioned_folder(data, config:TrainConfig, seconds:dict=None) -> Path:
         key.append('seconds')
     if config.views:
         key.append('views')   # earlier ones saw all steps
+    highest = highest_lambda(config.views or data.steps)
+    if highest!=HIGHEST:
+        key.append(['highest', highest])   # earlier ones had the same for any number of steps
     return data.folder/'conditioned'/fingerprint(key)
 
 def make_conditioned(
@@ -137,8 +141,7 @@ def make_conditioned(
         save_state(path, model=model.state_dict(), history=history, points=points)
     unfinished.unlink(missing_ok=True)
     state = load_state(path)
-    sizes = {m: x.shape[-1] for m,x in training.x.items()}
-    model = Conditioned(build_model(config, sizes, training.labels.shape[1]))
+    model = build_conditioned(config, training)
     model.load_state_dict(state['model'])
     points = Curve(*map(np.array, state['points']))
     return Trained(model.eval(), config, pd.DataFrame(state['history']), points)
