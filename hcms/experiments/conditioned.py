@@ -118,9 +118,9 @@ def conditioned_folder(data, config:TrainConfig, seconds:dict=None) -> Path:
         key.append('seconds')
     if config.views:
         key.append('views')   # earlier ones saw all steps
-    highest = highest_lambda(config.views or data.steps)
+    highest = highest_lambda(config.views or data.steps, len(data.classes))
     if highest!=HIGHEST:
-        key.append(['highest', highest])   # earlier ones had the same for any number of steps
+        key.append(['highest', highest])   # earlier ones always had the same
     return data.folder/'conditioned'/fingerprint(key)
 
 def make_conditioned(
