@@ -51,7 +51,7 @@ def test_everything_from_the_driver(tiny_reports, tmp_path):
     from hcms.reports.artifacts import write_top_index
     out = tiny_reports/'reports'/'demo'/OTHER
     tables = [f'table{n}' for n in range(1, 7)]
-    tables += ['claims', 'ablations', 'table1_families', 'table1_gates', 'table3_quoted']
+    tables += ['claims', 'claims_tests', 'ablations', 'table1_families', 'table1_gates', 'table3_quoted']
     made = [f'{name}.{suffix}' for name in tables for suffix in ('csv', 'md', 'tex', 'json')]
     made += [f'fig{n}.{suffix}' for n in range(1, 8) for suffix in ('png', 'svg', 'csv', 'json')]
     for name in made:

@@ -52,9 +52,9 @@ def beyond_configs(data, seeds:int=3, epochs:int=0) -> list:   # of TrainConfig
     "What the training for every budget is compared with: early fusion and all policies."
     return fused_configs(data, seeds, epochs) + policy_configs(data, seeds, epochs)
 
-def conditioned_config(data, seed:int, epochs:int=0) -> TrainConfig:
+def conditioned_config(data, seed:int, epochs:int=0, shift:bool=True) -> TrainConfig:
     "The data set's configuration for one training of all budgets."
-    return longer(config_for(data, epochs, seed=seed, shift=True), LONGER)
+    return longer(config_for(data, epochs, seed=seed, shift=shift), LONGER)
 
 # %% ../../nbs/experiments/04_conditioned.ipynb #b909f54c
 BUDGETS = (30, 50, 75, 100, 140, 200, 300, 500, 1000)              # GFLOPs a video
@@ -78,11 +78,11 @@ def check_budgets(data, budgets, prices:dict, steps:int=0):   # `steps`: 0: all 
         rule = f'of {max(budgets):g} a video is too small for {data.label}: {first} alone takes {least:.3g}'
         raise InputError('budget', rule)
 
-def _checked_configs(data, budgets, seeds, epochs, prices) -> list:   # of TrainConfig
+def _checked_configs(data, budgets, seeds, epochs, prices, shift=True) -> list:   # of TrainConfig
     "A configuration a seed; an `InputError` where nothing can be trained, or no budget kept."
     check_modalities(data)
     data.check()
-    configs = [conditioned_config(data, s, epochs) for s in range(seeds)]
+    configs = [conditioned_config(data, s, epochs, shift) for s in range(seeds)]
     check_budgets(data, budgets, prices, configs[0].views)
     return configs
 
@@ -222,12 +222,13 @@ def reached_budgets(
     epochs:int=0,      # 0: the data set's own schedule
     workers:int=2,     # Processes
     budgets=(),        # By default those of the data set's page
+    shift:bool=True,   # Do videos begin at a random time step in training?
 ) -> AtBudgets:
     "What one training a seed reaches at each budget that all of them can keep; what is missing is trained."
     check_count(workers, 'workers')
     budgets = sorted(set(budgets if len(budgets) else budgets_of(data)))
     check_count(seeds, 'seeds')
-    configs = _checked_configs(data, budgets, policy_seeds(seeds), epochs, data.charged)
+    configs = _checked_configs(data, budgets, policy_seeds(seeds), epochs, data.charged, shift)
     folders = [conditioned_folder(data, c)/fingerprint([budgets]) for c in configs]
     jobs = [(c, budgets, f) for c,f in zip(configs, folders) if not (f/SEAL).exists()]
     if jobs:
@@ -330,10 +331,12 @@ def against_policies(
     for name,theirs in lines(curves, changes, strata).items():
         if not works[name] or kinds[name]=='truth':
             continue
-        costs = equal_costs(ours, theirs)
-        costs = costs[(costs>=least) & (costs<=max(budgets))]
         there = [b for b in budgets if b>=max(ours.cost.min(), theirs.cost.min())]
-        if not len(costs) or not there:
+        if not there:
+            continue
+        costs = equal_costs(ours, theirs)
+        costs = costs[(costs>=there[0]) & (costs<=max(budgets))]
+        if not len(costs):
             continue
         each = {b: (ours.at([b])-theirs.at([b])).interval() for b in there}
         worst = min(there, key=lambda b: each[b].mean)

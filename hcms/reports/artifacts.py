@@ -412,7 +412,7 @@ PARTS = {
     'learned': ('What was learned', 'The recognizer, and the videos it got wrong.', ('outcome', 'mistakes')),
     'claims': (
         "The paper's claims", 'Each claim with its test, our numbers and a verdict.',
-        ('claims', 'claims_coverage')),
+        ('claims', 'claims_tests', 'claims_coverage')),
     'paper': (
         "The paper's tables and figures", 'Its tables and figures, regenerated.',
         ('classes', 'fig1', 'fig2', 'table1', 'table1_families', 'table1_gates', 'fig3', 'table2', 'table3',

@@ -8,7 +8,7 @@ __all__ = ['HOLDS', 'REFUTED', 'EQUAL', 'UNDECIDED', 'UNTESTABLE', 'MARGIN', 'FE
            'claims_configs', 'Row', 'Claim', 'claim', 'matches_fusion', 'each_adds', 'audio_weak', 'audio_adds',
            'beats_uniform', 'budgets', 'usage_varies', 'cheap_classes', 'informative', 'audio_cheap', 'orders',
            'gates_early', 'stricter', 'shares', 'adaframe', 'state_of_the_art', 'collapsed', 'claims_table',
-           'show_claims', 'kept_coverage', 'show_coverage']
+           'show_claims', 'show_tests', 'kept_coverage', 'show_coverage']
 
 # %% ../../nbs/reports/05_claims.ipynb #71b55e05
 import inspect
@@ -26,8 +26,8 @@ from ..evaluation.metrics import (
 from ..evaluation.costs import budget_scores, mean_gflops
 from ..experiments.datasets import stamped
 from ..experiments.policies import (
-    GRID, HCMS_GRID, VIEWS, advantage, chance, compare, early, lines, measured,
-    policy_configs, policy_seeds)
+    GRID, HCMS_GRID, VIEWS, advantage, chance, compare, early, lines, measured, policy_configs,
+    policy_seeds, where_ahead)
 from ..experiments.runs import get_runs, variants, with_steps
 from ..paper import PAPER_DATASETS, paper_table
 from .artifacts import describe, write_table
@@ -614,8 +614,7 @@ def state_of_the_art(e):
         numbers += f"; did not train here: {', '.join(left_out)}"
     ahead = e.rivals.loc[admitted].dropna(subset='ahead_from')
     if len(ahead):
-        costs = zip(ahead.index, ahead.ahead_from, ahead.ahead_to)
-        where = [f'{name} between {low:.0f} and {high:.0f} GFLOPs' for name,low,high in costs]
+        where = [f'{o.Index} {where_ahead(o)}' for o in ahead.itertuples()]
         numbers += f". At these costs a method has more in the mean: {', '.join(where)}"
     test = (
         'mAP of HCMS less that of each method of Table 3 that chooses or fuses, written anew on the same '
@@ -675,14 +674,22 @@ def claims_table(e:Evidence) -> pd.DataFrame:   # claim, place, about, failing, 
     return stamped(e.data, pd.DataFrame(rows))
 
 # %% ../../nbs/reports/05_claims.ipynb #2c908f4a
-_COLUMNS = dict(
-    n='#', claim='Claim', place='Where', verdict='Verdict', test='Test', numbers='Numbers',
-    paper="The paper's own numbers", about='A sentence about', failing='If it failed,')
+_LEDGER = dict(n='#', claim='Claim', verdict='Verdict', numbers='Numbers')
+_TESTS = dict(
+    n='#', place='Where', test='Test', paper="The paper's own numbers", about='A sentence about',
+    failing='If it failed,')
+
+def _columns(numbers, names:dict):
+    "Some columns of `claims_table` as text, under other names."
+    return numbers[list(names)].astype(str).rename(columns=names)
+
+def _described(e, parameters) -> tuple:   # As of `describe`
+    runs = [r for c in claim_changes(e.data.modalities) for r in e.runs(**c)]
+    return describe(e.data, runs, parameters)
 
 def show_claims(numbers, e, parameters, out):
-    "Write claims.* and return the ledger as it is shown."
-    runs = [r for c in claim_changes(e.data.modalities) for r in e.runs(**c)]
-    notes,meta = describe(e.data, runs, parameters)
+    "Write claims.*, with all columns of `claims_table` in the csv, and return the ledger as it is shown."
+    notes,meta = _described(e, parameters)
     count = numbers.verdict.value_counts()
     total = ', '.join(f'{count[o]} {o}' for o in (HOLDS, REFUTED, EQUAL, UNDECIDED, UNTESTABLE) if o in count)
     intervals = (
@@ -692,10 +699,19 @@ def show_claims(numbers, e, parameters, out):
         'An equal verdict means: within one point of mAP, or as the test says.')
     findings = [f'Of {len(numbers)} claims of the paper: {total}.'.replace('holds', 'hold')]
     notes = [*notes, intervals]
-    shown = numbers[list(_COLUMNS)].rename(columns=_COLUMNS).assign(Verdict=lambda d: '**'+d.Verdict+'**')
-    shown['#'] = shown['#'].astype(str)
+    shown = _columns(numbers, _LEDGER).assign(Verdict=lambda d: '**'+d.Verdict+'**')
     title = f"The paper's claims, on {e.data.label}"
     return write_table(numbers, shown, 'claims', out, title, notes, meta, findings)
+
+def show_tests(numbers, e, parameters, out):
+    "Write claims_tests.*, and return it as it is shown: what each claim would have to pass."
+    _,meta = _described(e, parameters)
+    note = (
+        'The paper prints no intervals, so of its own numbers only the estimates count. About: whether the '
+        'sentence is about the method, or about the data, on which it may fail without a fault of HCMS.')
+    title = 'How each claim is tested'
+    shown = _columns(numbers, _TESTS)
+    return write_table(numbers[list(_TESTS)], shown, 'claims_tests', out, title, [note], meta)
 
 # %% ../../nbs/reports/05_claims.ipynb #3f0dbe07
 def kept_coverage(data, repeats:int) -> pd.DataFrame:

@@ -299,7 +299,8 @@ def _evaluate_policies(data, names, seeds, epochs, workers):
     if set(MEASURED) & set(names):
         measured(data, seeds, epochs, workers)
     if set(BEYOND) & set(names):
-        reached_budgets(data, seeds, epochs, workers)
+        for shift in (True, False) if 'beyond' in names else (True,):
+            reached_budgets(data, seeds, epochs, workers, shift=shift)
 
 def _keep_first(data, epochs):
     "The first seed's HCMS, if it was trained, as a recognizer."

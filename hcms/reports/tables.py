@@ -22,7 +22,7 @@ from ..evaluation.costs import PAPER_PRICES, budget_row, by_group, mean_gflops, 
 from ..evaluation.metrics import mean_average_precision, per_class_ap, probabilities
 from ..data.descriptions import SHIPPED, described, standins
 from ..experiments.datasets import open_dataset, stamped
-from ..experiments.policies import last_rise, policies, policy_configs
+from ..experiments.policies import last_rise, policies, policy_configs, where_ahead
 from ..experiments.runs import CLOSE, REACHED_BY, config_for, times_longer, variants, with_steps
 from ..paper import OF_CLASSES, PAPER, PAPER_DATASETS, later_methods, paper_table
 from .artifacts import describe, mean_pm, noted, write_figure, write_table
@@ -540,8 +540,7 @@ def _ahead(rows) -> list:
     ahead = rivals[rivals.ahead_from.notna()]
     if not len(ahead):
         return []
-    each = [
-        f'{o.policy} (between {o.ahead_from:.0f} and {o.ahead_to:.0f} GFLOPs)' for o in ahead.itertuples()]
+    each = [f'{o.policy} ({where_ahead(o)})' for o in ahead.itertuples()]
     return [f"That is the mean over costs; at some costs the mean mAP of {listed(each)} is above HCMS's."]
 
 def _beyond(rows) -> list:
