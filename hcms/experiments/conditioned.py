@@ -32,7 +32,7 @@ from ..method.conditioned import Conditioned
 from ..method.saved import SEAL
 from ..training.budgets import (
     HIGHEST, Curve, build_conditioned, curve, highest_lambda, meet, train_conditioned)
-from ..training.train import Split, TrainConfig, load_state, predict_split, save_state
+from ..training.train import Split, TrainConfig, load_state, predict_split, save_state, score_of
 
 # %% ../../nbs/experiments/04_conditioned.ipynb #e57253fa
 LONGER = 1.2
@@ -107,6 +107,12 @@ class Trained(NamedTuple):
     def at(self, budget:float) -> 'Trained':
         "The plain HCMS of a budget in the place of the model."
         return self._replace(model=self.model.at(meet(self.points, budget)))
+    def scored_on(self, split:Split) -> 'Trained':
+        "With the score of a plain HCMS on a split at the end of the history."
+        logits,_ = predict_split(self.model, self.config, split)
+        history = self.history.copy()
+        history.loc[history.index[-1],'score'] = score_of(logits[:,-1], self.config, split)
+        return self._replace(history=history)
     def kept(self, budgets) -> list:
         "Those budgets that it can keep."
         return [b for b in budgets if b>=self.points.cost.min()]
@@ -259,7 +265,7 @@ def _runs(job) -> dict:   # budget -> Run
     test = _splits[_data.evaluated]
     out = {}
     for budget in trained.kept(budgets):
-        plain = trained.at(budget)
+        plain = trained.at(budget).scored_on(_splits['selection'])
         logits,gates = (o.numpy() for o in predict_split(plain.model, config, test))
         said = Predictions(logits[:,-1], gates, test.y.numpy(), test.labels, multilabel=config.multilabel)
         out[budget] = Run(f'{key},{budget:g}', config, plain.model, plain.history, said, dict(_data.charged))

@@ -172,6 +172,7 @@ def show_curve(reached, curves, data, parameters, runs, out):
     every = pd.concat([curves[curves.admitted], reached.curves], ignore_index=True)
     fig,((ax,),) = panels(1, 1, width=1.4*COLUMN, height=3.2, squeeze=False)
     plot_many(every, ax, f'{data.label}: mAP at every cost')
+    ax.set_xlim(left=.7*reached.curves.gflops.min())
     notes,meta = describe(data, runs, parameters)
     notes[1] = (
         'Dotted: one training for every budget, as in the first table; all others as on the page of '

@@ -349,7 +349,7 @@ def plot_policies(
         else:
             ax.errorbar(x, y, std, color=colors[name], lw=1)
     ax.set(xscale='log', xlabel='GFLOPs a video', ylabel='mAP (%)', title=title)
-    ax.legend(loc='best', fontsize=6)
+    ax.legend(loc='best', fontsize=6, handlelength=1.5, handletextpad=.5, borderaxespad=.2)
     return ax
 
 # %% ../../nbs/reports/01_plots.ipynb #ddfc43ff

@@ -151,7 +151,8 @@ def build_conditioned(config:TrainConfig, training:Split) -> Conditioned:
 
 # %% ../../nbs/training/03_budgets.ipynb #c725b9bf
 def train_conditioned(
-    config:TrainConfig,    # Its skip targets and lambda are not read
+    # Not read: skip targets, lambda and how it rises, the least epochs and patience
+    config:TrainConfig,
     training:Split,
     selection:Split,       # Scores the weights that are kept: mAP at the middle of the range of lambda
     prices:dict=PAPER_PRICES,
@@ -160,6 +161,8 @@ def train_conditioned(
     "One training for all budgets."
     _check_prices(prices, config.modalities)
     _check_videos(training, selection)
+    if config.precision!='float32':
+        raise InputError('precision', f'of a training for every budget is float32, not {config.precision}')
     x = training.take(config.modalities, config.views)
     y = training.target(config.multilabel)
     prices = {m: prices[m] for m in config.modalities}
