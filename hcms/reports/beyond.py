@@ -147,9 +147,9 @@ def show_against(rows, alike, closed, trained, data, parameters, runs, out):
         'worse at': [f'{a} of {b}' for a,b in zip(rows.worse, rows.budgets)],
         'least difference, points': _points(rows, 'worst'),
         'at GFLOPs': rows.worst_at.map('{:g}'.format),
-        'without shifted videos, points': _points(rows, 'alike'),
-        'better at ': [f'{a:.0f} of {b:.0f}' for a,b in zip(rows.alike_better, rows.alike_budgets)],
-        'worse at ': [f'{a:.0f} of {b:.0f}' for a,b in zip(rows.alike_worse, rows.alike_budgets)]})
+        'without shifted videos: more, points': _points(rows, 'alike'),
+        'without: better at': [f'{a:.0f} of {b:.0f}' for a,b in zip(rows.alike_better, rows.alike_budgets)],
+        'without: worse at': [f'{a:.0f} of {b:.0f}' for a,b in zip(rows.alike_worse, rows.alike_budgets)]})
     notes,meta = describe(data, runs, parameters)
     notes[1] = (
         'Rows: the admitted policies of the page of policies, with the same features, seeds and prices. A '
