@@ -89,13 +89,14 @@ def training_lines(training:pd.DataFrame) -> list:   # of `training_table`
 
 # %% ../../nbs/bench/02_limits.ipynb #dd08ba90
 def budget_line(
-    plain:TrainConfig,   # HCMS; all epochs of its schedule, without an early end
+    plain:TrainConfig,   # HCMS
     every:TrainConfig,   # For every budget, from `conditioned_config`
     splits:dict,         # From `splits_of`
+    epochs:int,          # That HCMS was trained for: it may end early
     prices:dict=PAPER_PRICES,
     repeats:int=3,
 ) -> dict:
-    "A training for every budget with its curve, over one of HCMS, each with its own schedule."
+    "A training for every budget with its curve, over one of HCMS."
     short = dict(epochs=2, patience=0)
     short_plain,short_every = (c.model_copy(update=short) for c in (plain, every))
     training = splits['training']
@@ -108,7 +109,7 @@ def budget_line(
         curve=lambda: curve(model, short_every, seen, prices),
     ), repeats)
     ours = every.epochs/short['epochs']*took['every'] + took['curve']
-    bound = plain.epochs/short['epochs']*took['plain']
+    bound = epochs/short['epochs']*took['plain']
     return line('training for every budget with its curve, over training HCMS', ours, bound, at_most=1.3)
 
 # %% ../../nbs/bench/02_limits.ipynb #3a80e0f4
@@ -465,7 +466,7 @@ def show_limits(lines:list, notes, meta, out):
         'measured': df.measured.map(_three)+' '+df.unit,
         'bound': df.bound.map(_three)+' '+df.unit,
         'ratio': df.ratio.map(_three),
-        'over the turns': [f'{_three(x)} to {_three(y)}' for x,y in zip(df.least, df.most)],
+        'over the turns': [f'{_three(x)} to {_three(y)}' if x<y else '–' for x,y in zip(df.least, df.most)],
         'wanted': df.wanted,
         'reached': df.reached.map({True: 'yes', False: '**no**'}),
     })
