@@ -751,6 +751,7 @@ def show_coverage(numbers, repeats:int, data, parameters, runs, out):
         'seeds': numbers.seeds.astype(str),
         'an mAP %': percent('mAP'),
         'a difference of mAP %': percent('difference'),
+        'a ratio of costs %': percent('ratio'),
         'Spearman over classes %': percent('spearman')})
     share = (
         f'Share of 95% intervals that contain the truth, in {repeats} made-up experiments a row (8 classes; '
@@ -759,7 +760,7 @@ def show_coverage(numbers, repeats:int, data, parameters, runs, out):
     error = 196*(.95*.05/repeats)**.5
     notes = [share, f'With {repeats} experiments a share of 95% is known to about {error:.1f} points.']
     _,meta = describe(data, runs, parameters)
-    shares = numbers[['mAP', 'difference', 'spearman']]
+    shares = numbers[['mAP', 'difference', 'ratio', 'spearman']]
     least,most = 100*shares.min(None),100*shares.max(None)
     findings = [f'The shares lie between {least:.1f} and {most:.1f}%; they should be 95%.']
     title = 'Do the intervals cover what they say?'
