@@ -846,6 +846,10 @@ class LiteEval(Rival):
     "HCMS with two levels: audio, and all else."
     strength = 2.   # Weight of the usage's penalty
     tunes = ('strength', (2., 5.))
+    @property
+    def wanted(self) -> float:
+        "The share of time steps that should use the fine features."
+        return .1 if self.setting is None else self.setting
     def build(self):
         sizes = self.proj[0], sum(self.proj[1:])
         hidden = self.hidden_sizes[0], self.hidden
@@ -860,10 +864,10 @@ class LiteEval(Rival):
         return answer(out.logits, self.asked(out))
     def learn(self, x, target, generator, tau, progress):
         out = self.run(x, sample=True, tau=tau, generator=generator)
-        usage_error = (out.gates.mean()-(self.setting or .1))**2
+        usage_error = (out.gates.mean()-self.wanted)**2
         return answer(out.logits, self.asked(out)),self.strength*usage_error
     def penalty(self, usage):
-        return self.strength*(usage[...,-1].mean().item()-(self.setting or .1))**2
+        return self.strength*(usage[...,-1].mean().item()-self.wanted)**2
     def own_macs(self, use):
         low,high = self.hcms.levels
         projected = use.sum(1) @ use.new_tensor([float(macs(o)) for o in self.project])

@@ -42,7 +42,7 @@ class Conditioned(nn.Module):
         return math.sqrt(self.lowest*self.highest)
     def draw(self, videos:int, generator=None) -> Tensor:   # (videos,)
         "A lambda for each video, evenly spread over the range of its logarithm."
-        share = torch.rand(videos, generator=generator)
+        share = torch.rand(videos, generator=generator).to(self.slope.device)
         return self.lowest*(self.highest/self.lowest)**share
     def lean(self, weight:Tensor) -> Tensor:   # (B,) lambda to (B, n-1)
         "What lambda adds to the score of use, for each gate."
@@ -75,7 +75,7 @@ def at(self:Conditioned, weight:float) -> HCMS:
     if not self.lowest<=weight<=self.highest:
         raise InputError('lambda', f'of {weight:g} lies outside of {self.lowest:g} to {self.highest:g}')
     model = copy.deepcopy(self.hcms).eval()
-    for level,lean in zip(model.levels[1:], self.lean(torch.tensor([float(weight)]))[0]):
+    for level,lean in zip(model.levels[1:], self.lean(self.slope.new_tensor([weight]))[0]):
         level.gate.bias[USE] += lean
     return model
 
