@@ -768,6 +768,7 @@ def compare(
         rows.append(row)
     return pd.DataFrame(rows)
 
+# %% ../../nbs/experiments/03_policies.ipynb #8c0d691d
 def where_ahead(row) -> str:
     "The costs at which a policy has more than HCMS, for a row of `compare`."
     if math.isinf(row.ahead_to):
