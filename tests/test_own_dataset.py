@@ -257,6 +257,38 @@ def test_a_second_folder_of_brought_features_is_added_to_the_first(four, tmp_pat
         bring_features(data.name, 'speech', tmp_path/'more')
     assert Dataset(data.name).views['speech'].fp==after.fp
 
+def test_an_import_of_features_that_is_killed_leaves_the_earlier_one(four, tmp_path, monkeypatch):
+    import numpy as np
+    from hcms.data.store import ExtractorView
+    from hcms.experiments.datasets import Dataset, bring_features
+    data,speech,_ = four
+    ids = list(speech)
+    (tmp_path/'more').mkdir()
+    np.save(tmp_path/'more'/f'{ids[0]}.npy', speech[ids[1]])
+    done = []
+    put = ExtractorView.put
+    def dies_later(self, id, x):
+        if done:
+            raise KeyboardInterrupt
+        done.append(put(self, id, x))
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(ExtractorView, 'put', dies_later)
+        bring_features(data.name, 'speech', tmp_path/'more')
+    after = Dataset(data.name)
+    after.check()
+    assert after.fingerprint==data.fingerprint
+    assert bring_features(data.name, 'speech', tmp_path/'more')==(len(ids), [])
+
+def test_finetuning_draws_from_the_time_steps_that_were_chosen(mine, monkeypatch):
+    from hcms.experiments import datasets
+    folder,_ = mine
+    (folder/'dataset.toml').write_text(OWN.replace('[training]', 'steps = 4\n[training]'))
+    (folder/'backbones'/'finetuned').rename(folder/'backbones'/'pretrained')
+    drawn = []
+    monkeypatch.setattr(datasets, 'finetune', lambda name, media, *a, **kw: drawn.append(media.steps))
+    datasets.finetune_backbones(str(folder))
+    assert drawn==[4, 4, 4]
+
 def test_doctor_goes_on_after_a_description_that_cannot_be_read(tmp_path, monkeypatch):
     from hcms.doctor import examine
     monkeypatch.setenv('HCMS_DATA', str(tmp_path))

@@ -136,6 +136,7 @@ class Rival(nn.Module, Saved, library_name='hcms', tags=['video-classification']
     once = ()            # and once a video
     tunes = ()           # Its own constant that is tuned: name, and the values that are tried
     longer = 1           # Multiple of the usual epochs, for a rival that converges more slowly
+    least_steps = 1      # Time steps that a video must have
     version = 0          # Raise it when the results of this class change
     def __init__(self,
         num_classes:int,             # C
@@ -439,6 +440,7 @@ class OCSampler(Salient):
     "k steps drawn at once by a policy that has seen the audio of the whole video."
     longer = 2
     version = 1
+    least_steps = 2
     per_step = ('embed',)
     once = ('head',)
     warm = .3      # Share of training in which the classifier learns
@@ -715,6 +717,7 @@ class AdaFrame(Previewing):
     longer = 2
     settings = (-1., 0., .02, .05, .1, .2, 9.)   # mu of the exit: -1. stops as soon as it may, 9. never
     looks = 10
+    least_steps = 2
     waits = 1                 # p: how often the utility may lie below its highest value
     per_step = ('cell', 'query', 'where', 'utility')
     always = ('hear', 'memory')

@@ -442,9 +442,9 @@ def sources(self:Dataset) -> dict:
 # %% ../../nbs/experiments/01_datasets.ipynb #541337c2
 def _note_of_brought(data, modality): return data.folder/'brought'/f'{modality}.json'
 
-def _config_of_brought(data, modality) -> dict:
+def _config_of_brought(data, modality, files='') -> dict:   # `files`: by default those imported last
     "Takes the place of an extractor's configuration."
-    came = _read_note(_note_of_brought(data, modality)).get('files', 'nothing yet')
+    came = files or _read_note(_note_of_brought(data, modality)).get('files', 'nothing yet')
     return dict(modality=modality, brought=came, media=dict(steps=data.steps), dtype='float16')
 
 _READERS = {   # Ending of a file -> how it is read
@@ -533,12 +533,12 @@ def bring_features(
     kept = {id: before.load([id], dtype=torch.float16)[0][0].numpy() for id in before.ids() if id not in x}
     sums = {o: sha256(o) for o in set(paths.values())}   # one HDF5 file may hold many videos
     sources = was.get('sources', {}) | {id: sums[o] for id,o in paths.items()}
-    note.parent.mkdir(exist_ok=True)
     said = dict(files=fingerprint(sorted(sources.items())), size=usual, videos=len(sources), sources=sources)
-    write_whole(note, json.dumps(said))
-    view = data.store.extractor(modality, _config_of_brought(data, modality))
+    view = data.store.extractor(modality, _config_of_brought(data, modality, said['files']))
     for id,v in (kept | x).items():
         view.put(id, v)
+    note.parent.mkdir(exist_ok=True)
+    write_whole(note, json.dumps(said))   # last: until then the earlier import is what counts
     return len(view.ids()),[id for id in ids if not view.has(id)]
 
 # %% ../../nbs/experiments/01_datasets.ipynb #ad491fc5
@@ -599,7 +599,7 @@ def _finetune_streamed(name, start, out, modalities, workers, device, patience, 
     part = data.manifest.split('training')
     networks = data.chosen.get('networks', ())
     of = networks_of(data.preset, networks)
-    spec = spec_for(data.preset, 0, networks)
+    spec = spec_for(data.preset, data.chosen.get('steps', 0), networks)
     for m in modalities:
         config = finetune_config(**FINETUNING[m] | changes)
         origin = _read_note(start/'weights.json').get(m, {})

@@ -169,7 +169,7 @@ def train_conditioned(
     with threads(config.threads):
         model = build_conditioned(config, training)
         parts = parts_of(model, config)
-        key = fingerprint([config.model_dump(mode='json'), prices])
+        key = fingerprint([config.model_dump(mode='json'), prices, training.ids, selection.ids])
         history = resume(state, parts, key).get('history', [])
         for epoch in range(len(history), config.epochs):
             loss = _epoch(model, config, x, y, prices, parts['optimizer'], epoch)

@@ -469,6 +469,10 @@ def _untrained(config, training, accelerator) -> nn.Module:
         raise InputError('training split', 'has fewer than two videos')
     if accelerator is not None and config.model in RIVALS:
         raise InputError('model', f'{config.model} is trained by one process only')
+    steps = min(config.views or training.steps, training.steps)
+    least = RIVALS[config.model].least_steps if config.model in RIVALS else 1
+    if steps<least:
+        raise InputError('time steps', f'of a video: {steps}; {config.model} chooses among {least} or more')
     model = build_model(config, {m: x.shape[-1] for m,x in training.x.items()}, training.labels.shape[1])
     if isinstance(model, Rival) and training.prices:
         model.prices = dict(training.prices)
@@ -493,8 +497,9 @@ def train(
     model = _untrained(config, training, accelerator)
     main = accelerator is None or accelerator.is_main_process
     parts = parts_of(model, config)
-    saved = _Saver(state if main else None, fingerprint(config.model_dump(mode='json')))
-    was = resume(state, parts, saved.key)
+    key = fingerprint([config.model_dump(mode='json'), training.ids, selection.ids])
+    saved = _Saver(state if main else None, key)
+    was = resume(state, parts, key)
     history = was.get('history', [])
     best = was.get('best')
     x = training.take(config.modalities, config.views)
