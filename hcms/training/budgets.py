@@ -11,6 +11,7 @@ import math
 from typing import NamedTuple
 import numpy as np
 import torch
+from scipy.interpolate import PchipInterpolator
 from torch import Tensor, nn
 from ..core import InputError, fingerprint, rng_for
 from ..evaluation.costs import PAPER_PRICES, mean_gflops
@@ -195,5 +196,8 @@ def meet(
     free = int((points.cost==0).sum())   # nothing has no logarithm
     if free==len(points.cost) or budget<points.cost[free]:
         return float(falling[max(free-1, 0)])
-    weight = np.exp(np.interp(np.log(budget), np.log(points.cost[free:]), np.log(falling[free:])))
+    if budget>=points.cost[-1]:
+        return float(falling[-1])
+    cost,at = np.unique(np.log(points.cost[free:]), return_index=True)
+    weight = np.exp(PchipInterpolator(cost, np.log(falling[free:][at]))(np.log(budget)))
     return float(np.clip(weight, falling[-1], falling[0]))   # exp(log(x)) may differ from x
