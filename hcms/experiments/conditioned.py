@@ -225,7 +225,7 @@ class AtBudgets(NamedTuple):
     def line(self):
         return line(self.curves, self.changes, self.strata)
     def selects(self) -> Interval:
-        "The mAP of its own choice less that of evenly spaced steps, at the budget in the middle."
+        "The mAP of its own choice less that of evenly spaced steps, in the middle of each seed's budgets."
         difference = (self.tests.own-self.tests.even).to_numpy()
         return Estimate(difference, self.of_tests, self.strata).interval()
 
