@@ -283,6 +283,7 @@ def test_finetuning_draws_from_the_time_steps_that_were_chosen(mine, monkeypatch
     from hcms.experiments import datasets
     folder,_ = mine
     (folder/'dataset.toml').write_text(OWN.replace('[training]', 'steps = 4\n[training]'))
+    shutil.rmtree(folder/'backbones'/'pretrained')
     (folder/'backbones'/'finetuned').rename(folder/'backbones'/'pretrained')
     drawn = []
     monkeypatch.setattr(datasets, 'finetune', lambda name, media, *a, **kw: drawn.append(media.steps))
