@@ -145,7 +145,7 @@ def _check_videos(training, selection):
 def build_conditioned(config:TrainConfig, training:Split) -> Conditioned:
     "The model before training, with its seed's random weights."
     hcms = build_model(config, {m: x.shape[-1] for m,x in training.x.items()}, training.labels.shape[1])
-    steps = config.views or next(iter(training.x.values())).shape[1]
+    steps = config.views or training.steps
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return Conditioned(hcms, highest=highest_lambda(steps, training.labels.shape[1]))

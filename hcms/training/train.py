@@ -469,13 +469,14 @@ def _untrained(config, training, accelerator) -> nn.Module:
         raise InputError('training split', 'has fewer than two videos')
     if accelerator is not None and config.model in RIVALS:
         raise InputError('model', f'{config.model} is trained by one process only')
-    steps = min(config.views or training.steps, training.steps)
-    least = RIVALS[config.model].least_steps if config.model in RIVALS else 1
-    if steps<least:
-        raise InputError('time steps', f'of a video: {steps}; {config.model} chooses among {least} or more')
     model = build_model(config, {m: x.shape[-1] for m,x in training.x.items()}, training.labels.shape[1])
-    if isinstance(model, Rival) and training.prices:
-        model.prices = dict(training.prices)
+    if isinstance(model, Rival):
+        steps = min(config.views or training.steps, training.steps)
+        if steps<model.least_steps:
+            rule = f'of a video: {steps}; {config.model} chooses among {model.least_steps} or more'
+            raise InputError('time steps', rule)
+        if training.prices:
+            model.prices = dict(training.prices)
     return model if accelerator is None else model.to(accelerator.device)
 
 def _too_large(config) -> InputError:
