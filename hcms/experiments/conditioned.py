@@ -153,11 +153,11 @@ def make_conditioned(
     model = build_conditioned(config, training)
     model.load_state_dict(state['model'])
     model.eval()
-    known = path.with_name(f'points-{LAMBDA_VERSION}.pt')
-    if not known.is_file():
+    if state.get('lambda_version')!=LAMBDA_VERSION:   # a training is kept when the rule changes
         points = curve(model, config, curve_videos(splits), prices, own=not seconds)
-        save_state(known, points=[o.tolist() for o in points])
-    points = Curve(*map(np.array, load_state(known)['points']))
+        state |= dict(points=[o.tolist() for o in points], lambda_version=LAMBDA_VERSION)
+        save_state(path, **state)
+    points = Curve(*map(np.array, state['points']))
     return Trained(model, config, pd.DataFrame(state['history']), points)
 
 # %% ../../nbs/experiments/04_conditioned.ipynb #e9923235
