@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LONGER', 'VERSION', 'LAMBDA_VERSION', 'BUDGETS', 'SHARES', 'SEEN', 'ENOUGH', 'EVERY_BUDGET', 'check_modalities',
            'fused_configs', 'beyond_configs', 'conditioned_config', 'shares_of', 'check_budgets', 'budgets_of',
-           'curve_videos', 'Trained', 'conditioned_folder', 'make_conditioned', 'EveryBudget', 'at_budgets',
+           'curve_videos', 'Trained', 'conditioned_folder', 'make_conditioned', 'EveryBudget', 'at_budgets', 'spent',
            'AtBudgets', 'reached_budgets', 'budget_runs', 'budget_table', 'against_policies', 'gap_closed',
            'trained_from', 'where_trained']
 
@@ -21,9 +21,9 @@ from safetensors.numpy import load, save
 from tqdm.auto import tqdm
 from ..core import (
     InputError, check_count, check_seal, fingerprint, read_json, sealing, worker_pool, write_whole)
-from ..evaluation.costs import PAPER_PRICES, Predictions
+from ..evaluation.costs import PAPER_PRICES, Predictions, mean_gflops
 from ..evaluation.metrics import Estimate, Interval, estimate_map, strata_of
-from .datasets import stamped
+from .datasets import FRESH, stamped
 from .policies import (
     POLICIES, Policy, View, acted, early, equal_costs, evenly_used, forced, line, lines, measure,
     policy_configs, policy_seeds, tested, view_of)
@@ -203,9 +203,19 @@ def _each_seed(data, work, jobs, workers) -> list:
         bar = dict(total=len(jobs), desc=f'budgets, {data.bar_label}', unit='run')
         return list(tqdm(pool.map(work, jobs), **bar))
 
+def spent(trained:Trained, split:Split, budget:float, prices:dict) -> float:   # In the unit of the prices
+    "What a video of a split costs in the mean, at the lambda of a budget."
+    run = trained.at(budget)
+    _,gates = predict_split(run.model, run.config, split)
+    return mean_gflops(gates, prices, run.model, run.config.modalities)
+
 def _measure(job):
     config,budgets,folder = job
-    rows,tests = at_budgets(make_conditioned(_data, config, _splits), _view, budgets)
+    trained = make_conditioned(_data, config, _splits)
+    rows,tests = at_budgets(trained, _view, budgets)
+    if _data.simulated:
+        fresh = _data.split(FRESH)
+        rows = [r | dict(fresh=spent(trained, fresh, r['budget'], _data.charged)) for r in rows]
     videos = len(_view.split)
     changes = {k: np.array([r.pop('changes') for r in o]).reshape(-1, videos)
         for k,o in dict(curves=rows, tests=tests).items()}
@@ -243,7 +253,8 @@ def reached_budgets(
     budgets = sorted(set(budgets if len(budgets) else budgets_of(data)))
     check_count(seeds, 'seeds')
     configs = _checked_configs(data, budgets, policy_seeds(seeds), epochs, data.charged, shift)
-    folders = [conditioned_folder(data, c)/fingerprint([LAMBDA_VERSION, budgets]) for c in configs]
+    key = [LAMBDA_VERSION, budgets, *([FRESH] if data.simulated else [])]
+    folders = [conditioned_folder(data, c)/fingerprint(key) for c in configs]
     jobs = [(c, budgets, f) for c,f in zip(configs, folders) if not (f/SEAL).exists()]
     if jobs:
         _each_seed(data, _measure, jobs, workers)
@@ -316,6 +327,7 @@ def budget_table(
         rows.append(dict(
             what='HCMS', budget=budget, gflops_mean=d.gflops.mean(), gflops_std=d.gflops.std(),
             off=d.gflops.mean()/budget-1, capped=d.capped.all(),
+            **(dict(off_fresh=d.fresh.mean()/budget-1) if data.simulated else {}),
             **_named('mAP', own), **_named('less', own-maps[False]), **_named('less_shifted', own-maps[True]),
             **{f'skip_{m}': 1-d[f'use_{m}'].mean() for m in gated}, seeds=len(d)))
     for k,runs in fused.items():

@@ -49,6 +49,12 @@ def budget_findings(numbers) -> list:
         out.append(f'The worst is {worst.budget:g} GFLOPs, where {worst.gflops_mean:.3g} are spent.')
     for o in every[every.capped].itertuples():
         out.append(f'Given {o.budget:,.0f} GFLOPs it spends {o.gflops_mean:.3g}, at the smallest lambda.')
+    if 'off_fresh' in numbers:
+        fresh = asked.loc[asked.off_fresh.abs().idxmax()]
+        out.append(
+            'On as many videos that were drawn after the rule was settled, and took part in nothing, '
+            f'{(asked.off_fresh.abs()<=MET).sum()} of {len(asked)} are; the worst is off by '
+            f'{100*fresh.off_fresh:+.1f}%, at {fresh.budget:g} GFLOPs.')
     fused = numbers[numbers.budget.isna()]
     return out + [_matched(every, o, name) for o,name in zip(fused.itertuples(), ('less', 'less_shifted'))]
 
@@ -58,13 +64,17 @@ def _points(numbers, name) -> list:
     columns = [100*numbers[f'{name}_{k}'] for k in ('mean', 'low', 'high')]
     return ['–' if pd.isna(m) else f'{m:z.1f} [{low:z.1f}, {high:z.1f}]' for m,low,high in zip(*columns)]
 
+def _signed(shares) -> list:
+    return ['–' if pd.isna(o) else f'{100*o:+z.1f}' for o in shares]
+
 def show_budgets(numbers, selects, data, parameters, runs, out):
     "Write beyond.* and return it as it is shown."
     asked = [w if pd.isna(b) else f'{b:g}' for w,b in zip(numbers.what, numbers.budget)]
     shown = pd.DataFrame({
         'Budget, GFLOPs': asked,
         'spent': mean_pm(numbers, 'gflops', digits=1 if numbers.gflops_mean.max()>=100 else 2),
-        'off by %': ['–' if pd.isna(o) else f'{100*o:+.1f}' for o in numbers.off],
+        'off by %': _signed(numbers.off),
+        **({'on fresh videos': _signed(numbers.off_fresh)} if 'off_fresh' in numbers else {}),
         'mAP %': _points(numbers, 'mAP'),
         'less early fusion, points': _points(numbers, 'less'),
         'less early fusion, shifted videos': _points(numbers, 'less_shifted'),
