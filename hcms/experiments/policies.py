@@ -528,7 +528,7 @@ def admissions(
         passed = dict(
             selects=bool(low>0) if has else None,
             converged=bool(rise<=FLAT or gains.get(name, np.inf)<=FLAT),
-            learned=bool(best>=LEARNED*fused))
+            learned=bool(d.best.min()>=LEARNED*fused))
         ok = not any(o is False for o in passed.values())
         says = 'admitted' if has else 'admitted; does not learn to select'
         steps = {k: d[k].mean() for k in d.columns if k.startswith('steps_')}

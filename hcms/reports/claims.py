@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['HOLDS', 'REFUTED', 'EQUAL', 'UNDECIDED', 'UNTESTABLE', 'MARGIN', 'TWICE', 'FEW', 'CLAIMS', 'SHOWN_ONLY', 'SHARES',
-           'HITS', 'DID_NOT_TRAIN', 'FELL', 'Judged', 'interval_text', 'judge', 'together', 'Evidence', 'claim_seeds',
-           'claim_changes', 'claims_configs', 'Row', 'Claim', 'claim', 'matches_fusion', 'each_adds', 'audio_weak',
-           'audio_adds', 'beats_uniform', 'budgets', 'usage_varies', 'cheap_classes', 'informative', 'audio_cheap',
-           'orders', 'gates_early', 'stricter', 'shares', 'adaframe', 'state_of_the_art', 'collapsed', 'claims_table',
-           'show_claims', 'show_tests', 'kept_coverage', 'show_coverage']
+           'HITS', 'DID_NOT_TRAIN', 'FELL', 'NOTHING', 'Judged', 'interval_text', 'judge', 'together', 'Evidence',
+           'claim_seeds', 'claim_changes', 'claims_configs', 'Row', 'Claim', 'claim', 'matches_fusion', 'each_adds',
+           'audio_weak', 'audio_adds', 'beats_uniform', 'budgets', 'usage_varies', 'cheap_classes', 'informative',
+           'audio_cheap', 'orders', 'gates_early', 'stricter', 'shares', 'adaframe', 'state_of_the_art', 'collapsed',
+           'learned', 'claims_table', 'show_claims', 'show_tests', 'kept_coverage', 'show_coverage']
 
 # %% ../../nbs/reports/05_claims.ipynb #71b55e05
 import inspect
@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
+from scipy.special import entr
 from scipy.stats import kruskal
 from tqdm.auto import tqdm
 from fastcore.basics import patch
@@ -113,6 +114,7 @@ class Evidence:
         self._runs = {}
         self._maps = {}
         self.asked_for = {}   # Configurations and how many seeds of them, since the list was emptied
+        self.left_out = {}    # Configurations and the place of the seed that made way for the next
     @cached_property
     def measured(self) -> tuple:
         "What `hcms.experiments.policies.measured` returns."
@@ -132,14 +134,21 @@ class Evidence:
             self.runs(**changes)
         return advantage(self.lines['HCMS'], self.lines[policy])
     def runs(self, seeds=0, **changes) -> list:   # `seeds`: 0: as many as all have
-        "The runs of a configuration, one a seed."
+        "The runs of a configuration, one a seed; a single one that learned nothing makes way for the next."
         seeds = seeds or self.seeds
         key = str(sorted(changes.items()))
         self.asked_for[key] = max(seeds, self.asked_for.get(key, 0))
         if len(self._runs.get(key, ()))<seeds:
-            configs = variants(self.data, [changes], seeds, self.epochs)
-            self._runs[key] = get_runs(self.data, configs, self.workers)
+            runs = self._trained(changes, seeds)
+            failed = [n for n,r in enumerate(runs) if not learned(r)]
+            if len(failed)==1:
+                self.left_out[key], = failed
+                runs = self._trained(changes, seeds+1)
+                runs.pop(*failed)
+            self._runs[key] = runs
         return self._runs[key][:seeds]
+    def _trained(self, changes, seeds) -> list:
+        return get_runs(self.data, variants(self.data, [changes], seeds, self.epochs), self.workers)
     @property
     def alone(self) -> dict:
         "How many seeds of HCMS there are for a row that compares it with nothing."
@@ -657,14 +666,30 @@ def collapsed(run) -> bool:
     scores = smoothed(run.history.score)
     return bool(scores.max()-scores[-1]>FELL)
 
-def _without_collapse(row:Row, e:Evidence) -> Row:
-    "Not testable, whatever the verdict, where a training that the row is about collapsed."
-    fell = sum(collapsed(r) for k,n in e.asked_for.items() for r in e._runs[k][:n])
-    if not fell or row.verdict==UNTESTABLE:
-        return row
-    why = f'{fell} of the trainings of HCMS behind this row collapsed after the epoch that is kept'
-    numbers = f'{row.numbers}. {why}'
-    return row._replace(verdict=UNTESTABLE, numbers=numbers)
+NOTHING = .99   # Times the loss of knowing only how often each class is
+
+def learned(run) -> bool:
+    "Is the last cross-entropy below that of a model that says the same of every video?"
+    often = run.predictions.labels.mean(0)
+    loss = entr(often).sum()
+    if run.config.multilabel:
+        loss += entr(1-often).sum()
+    return bool(run.history.ce.iloc[-1]<NOTHING*loss)
+
+def _of_trained(row:Row, e:Evidence) -> Row:
+    "Not testable, whatever the verdict, where trainings that the row is about collapsed or learned nothing."
+    runs = [r for k,n in e.asked_for.items() for r in e._runs[k][:n]]
+    failed = {
+        'collapsed after the epoch that is kept': sum(map(collapsed, runs)),
+        'learned nothing': sum(not learned(r) for r in runs)}
+    why = [f'{n} of the trainings behind this row {what}' for what,n in failed.items() if n]
+    if why and row.verdict!=UNTESTABLE:
+        return row._replace(verdict=UNTESTABLE, numbers='. '.join([row.numbers, *why]))
+    replaced = sum(e.left_out.get(k, n)<n for k,n in e.asked_for.items())
+    if replaced:
+        numbers = f'{row.numbers}. Trainings that learned nothing and made way for the next seed: {replaced}'
+        return row._replace(numbers=numbers)
+    return row
 
 # %% ../../nbs/reports/05_claims.ipynb #17c0dc13
 def _checked(c:Claim, e:Evidence) -> Row:
@@ -674,7 +699,7 @@ def _checked(c:Claim, e:Evidence) -> Row:
         rule = f"{e.data.label} has no {' and no '.join(lack)}, which the claim is about"
         return Row('needs the modalities of the paper', rule, UNTESTABLE, '')
     e.asked_for.clear()
-    return _without_collapse(c.check(e), e)
+    return _of_trained(c.check(e), e)
 
 def claims_table(e:Evidence) -> pd.DataFrame:   # claim, place, about, failing, test, numbers, verdict, paper
     "Every claim with its test, its numbers and its verdict."
