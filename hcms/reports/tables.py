@@ -746,8 +746,8 @@ def show_learning_curves(numbers, data, parameters, runs, out):
     return write_figure(fig, numbers, 'learning_curves', out, title, notes, meta, _curve_findings(numbers))
 
 # %% ../../nbs/reports/03_tables.ipynb #6d62a6d7
-def _ap(r):
-    return per_class_ap(r.predictions.scores, r.predictions.labels)
+def _ap(r, videos=slice(None)):
+    return per_class_ap(r.predictions.scores[videos], r.predictions.labels[videos])
 
 def _class_cost(r):
     "(C,) mean GFLOPs of the videos of each class."
@@ -757,9 +757,9 @@ def _class_cost(r):
     return np.array([total[y==c].mean() if (y==c).any() else np.nan for c in classes])
 
 # %% ../../nbs/reports/03_tables.ipynb #1c43d210
-def audio_classes(audio_runs, most:int=7) -> np.ndarray:   # indices, best first
-    "The classes with the highest AP by audio alone, mean over seeds."
-    ap = np.mean([_ap(r) for r in audio_runs], 0)
+def audio_classes(audio_runs, most:int=7, videos=slice(None)) -> np.ndarray:   # indices, best first
+    "The classes with the highest AP by audio alone on some videos, mean over seeds."
+    ap = np.mean([_ap(r, videos) for r in audio_runs], 0)
     return np.argsort(-np.nan_to_num(ap, nan=-1.), kind='stable')[:min(most, max(1, len(ap)//4))]
 
 def table45_configs(data, seeds:int=3, epochs:int=0) -> list:   # of TrainConfig
