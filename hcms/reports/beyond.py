@@ -236,5 +236,5 @@ def show_trials(rows, data, parameters, runs, out):
         findings.append(
             f'The difference of {100*best.less_mean:.1f} points is smaller than its standard deviation over '
             f'seeds, {100*best.less_std:.1f}.')
-    title = f'Ideas that were tried on {data.label}'
+    title = f'Ideas that were tried on {data.plan.trials.of}'
     return write_table(numbers, shown, 'beyond_trials', out, title, notes, meta, findings)
