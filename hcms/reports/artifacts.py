@@ -25,7 +25,7 @@ from ..evaluation.costs import PAPER_PRICES
 from ..data.descriptions import SHIPPED, described
 from .plots import save_figure
 from ..experiments.datasets import banner
-from ..experiments.runs import CLOSE, REACHED, config_for
+from ..experiments.runs import CLOSE, REACHED, config_for, learned
 from ..training.train import TrainConfig
 
 # %% ../../nbs/reports/02_artifacts.ipynb #991f20ce
@@ -242,6 +242,15 @@ def _processors(runs) -> list:
 def _seeds_note(n:int) -> str:
     return f'Mean and standard deviation of {n} seeds.' if n>1 else 'One seed.'
 
+def _failed(runs) -> list:
+    "Trainings that learned nothing, if any."
+    failed = sorted(r.config.seed for r in runs if not learned(r))
+    if not failed:
+        return []
+    seeds = ', '.join(map(str, failed))
+    return [f'{len(failed)} of the {len(runs)} trainings behind this learned nothing (seeds {seeds}): their '
+            'loss ends at that of a model to which all classes are equally likely.']
+
 def _notes(data, counts, config, runs, parameters) -> list:
     "The data, the training, the seeds, and what else decides the numbers."
     seeds = {r.config.seed for r in runs}
@@ -260,6 +269,7 @@ def _notes(data, counts, config, runs, parameters) -> list:
         _seeds_note(len(seeds)),
         *own,
         *_processors(runs),
+        *_failed(runs),
     ]
 
 # %% ../../nbs/reports/02_artifacts.ipynb #5ff19bd0

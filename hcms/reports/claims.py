@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['HOLDS', 'REFUTED', 'EQUAL', 'UNDECIDED', 'UNTESTABLE', 'MARGIN', 'TWICE', 'FEW', 'CLAIMS', 'SHOWN_ONLY', 'SHARES',
-           'HITS', 'DID_NOT_TRAIN', 'FELL', 'NOTHING', 'Judged', 'interval_text', 'judge', 'together', 'Evidence',
-           'claim_seeds', 'claim_changes', 'claims_configs', 'Row', 'Claim', 'claim', 'matches_fusion', 'each_adds',
-           'audio_weak', 'audio_adds', 'beats_uniform', 'budgets', 'usage_varies', 'cheap_classes', 'informative',
-           'audio_cheap', 'orders', 'gates_early', 'stricter', 'shares', 'adaframe', 'state_of_the_art', 'collapsed',
-           'learned', 'claims_table', 'show_claims', 'show_tests', 'kept_coverage', 'show_coverage']
+           'HITS', 'DID_NOT_TRAIN', 'FELL', 'Judged', 'interval_text', 'judge', 'together', 'Evidence', 'claim_seeds',
+           'claim_changes', 'claims_configs', 'Row', 'Claim', 'claim', 'matches_fusion', 'each_adds', 'audio_weak',
+           'audio_adds', 'beats_uniform', 'budgets', 'usage_varies', 'cheap_classes', 'informative', 'audio_cheap',
+           'orders', 'gates_early', 'stricter', 'shares', 'adaframe', 'state_of_the_art', 'collapsed', 'claims_table',
+           'show_claims', 'show_tests', 'kept_coverage', 'show_coverage']
 
 # %% ../../nbs/reports/05_claims.ipynb #71b55e05
 import inspect
@@ -16,7 +16,6 @@ from functools import cached_property
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
-from scipy.special import entr
 from scipy.stats import kruskal
 from tqdm.auto import tqdm
 from fastcore.basics import patch
@@ -29,7 +28,7 @@ from ..experiments.datasets import stamped
 from ..experiments.policies import (
     GRID, HCMS_GRID, VIEWS, advantage, chance, compare, early, lines, measured, policy_configs,
     policy_seeds, where_ahead)
-from ..experiments.runs import get_runs, variants, with_steps
+from ..experiments.runs import get_runs, learned, variants, with_steps
 from ..paper import PAPER_DATASETS, paper_table
 from .artifacts import describe, write_table
 from .tables import ORDERS, TABLE3, arrow, audio_classes
@@ -692,16 +691,6 @@ def collapsed(run) -> bool:
         return False
     scores = smoothed(run.history.score)
     return bool(scores.max()-scores[-1]>FELL)
-
-NOTHING = .99   # Times the loss of knowing only how often each class is
-
-def learned(run) -> bool:
-    "Is the last cross-entropy below that of a model that says the same of every video?"
-    often = run.predictions.labels.mean(0)
-    loss = entr(often).sum()
-    if run.config.multilabel:
-        loss += entr(1-often).sum()
-    return bool(run.history.ce.iloc[-1]<NOTHING*loss)
 
 def _of_trained(row:Row, e:Evidence) -> Row:
     "Not testable, whatever the verdict, where trainings that the row is about collapsed or learned nothing."
