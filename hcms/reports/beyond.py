@@ -34,22 +34,25 @@ def _matched(every, fused, name) -> str:
                 f'excluded) from {first.budget:g} GFLOPs on, at 1/{share:.0f} of its cost.')
     best = every.loc[every[f'{name}_low'].idxmax()]
     difference = _said([best[f'{name}_{k}'] for k in ('mean', 'low', 'high')])
-    return (f'Against {everything} a loss of more than a point is not excluded from any budget on; the best '
-            f'is {difference} points, at {best.budget:g} GFLOPs.')
+    return (f'Against {everything} a loss of more than a point cannot be excluded from any budget up to the '
+            f'largest; the best difference is {difference} points, at {best.budget:g} GFLOPs.')
 
 def budget_findings(numbers) -> list:
     "Which budgets are met, and from where on early fusion is matched."
     every = numbers[numbers.budget.notna()]
     asked = every[~every.capped]
     missed = asked[asked.off.abs()>MET]
-    out = [f'{len(asked)-len(missed)} of {len(asked)} budgets are met within {MET:.0%}, in the mean over '
-           'videos and seeds, on videos that had no part in choosing lambda.']
+    out = []
+    if len(asked):
+        out.append(
+            f'{len(asked)-len(missed)} of {len(asked)} budgets are met within {MET:.0%}, in the mean over '
+            'videos and seeds, on videos that had no part in choosing lambda.')
     if len(missed):
         worst = missed.loc[missed.off.abs().idxmax()]
         out.append(f'The worst is {worst.budget:g} GFLOPs, where {worst.gflops_mean:.3g} are spent.')
     for o in every[every.capped].itertuples():
         out.append(f'Given {o.budget:,.0f} GFLOPs it spends {o.gflops_mean:.3g}, at the smallest lambda.')
-    if 'off_fresh' in numbers:
+    if 'off_fresh' in numbers and len(asked):
         fresh = asked.loc[asked.off_fresh.abs().idxmax()]
         out.append(
             'On as many videos that were drawn after the rule was settled, and took part in nothing, '
@@ -121,15 +124,19 @@ def _trained_findings(trained) -> list:
 def _share(interval) -> str:
     return '{:.0%} [{:.0%}, {:.0%}]'.format(*interval)
 
+def _somewhere(worse) -> str:
+    return f'somewhere worse than {listed(worse)}' if worse else 'nowhere worse'
+
 def against_findings(rows, alike, closed, trained={}) -> list:
     "Which policies are beaten at every budget, which are not, and how far the oracle is."
     beaten,beaten_alike = (int((o.better==o.budgets).sum()) for o in (rows, alike))
+    if not len(rows):
+        return ['No admitted policy can keep a budget, so there is nothing to compare with.']
     worse = alike.policy[alike.worse>0].tolist()
     out = [f'At equal cost it is better than {beaten} of {len(rows)} policies at every budget that they can '
            f'keep ({rows.budgets.min()} to {rows.budgets.max()} of them), with each interval above 0. '
            'The policies are trained without shifted videos; where it is trained without them, too, it is '
-           f'better than {beaten_alike} of {len(alike)} at every budget, and somewhere worse than '
-           f'{listed(worse) if worse else "none"}.']
+           f'better than {beaten_alike} of {len(alike)} at every budget, and {_somewhere(worse)}.']
     for o in rows[rows.better<rows.budgets].itertuples():
         lost = f'worse at {o.worse} of {o.budgets} budgets' if o.worse else 'nowhere worse'
         worst = _said((o.worst_mean, o.worst_low, o.worst_high))
@@ -142,6 +149,9 @@ def against_findings(rows, alike, closed, trained={}) -> list:
     return out
 
 # %% ../../nbs/reports/10_beyond.ipynb #70fe3ba7
+def _of(some, every) -> list:
+    return ['–' if pd.isna(b) else f'{a:.0f} of {b:.0f}' for a,b in zip(some, every)]
+
 def show_against(rows, alike, closed, trained, data, parameters, runs, out):
     """Write beyond_policies.* and return it as it is shown.
 
@@ -154,13 +164,13 @@ def show_against(rows, alike, closed, trained, data, parameters, runs, out):
         'kind': rows.kind,
         'from GFLOPs': rows.at_least.map('{:g}'.format),
         'every budget has more, points': _points(rows, 'more'),
-        'better at': [f'{a} of {b}' for a,b in zip(rows.better, rows.budgets)],
-        'worse at': [f'{a} of {b}' for a,b in zip(rows.worse, rows.budgets)],
+        'better at': _of(rows.better, rows.budgets),
+        'worse at': _of(rows.worse, rows.budgets),
         'least difference, points': _points(rows, 'worst'),
         'at GFLOPs': rows.worst_at.map('{:g}'.format),
         'without shifted videos: more, points': _points(rows, 'alike'),
-        'without: better at': [f'{a:.0f} of {b:.0f}' for a,b in zip(rows.alike_better, rows.alike_budgets)],
-        'without: worse at': [f'{a:.0f} of {b:.0f}' for a,b in zip(rows.alike_worse, rows.alike_budgets)]})
+        'without: better at': _of(rows.alike_better, rows.alike_budgets),
+        'without: worse at': _of(rows.alike_worse, rows.alike_budgets)})
     notes,meta = describe(data, runs, parameters)
     notes[1] = (
         'Rows: the admitted policies of the page of policies, with the same features, seeds and prices. A '
