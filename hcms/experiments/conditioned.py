@@ -331,7 +331,7 @@ def budget_table(
             **_named('mAP', own), **_named('less', own-maps[False]), **_named('less_shifted', own-maps[True]),
             **{f'skip_{m}': 1-d[f'use_{m}'].mean() for m in gated}, seeds=len(d)))
     for k,runs in fused.items():
-        what = 'early fusion, shifted videos' if k else 'early fusion'
+        what = 'early fusion on shifted videos' if k else 'early fusion'
         rows.append(dict(
             what=what, budget=np.nan, gflops_mean=np.mean([r.headline()['gflops'] for r in runs]),
             gflops_std=0., capped=False, **_named('mAP', maps[k]),

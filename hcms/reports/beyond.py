@@ -79,8 +79,8 @@ def show_budgets(numbers, selects, data, parameters, runs, out):
         'off by %': _signed(numbers.off),
         **({'on fresh videos': _signed(numbers.off_fresh)} if 'off_fresh' in numbers else {}),
         'mAP %': _points(numbers, 'mAP'),
-        'less early fusion, points': _points(numbers, 'less'),
-        'less early fusion, shifted videos': _points(numbers, 'less_shifted'),
+        'minus early fusion, points': _points(numbers, 'less'),
+        'minus early fusion on shifted videos': _points(numbers, 'less_shifted'),
         **{f'skips {m} %': (100*numbers[f'skip_{m}']).map('{:.1f}'.format) for m in data.modalities[1:]}})
     notes,meta = describe(data, runs, parameters)
     config = conditioned_config(data, 0, parameters['epochs'])
