@@ -241,8 +241,10 @@ def show_trials(rows, data, parameters, runs, out):
         'that no table uses. No evaluated video took part.')
     best = numbers.loc[numbers.score_mean.idxmax()]
     score = 100*best.score_mean
-    findings = [f'The best idea is *{best.idea}*, with {score:.1f}; the one that is kept is *{KEPT}*.']
-    if best.less_mean<best.less_std:
+    findings = [f'The best idea is the one that is kept, *{KEPT}*, with {score:.1f}.']
+    if best.idea!=KEPT:
+        findings = [f'The best idea is *{best.idea}*, with {score:.1f}; the one that is kept is *{KEPT}*.']
+    if best.idea!=KEPT and best.less_mean<best.less_std:
         findings.append(
             f'The difference of {100*best.less_mean:.1f} points is smaller than its standard deviation over '
             f'seeds, {100*best.less_std:.1f}.')
