@@ -155,8 +155,8 @@ def test_what_is_simulated_says_so_in_every_cell(executed):
 def test_the_driver_trains_what_each_notebook_would(executed):
     """`hcms report activitynet --only NAME` trains the runs that NAME alone would train, and no other.
 
-    A policy that still rises is asked what twice the epochs bring, and in the ledger the next seed comes in the
-    place of a training that learned nothing; both are known only then."""
+    A policy that still rises is asked what twice the epochs bring, and in the ledger the next seed comes in
+    the place of a training that learned nothing; both are known only then."""
     from hcms.experiments.datasets import SimulatedDataset
     from hcms.reports.driver import MEASURED, needed
     from hcms.experiments.runs import longer, run_folder
