@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from fastcore.basics import patch
 from ..core import MODALITIES, InputError, fingerprint, letters, write_whole
 from ..evaluation.metrics import (
-    Estimate, Interval, coverage_table, estimate_map, estimate_mean, per_class_ap, rank_interval, skip_ratios,
+    Estimate, Interval, coverage_table, estimate_map, estimate_mean, rank_interval, skip_ratios,
     probabilities, strata_of)
 from ..evaluation.costs import budget_scores, mean_gflops
 from ..experiments.datasets import stamped
@@ -31,7 +31,7 @@ from ..experiments.policies import (
 from ..experiments.runs import get_runs, learned, variants, with_steps
 from ..paper import PAPER_DATASETS, paper_table
 from .artifacts import describe, write_table
-from .tables import ORDERS, TABLE3, arrow, audio_classes
+from .tables import ORDERS, TABLE3, arrow, audio_classes, class_ap
 from .figures import FIG7_GROUPS
 from ..training.train import predict_split, smoothed
 
@@ -104,6 +104,10 @@ def together(
 # %% ../../nbs/reports/05_claims.ipynb #c2f2823b
 TWICE = 2   # As many seeds, where a row is about HCMS alone
 
+def _key(changes) -> str:
+    "Names a configuration by what it differs in."
+    return str(sorted(changes.items()))
+
 class Evidence:
     "A data set and the runs that its claims are tested on."
     def __init__(self, data, seeds:int=3, epochs:int=0, workers:int=2):
@@ -134,34 +138,39 @@ class Evidence:
         "How much more mAP HCMS has at equal cost, over all its operating points."
         for changes in HCMS_GRID:
             self.runs(**changes)
-            self.measured_with.add(str(sorted(changes.items())))
+            self.measured_with.add(_key(changes))
         return advantage(self.lines['HCMS'], self.lines[policy])
-    def runs(self, seeds=0, **changes) -> list:   # `seeds`: 0: as many as all have
-        "The runs of a configuration, one a seed; in the place of a single one that learned nothing another."
-        seeds = seeds or self.seeds
-        key = str(sorted(changes.items()))
-        self.asked_for[key] = max(seeds, self.asked_for.get(key, 0))
-        if key not in self._runs:
-            most = self.seeds if changes else TWICE*self.seeds   # decided once, for all rows
-            runs = self._trained(changes, most)
-            failed = [n for n,r in enumerate(runs) if not learned(r)]
-            if len(failed)==1:
-                self.left_out[key], = failed
-                runs[failed[0]] = self._trained(changes, most+1)[-1]
-            self._runs[key] = runs
-        return self._runs[key][:seeds]
-    def _trained(self, changes, seeds) -> list:
-        return get_runs(self.data, variants(self.data, [changes], seeds, self.epochs), self.workers)
     @property
     def alone(self) -> dict:
         "How many seeds of HCMS there are for a row that compares it with nothing."
         return dict(seeds=TWICE*self.seeds)
 
+# %% ../../nbs/reports/05_claims.ipynb #d8e1a2f0
+@patch
+def runs(self:Evidence, seeds=0, **changes) -> list:   # `seeds`: 0: as many as all have
+    "The runs of a configuration, one a seed; in the place of a single one that learned nothing another."
+    seeds = seeds or self.seeds
+    key = _key(changes)
+    self.asked_for[key] = max(seeds, self.asked_for.get(key, 0))
+    if key not in self._runs:
+        most = self.seeds if changes else TWICE*self.seeds   # decided once, for all rows
+        runs = self._trained(changes, most)
+        failed = [n for n,r in enumerate(runs) if not learned(r)]
+        if len(failed)==1:
+            self.left_out[key], = failed
+            runs[failed[0]] = self._trained(changes, most+1)[-1]
+        self._runs[key] = runs
+    return self._runs[key][:seeds]
+
+@patch
+def _trained(self:Evidence, changes, seeds) -> list:
+    return get_runs(self.data, variants(self.data, [changes], seeds, self.epochs), self.workers)
+
 # %% ../../nbs/reports/05_claims.ipynb #65285928
 @patch
 def mAP(self:Evidence, **changes) -> Estimate:
     "mAP from 0 to 1."
-    key = str(sorted(changes.items()))
+    key = _key(changes)
     runs = self.runs(**changes)
     if key not in self._maps:
         scores = [r.predictions.scores for r in runs]
@@ -418,10 +427,7 @@ def budgets(e):
     beside = _each_paper(paper)+' (between the rows of Table 2)'
     return Row(test, numbers, together([*judged, *rising]), beside)
 
-# %% ../../nbs/reports/05_claims.ipynb #f4b8f2db
-def _p_value(p:float) -> str:
-    return '< 1e-300' if p<1e-300 else f'= {p:.1e}'   # below that, a float is 0
-
+# %% ../../nbs/reports/05_claims.ipynb #d8e1a2f1
 def _many(strata) -> np.ndarray:   # (N,) bool
     "Which videos are of a class of three or more."
     _,member,videos = np.unique(strata, return_inverse=True, return_counts=True)
@@ -446,6 +452,10 @@ def _spread_within(values, strata) -> Estimate:
         lost[:,strata==c] = share*(whole/(n-1)-without)
     each = np.sqrt(variance)
     return Estimate(each[:,0], each-np.sqrt((variance-lost).clip(0)), strata)
+
+# %% ../../nbs/reports/05_claims.ipynb #f4b8f2db
+def _p_value(p:float) -> str:
+    return '< 1e-300' if p<1e-300 else f'= {p:.1e}'   # below that, a float is 0
 
 def _motion(run) -> np.ndarray:   # (N, T) 0. or 1.
     "The gates of motion."
@@ -489,7 +499,7 @@ def usage_varies(e):
 @claim('Classes that audio or appearance tell need less motion', 'Sec. 4.3.1, Fig. 4',
     'the gates would not know when the cheap modalities are enough', needs=MODALITIES)
 def cheap_classes(e):
-    ap = {m: np.mean([_ap(r) for r in e.runs(**early(m))], 0) for m in ('audio', 'appearance')}
+    ap = {m: np.mean([class_ap(r) for r in e.runs(**early(m))], 0) for m in ('audio', 'appearance')}
     better = np.maximum(ap['audio'], ap['appearance'])
     use = np.full(len(better), np.nan)
     runs = e.runs(**e.alone)
@@ -504,12 +514,10 @@ def cheap_classes(e):
         'and the use of motion, below 0')
     return Row(test, f'Spearman {i.text}, {int(np.isfinite(use).sum())} classes', i.verdict, SHOWN_ONLY)
 
-def _ap(r):
-    return per_class_ap(r.predictions.scores, r.predictions.labels)
 
 # %% ../../nbs/reports/05_claims.ipynb #4aeb92a8
 def _random_at_reached_usage(e) -> Estimate:
-    "mAP of the models trained with random gates, at the usage that HCMS of the same place reached."
+    "mAP of models with random gates, at the usage that HCMS of the same seed, or the one in its place, has."
     test = e.data.split(e.data.evaluated)
     scores = []
     for ours,control in zip(e.runs(), e.runs(policy='random')):

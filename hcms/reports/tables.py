@@ -6,9 +6,9 @@
 __all__ = ['OWN_PIPELINES', 'DID_NOT', 'TABLE3', 'PANELS', 'ORDERS', 'over_seeds', 'percent', 'listed', 'hcms_configs',
            'table1_configs', 'table1', 'show_table1', 'family_table', 'gate_table', 'table2', 'show_table2',
            'table3_configs', 'table3', 'show_table3', 'show_later', 'show_measured', 'show_rivals', 'show_admissions',
-           'learning_curves', 'show_learning_curves', 'audio_classes', 'table45_configs', 'tables45', 'show_table45',
-           'arrow', 'table6_configs', 'table6', 'show_table6', 'ablations', 'ablation_configs', 'ablation_table',
-           'show_ablations', 'open_standin', 'calibration_configs']
+           'learning_curves', 'show_learning_curves', 'class_ap', 'audio_classes', 'table45_configs', 'tables45',
+           'show_table45', 'arrow', 'table6_configs', 'table6', 'show_table6', 'ablations', 'ablation_configs',
+           'ablation_table', 'show_ablations', 'open_standin', 'calibration_configs']
 
 # %% ../../nbs/reports/03_tables.ipynb #a61edeb8
 from itertools import combinations
@@ -746,7 +746,8 @@ def show_learning_curves(numbers, data, parameters, runs, out):
     return write_figure(fig, numbers, 'learning_curves', out, title, notes, meta, _curve_findings(numbers))
 
 # %% ../../nbs/reports/03_tables.ipynb #6d62a6d7
-def _ap(r, videos=slice(None)):
+def class_ap(r, videos=slice(None)) -> np.ndarray:   # (C,)
+    "AP of each class, by a run's scores of some evaluated videos."
     return per_class_ap(r.predictions.scores[videos], r.predictions.labels[videos])
 
 def _class_cost(r):
@@ -759,7 +760,7 @@ def _class_cost(r):
 # %% ../../nbs/reports/03_tables.ipynb #1c43d210
 def audio_classes(audio_runs, most:int=7, videos=slice(None)) -> np.ndarray:   # indices, best first
     "The classes with the highest AP by audio alone on some videos, mean over seeds."
-    ap = np.mean([_ap(r, videos) for r in audio_runs], 0)
+    ap = np.mean([class_ap(r, videos) for r in audio_runs], 0)
     return np.argsort(-np.nan_to_num(ap, nan=-1.), kind='stable')[:min(most, max(1, len(ap)//4))]
 
 def table45_configs(data, seeds:int=3, epochs:int=0) -> list:   # of TrainConfig
@@ -776,8 +777,8 @@ def tables45(
     chosen = audio_classes(audio_runs)
     rows = []
     for a,h in zip(audio_runs, hcms_runs):
-        ap_a = _ap(a)
-        ap_h = _ap(h)
+        ap_a = class_ap(a)
+        ap_h = class_ap(h)
         cost = _class_cost(h)
         total = h.gflops().mean()
         rows.append(dict(category='Overall', audio_ap=np.nanmean(ap_a), ap=np.nanmean(ap_h), gflops=total))
