@@ -62,7 +62,9 @@ def _drones() -> dict:
     d = pd.read_csv(ROOT/'reports'/'drones'/'outcome.csv').set_index('method')
     pair = [(d.mAP_mean[k], d.gflops_mean[k]) for k in ('everything at all steps', 'HCMS')]
     _,more = beside_uniform(pd.read_csv(ROOT/'reports'/'drones'/'fig3.csv'))
-    said = f'no ledger; at equal cost UNIFORM has {-100*more.mean():+.1f} points against HCMS'
+    points = -100*more.mean()
+    than = 'better' if points>0 else 'worse'
+    said = f'no ledger; at equal cost UNIFORM is {abs(points):.1f} points {than} than HCMS'
     return _row('drones', 'real clips, real sounds; motion network with **random weights**', *pair, said)
 
 def results() -> str:
@@ -80,7 +82,7 @@ def _demo_costs() -> str:
     most = d[d.views==d.views.max()].set_index(['method', 'modalities'])
     ours,fused = most.loc['HCMS', 'A + I + M'],most.loc['LSTM', 'A + I + M']
     shares = [ours[k]/fused[k] for k in ('gflops_mean', 'gflops_measured_mean')]
-    said = 'on the demo HCMS costs {:.0%} of early fusion, and {:.0%} at the prices of the networks that ran'
+    said = 'on the demo HCMS costs {:.0%} of early fusion, and {:.0%} where the networks that ran are counted'
     return said.format(*shares)
 
 def _standin() -> str:

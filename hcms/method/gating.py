@@ -60,7 +60,7 @@ def tau_at(
 def noise_at(
     progress:float,    # Share of training done, 0 to 1: step / total steps
     start:float=1.,    # Size of the noise at the first step
-    end:float=1.,      # when it has ended
+    end:float=1.,      # At the last one
 ) -> float:            # What the noise of Eq. 8 is multiplied by
     "Size of the noise after `progress` of the training."
     if not (start>=0 and end>=0):

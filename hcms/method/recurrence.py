@@ -17,7 +17,7 @@ def _steps(*tensors, back=False):
 
 def lstm_(
     w:Tensor,               # (H, 4H) the transpose of torch's `weight_hh`
-    # (B, 4H) the inputs' product with both biases, in torch's order: input, forget, cell, output
+    # (B, 4H) W_ih x_t + b_ih + b_hh, in torch's order: input, forget, cell, output
     a:Tensor,
     z:Tensor,               # (B, 4H) becomes the values of the gates
     i:Tensor, f:Tensor, g:Tensor, o:Tensor,   # (B, H) views of z
@@ -172,7 +172,7 @@ class _Recurrence(torch.autograd.Function):
         return dZ,ds if ctx.learn else None,dunder,dlower,d_hh,d_gate,None,None,None,None
 
 def recurrence(
-    # (T, B, 4H) the inputs' product with both biases, in torch's order: input, forget, cell, output
+    # (T, B, 4H) W_ih x_t + b_ih + b_hh, in torch's order: input, forget, cell, output
     a:Tensor,
     w_hh:Tensor,         # (4H, H)
     lower:Tensor=None,   # (T, B, 2, L) states of the level below; None: the first level, which has no gate

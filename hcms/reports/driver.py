@@ -8,6 +8,8 @@ __all__ = ['CONFIGS', 'NOTEBOOKS', 'MEASURED', 'BEYOND', 'this_python', 'run_not
 
 # %% ../../nbs/reports/07_driver.ipynb #83e5c78d
 import json
+import os
+import re
 import sys
 import time
 from concurrent.futures import as_completed
@@ -66,10 +68,12 @@ def run_notebook(
 
 # %% ../../nbs/reports/07_driver.ipynb #6a89845b
 _BAR = 'application/vnd.jupyter.widget-view+json'   # A progress bar, whose number is another one each time
+_LINK = re.compile(r'(?<=\]\()(?!\w+:|[#/])[^)\s]+')   # A relative one, of Markdown
 
 def keep_executed(
-    copy,   # What papermill wrote
-    to,     # Where it is kept
+    copy,           # What papermill wrote
+    to,             # Where it is kept
+    source=None,    # Folder of the notebook, from which its links start; None: they stay as they are
 ):
     "A notebook as it ran, without times, progress bars and folders of this machine."
     import nbformat   # here: only reports need it
@@ -77,6 +81,9 @@ def keep_executed(
     nb.metadata = nbformat.from_dict(dict(kernelspec=dict(name='python3', display_name='python3')))
     for cell in nb.cells:
         cell.metadata = nbformat.from_dict({k: v for k,v in cell.metadata.items() if k=='tags'})
+        if cell.cell_type!='code' and source:
+            moved = lambda link: os.path.relpath(Path(source)/link[0], Path(to).parent)
+            cell.source = _LINK.sub(moved, cell.source)
         if cell.cell_type!='code':
             continue
         if 'injected-parameters' in cell.metadata.get('tags', ()):
@@ -286,7 +293,9 @@ def _run_notebooks(made, executed, parameters, workers, out) -> list:   # Names 
             name,error = o.result()
             progress.update()
             if not error:
-                keep_executed(executed/f'{name}.ipynb', out/'notebooks'/f'{name}.ipynb')
+                kept = out/'notebooks'/f'{name}.ipynb'
+                beside = home()/'nbs' if kept.is_relative_to(home()) else None
+                keep_executed(executed/f'{name}.ipynb', kept, beside)
                 keep_record(executed/f'{name}.json', made[name], out, wrote(out, name))
             else:
                 failed.append(name)
