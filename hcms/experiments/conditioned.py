@@ -31,7 +31,7 @@ from .runs import Run, config_for, longer, part, splits_of, together, variants
 from ..method.conditioned import Conditioned
 from ..method.saved import SEAL
 from ..training.budgets import (
-    HIGHEST, Curve, build_conditioned, curve, highest_lambda, meet, train_conditioned)
+    HIGHEST, Curve, build_conditioned, curve, highest_lambda, meet, predict_each, train_conditioned)
 from ..training.train import Split, TrainConfig, load_state, predict_split, save_state, score_of
 
 # %% ../../nbs/experiments/04_conditioned.ipynb #e57253fa
@@ -203,19 +203,19 @@ def _each_seed(data, work, jobs, workers) -> list:
         bar = dict(total=len(jobs), desc=f'budgets, {data.bar_label}', unit='run')
         return list(tqdm(pool.map(work, jobs), **bar))
 
-def spent(trained:Trained, split:Split, budget:float, prices:dict) -> float:   # In the unit of the prices
-    "What a video of a split costs in the mean, at the lambda of a budget."
-    run = trained.at(budget)
-    _,gates = predict_split(run.model, run.config, split)
-    return mean_gflops(gates, prices, run.model, run.config.modalities)
+def spent(trained:Trained, split:Split, budgets, prices:dict) -> list:   # A budget each, in the prices' unit
+    "What a video of a split costs in the mean, at the lambda of each budget."
+    weights = [meet(trained.points, o) for o in budgets]
+    _,each = predict_each(trained.model, trained.config, split, weights)
+    return [mean_gflops(o, prices, trained.model.hcms, trained.config.modalities) for o in each]
 
 def _measure(job):
     config,budgets,folder = job
     trained = make_conditioned(_data, config, _splits)
     rows,tests = at_budgets(trained, _view, budgets)
-    if _data.simulated:
-        fresh = _data.split(FRESH)
-        rows = [r | dict(fresh=spent(trained, fresh, r['budget'], _data.charged)) for r in rows]
+    if _data.simulated and rows:
+        costs = spent(trained, _data.split(FRESH), [r['budget'] for r in rows], _data.charged)
+        rows = [r | dict(fresh=o) for r,o in zip(rows, costs)]
     videos = len(_view.split)
     changes = {k: np.array([r.pop('changes') for r in o]).reshape(-1, videos)
         for k,o in dict(curves=rows, tests=tests).items()}

@@ -478,6 +478,7 @@ def usage_varies(e):
     within = Judged(UNDECIDED, 'not defined')
     of_mean = 0.
     by_chance = 0.
+    chance = ''
     share = use.mean()
     many = _many(y)
     if each.any(1).all() and many.any():
@@ -485,14 +486,17 @@ def usage_varies(e):
         within = judge(spread, .1, comparisons=2, margin=None, unit='%', signed=False)
         of_mean = between/share
         by_chance = np.sqrt((1-share)/share/runs[0].predictions.gates.shape[1])
+        chance = f' (of random gates {by_chance:.1%})'
     numbers = (
         f'p {_p_value(p)}; mean usage {share:.1%}; standard deviation as a share of that: between the means '
-        f'of classes {of_mean:.1%}, within classes, of one model, {within.text} (of random gates '
-        f'{by_chance:.1%})')
+        f'of classes {of_mean:.1%}, within classes, of one model, {within.text}{chance}')
     test = (
         "Kruskal-Wallis between classes on each video's mean over seeds, p < 0.001; standard deviation "
-        'within classes, of one model, at least a tenth of the mean usage. That of random gates is larger '
-        'than this, too: whether the choice means anything is asked in row 9')
+        'within classes, of one model, at least a tenth of the mean usage')
+    if by_chance>.1:
+        test += (
+            '. That of random gates is larger than this, too: whether the choice means anything is asked '
+            'in row 9')
     return Row(test, numbers, together([differs, within]), SHOWN_ONLY)
 
 # %% ../../nbs/reports/05_claims.ipynb #6fa4c630
