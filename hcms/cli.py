@@ -513,7 +513,7 @@ def manifest_csv(
 
 # %% ../nbs/90_cli.ipynb #eba219a1
 def _manifest_path(name, out) -> Path:
-    "Where the manifest of a data set goes: as was said, or below $HCMS_DATA."
+    "Where the manifest of a data set goes: `out`, or below $HCMS_DATA."
     with _saying(LOADING):
         from hcms.core import folder_from, full_path
         from hcms.data.descriptions import SHIPPED, data_folder
@@ -545,8 +545,8 @@ def _write_manifest(name, out, make):
     print(f'{write_manifest(m, out)}: {len(m)} videos, {len(m.classes)} classes')
     print(completeness(m, PAPER_DATASETS.get(name)).to_string(index=False))
     if name not in SHIPPED:
-        said = describe_folder(out.parent, m)
-        print(f'{said}: edit it to choose networks, time steps or how it is trained')
+        path = describe_folder(out.parent, m)
+        print(f'{path}: edit it to choose networks, time steps or how it is trained')
 
 # %% ../nbs/90_cli.ipynb #2c8b42d1
 def _store(root):

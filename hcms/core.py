@@ -511,7 +511,7 @@ def why_broken(pool:WorkerPool) -> InputError:
     if code==_NO_GUARD:
         return InputError(_script(), _GUARD)
     killed = code is not None and code<0
-    hint = _AGAIN if killed else f'What it said stands above; note that {_GUARD}'
+    hint = _AGAIN if killed else f'Its message stands above; note that {_GUARD}'
     return InputError(pool.doing, f'a worker process {how_ended(code)} before its first job. {hint}')
 
 def _code_of_death(processes) -> int|None:

@@ -61,9 +61,9 @@ def simulation(
         size = dict(
             training=training, selection=d.training-training, evaluated=d.n(d.evaluated),
             sizes=tuple(PAPER.feature_dim.values()))
-    said = described(name).standin.simulation
-    said = {k: tuple(v) if isinstance(v, list) else v for k,v in said.items()}
-    return Simulation(name, **size | said | changes)
+    values = described(name).standin.simulation
+    values = {k: tuple(v) if isinstance(v, list) else v for k,v in values.items()}
+    return Simulation(name, **size | values | changes)
 
 # %% ../../nbs/data/06_simulated.ipynb #03a4d6f1
 def unit(x): return x/np.linalg.norm(x, axis=-1, keepdims=True)

@@ -286,8 +286,11 @@ def _runs(job) -> dict:   # budget -> Run
     for budget in trained.kept(budgets):
         plain = trained.at(budget).scored_on(_splits['selection'])
         logits,gates = (o.numpy() for o in predict_split(plain.model, config, test))
-        said = Predictions(logits[:,-1], gates, test.y.numpy(), test.labels, multilabel=config.multilabel)
-        out[budget] = Run(f'{key},{budget:g}', config, plain.model, plain.history, said, dict(_data.charged))
+        predictions = Predictions(
+            logits[:,-1], gates, test.y.numpy(), test.labels, multilabel=config.multilabel)
+        name = f'{key},{budget:g}'
+        prices = dict(_data.charged)
+        out[budget] = Run(name, config, plain.model, plain.history, predictions, prices)
     return out
 
 def budget_runs(

@@ -112,8 +112,8 @@ def _read_note(path) -> dict: return read_json(path) if path.is_file() else {}
 def _chosen(folder, description) -> dict:
     "What a description says of features, and what commands have chosen beside it."
     networks = sorted(description.networks)
-    said = dict(steps=description.steps, precision=description.precision, networks=networks)
-    return {k: v for k,v in said.items() if v} | _read_note(folder/'dataset.json')
+    options = dict(steps=description.steps, precision=description.precision, networks=networks)
+    return {k: v for k,v in options.items() if v} | _read_note(folder/'dataset.json')
 
 class _Provenance:
     "Where the features of a data set come from."
@@ -147,7 +147,7 @@ class _Provenance:
         return 'backbones '+'; '.join(f'{m} {o}' for m,o in learned.items())
 
 # %% ../../nbs/experiments/01_datasets.ipynb #7bee8f38
-OF_ALWAYS_ON = (.01, .02, .05, .1, .15, .2, .3, .5, .75, np.inf)   # Budgets where nothing else is said
+OF_ALWAYS_ON = (.01, .02, .05, .1, .15, .2, .3, .5, .75, np.inf)   # Budgets by default
 
 def paper_budgets(name:str) -> list:   # GFLOPs a video
     "The budgets of the paper's Table 2 for one of its data sets; none for another."
@@ -199,18 +199,18 @@ def _check_network(note, name:str):
 def _over(own:Plan, preset:Plan) -> Plan:
     "A preset's plan with the orders, multiples and trials of a description; values of models stay apart."
     orders = {o.modalities: o for o in (*preset.orders, *own.orders)}
-    said = {k: getattr(own.trials, k) for k in own.trials.model_fields_set}
+    trials = {k: getattr(own.trials, k) for k in own.trials.model_fields_set}
     return preset.model_copy(update=dict(
         orders=tuple(orders.values()),
         longer=preset.longer | own.longer,
-        trials=preset.trials.model_copy(update=said)))
+        trials=preset.trials.model_copy(update=trials)))
 
 def _check_plan(plan:Plan, path):
     "An `InputError` where a description trains a model, or sets a value, that there is not."
     load_extensions()
-    said = dict(models=plan.models, longer=plan.longer, trials=plan.trials.own | plan.trials.fixed)
+    by_model = dict(models=plan.models, longer=plan.longer, trials=plan.trials.own | plan.trials.fixed)
     try:
-        for key,models in said.items():
+        for key,models in by_model.items():
             for m in models:
                 check_choice(m, ('hcms', 'early', *RIVALS), f'model in {key}')
     except InputError as e:
@@ -533,12 +533,13 @@ def bring_features(
     kept = {id: before.load([id], dtype=torch.float16)[0][0].numpy() for id in before.ids() if id not in x}
     sums = {o: sha256(o) for o in set(paths.values())}   # one HDF5 file may hold many videos
     sources = was.get('sources', {}) | {id: sums[o] for id,o in paths.items()}
-    said = dict(files=fingerprint(sorted(sources.items())), size=usual, videos=len(sources), sources=sources)
-    view = data.store.extractor(modality, _config_of_brought(data, modality, said['files']))
+    sums = fingerprint(sorted(sources.items()))
+    record = dict(files=sums, size=usual, videos=len(sources), sources=sources)
+    view = data.store.extractor(modality, _config_of_brought(data, modality, record['files']))
     for id,v in (kept | x).items():
         view.put(id, v)
     note.parent.mkdir(exist_ok=True)
-    write_whole(note, json.dumps(said))   # last: until then the earlier import is what counts
+    write_whole(note, json.dumps(record))   # last: until then the earlier import is what counts
     return len(view.ids()),[id for id in ids if not view.has(id)]
 
 # %% ../../nbs/experiments/01_datasets.ipynb #ad491fc5
@@ -660,20 +661,21 @@ def _finetune_rendered(description, folder, out, start, workers):
 def take_shipped(name:str) -> list:   # of modalities
     "The networks that ship for a rendered data set, where it is the standard corpus and has none yet."
     folder = data_folder(name)
-    said = described(name)
-    if not said.shipped or read_recipe(folder/'recipe.json')!=Recipe() or (folder/'backbones').exists():
+    description = described(name)
+    trained = (folder/'backbones').exists()
+    if not description.shipped or read_recipe(folder/'recipe.json')!=Recipe() or trained:
         return []
-    source = Path(str(files('hcms')))/'resources'/said.shipped/'backbones'
-    of = networks_of(said.preset)
-    for m in said.fed:
+    source = Path(str(files('hcms')))/'resources'/description.shipped/'backbones'
+    of = networks_of(description.preset)
+    for m in description.fed:
         check_seal(source/f'{m}.sha256')
         path = weights_path(folder/'backbones'/'finetuned', m)
         path.parent.mkdir(parents=True, exist_ok=True)
-        record = dict(network=of[m].name, config=said.finetuning, start='shipped', history=[])
+        record = dict(network=of[m].name, config=description.finetuning, start='shipped', history=[])
         write_whole(path.with_suffix('.json'), json.dumps(record, indent=1))
         with sealing(path.with_suffix('.sha256'), path.name):
             write_whole(path, weights_path(source, m).read_bytes())
-    return list(said.fed)
+    return list(description.fed)
 
 # %% ../../nbs/experiments/01_datasets.ipynb #27e58c14
 def freeze_backbones(

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['GRID', 'VIEWS', 'HCMS_GRID', 'KINDS', 'POLICIES', 'SHIPPED', 'LEARNED', 'FLAT', 'MEASURED', 'Acted', 'View',
            'view_of', 'Policy', 'gflops', 'ask', 'TrainedOnce', 'whole_numbers', 'evenly_used', 'own_macs', 'spread',
-           'said', 'acted', 'Retrained', 'forced', 'Hierarchical', 'stopped', 'Random', 'Loudest', 'cheapest_evidence',
-           'Oracle', 'Cascade', 'Late', 'early', 'register_policy', 'policies', 'policy_changes', 'policy_seeds',
-           'policy_configs', 'measure', 'along', 'cost_at', 'last_rise', 'tested', 'admissions', 'more_epochs',
-           'admitted', 'measured', 'one_video', 'choices', 'chance', 'Line', 'line', 'lines', 'equal_costs',
-           'advantage', 'compare', 'where_ahead']
+           'logits_and_gates', 'acted', 'Retrained', 'forced', 'Hierarchical', 'stopped', 'Random', 'Loudest',
+           'cheapest_evidence', 'Oracle', 'Cascade', 'Late', 'early', 'register_policy', 'policies', 'policy_changes',
+           'policy_seeds', 'policy_configs', 'measure', 'along', 'cost_at', 'last_rise', 'tested', 'admissions',
+           'more_epochs', 'admitted', 'measured', 'one_video', 'choices', 'chance', 'Line', 'line', 'lines',
+           'equal_costs', 'advantage', 'compare', 'where_ahead']
 
 # %% ../../nbs/experiments/03_policies.ipynb #129df141
 import math
@@ -46,7 +46,7 @@ class View(NamedTuple):
     evidence:np.ndarray = None   # (N, T, n) bool, where it is known
     one_is_enough:bool = False   # Does each modality that carries evidence tell the class alone?
     prices:dict = PAPER_PRICES   # modality -> GFLOPs of one feature
-    kept:bool = False            # Is it the evaluated split, of which runs keep what they said?
+    kept:bool = False            # Is it the evaluated split, whose logits and gates runs keep?
 
 def view_of(data, name='') -> View:
     "A split of a data set; by default the evaluated one."
@@ -168,8 +168,8 @@ def spread(use, modalities, at, split:Split) -> np.ndarray:   # (N, T, n)
     return out
 
 # %% ../../nbs/experiments/03_policies.ipynb #efea6e9e
-def said(run, view:View) -> tuple:   # logits (N, C) after the last time step, gates (N, T, n-1)
-    "What HCMS or early fusion says and uses: read from the run where that keeps it, or predicted."
+def logits_and_gates(run, view:View) -> tuple:   # logits (N, C) after the last time step, gates (N, T, n-1)
+    "Logits and gates of HCMS or early fusion: read from the run where it keeps them, or predicted."
     if view.kept and isinstance(run, Run):
         return run.predictions.logits,run.predictions.gates
     logits,gates = predict_split(run.model, run.config, view.split)
@@ -177,7 +177,7 @@ def said(run, view:View) -> tuple:   # logits (N, C) after the last time step, g
 
 def acted(run, view:View) -> Acted:
     "What HCMS or early fusion did."
-    logits,gates = said(run, view)
+    logits,gates = logits_and_gates(run, view)
     T = view.split.steps
     views = run.config.views
     at = np.arange(T) if views is None or views>=T else uniform_views(T, views).numpy()

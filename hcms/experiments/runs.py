@@ -162,8 +162,8 @@ def _skip_targets(plan:Plan, own:Plan, values:dict) -> tuple:
         return REACHED_BY[order]
     if own.targets_of(order):
         return own.targets_of(order)
-    said = own.training | own.models.get(values['model'], {})
-    of_order = None if 'skip_targets' in said else plan.targets_of(order)
+    given = own.training | own.models.get(values['model'], {})
+    of_order = None if 'skip_targets' in given else plan.targets_of(order)
     return of_order or values.get('skip_targets', TrainConfig.model_fields['skip_targets'].default)
 
 # %% ../../nbs/experiments/02_runs.ipynb #dbbd56ae

@@ -204,7 +204,7 @@ def _check_brought(model, backbones, brought, paths) -> tuple:   # names of moda
 
 @dataclass
 class Prediction:
-    "What a model said of a video, what it looked at, and what that cost."
+    "The classes of a video with their probabilities, the gates, and what that cost."
     path:str
     classes:list                # C names
     probabilities:np.ndarray    # (C,)
@@ -458,8 +458,8 @@ class Stream:
         self.state = model.init_state(1)
         self.time = None     # centre of the last step that was taken
         self.passed = 0      # steps that were skipped
-        self.said = np.full(model.num_classes, model.prior, dtype='float32')
-        self.said_at = 0     # steps that `said` knows of
+        self.probabilities = np.full(model.num_classes, model.prior, dtype='float32')
+        self.answered_at = 0     # steps that `probabilities` are of
 
 # %% ../../nbs/inference/01_infer.ipynb #cf1cbb8e
 @patch
@@ -506,16 +506,16 @@ def answer(self:Stream) -> Answer:
     "What is known now, and what it has cost."
     w = self.walk
     model = self.run.model
-    if w.steps>self.said_at and w.meter.read():
+    if w.steps>self.answered_at and w.meter.read():
         with torch.no_grad():
-            self.said = model.probabilities(model.head(w.top)).cpu().numpy()
-        self.said_at = w.steps
+            self.probabilities = model.probabilities(model.head(w.top)).cpu().numpy()
+        self.answered_at = w.steps
     note = ''
     if not w.steps:
         note = NO_STEP if w.ended else 'no step is complete yet: all classes get the same probability'
     elif w.ended:
         note = f'stopped by the budget after {w.steps} steps'
-    return Answer(self.classes, self.said, self.time, self.said_at, w.meter.gflops, note)
+    return Answer(self.classes, self.probabilities, self.time, self.answered_at, w.meter.gflops, note)
 
 # %% ../../nbs/inference/01_infer.ipynb #f2b60fd4
 def play(

@@ -66,18 +66,18 @@ class Recognizer:
         return self._marked(predict(path, self.model, self.backbones, budget, self.classes, **kw))
     def predict_many(self, paths, budget:float=None, **kw):
         "Predictions of many files, in their order; see `hcms.inference.infer.predict_many`."
-        said = predict_many(paths, self.model, self.backbones, budget, self.classes, **kw)
-        return (self._marked(o) for o in said)
-    def _marked(self, said):
-        if not isinstance(said, Prediction):
-            return said
-        whole = len(said.gates)==said.steps   # one that a budget ended is unsure for another reason
-        unsure = entropy(said.probabilities, self.model.multilabel)
+        every = predict_many(paths, self.model, self.backbones, budget, self.classes, **kw)
+        return (self._marked(o) for o in every)
+    def _marked(self, prediction):
+        if not isinstance(prediction, Prediction):
+            return prediction
+        whole = len(prediction.gates)==prediction.steps   # if not, a budget is why it is unsure
+        unsure = entropy(prediction.probabilities, self.model.multilabel)
         if whole and self.entropy_limit is not None and unsure>self.entropy_limit:
-            said.notes.insert(0, UNLIKE)
+            prediction.notes.insert(0, UNLIKE)
         if self.stamp:
-            said.notes.insert(0, self.stamp)
-        return said
+            prediction.notes.insert(0, self.stamp)
+        return prediction
     def stream(self, **kw) -> Stream:
         "A video that is still going on; see `hcms.inference.infer.Stream`."
         return Stream(self.model, self.backbones, classes=self.classes, **kw)
@@ -92,16 +92,16 @@ def table(self:Recognizer,
     "Answer, probability, GFLOPs, the share of time steps that used each modality, and what is to be noted."
     paths = list(paths)
     rows = []
-    for path,said in zip(paths, self.predict_many(paths, budget, **kw)):
+    for path,prediction in zip(paths, self.predict_many(paths, budget, **kw)):
         row = dict(video=Path(path).name, answer='', probability=np.nan, gflops=np.nan)
         row |= {f'uses {m}': np.nan for m in self.model.modalities}
-        if isinstance(said, InputError):
-            row['note'] = said.rule
+        if isinstance(prediction, InputError):
+            row['note'] = prediction.rule
         else:
-            row['answer'],row['probability'] = said.top(1)[0]
-            row['gflops'] = said.gflops['total']
-            row |= {f'uses {m}': share for m,share in said.usage.items()}
-            row['note'] = '; '.join(said.notes)
+            row['answer'],row['probability'] = prediction.top(1)[0]
+            row['gflops'] = prediction.gflops['total']
+            row |= {f'uses {m}': share for m,share in prediction.usage.items()}
+            row['note'] = '; '.join(prediction.notes)
         rows.append(row)
     return pd.DataFrame(rows)
 

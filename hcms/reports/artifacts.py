@@ -136,9 +136,9 @@ def other_than_default(
 ) -> str:              # Such as 'seeds=1,epochs=4'; empty where all are the defaults
     "Names the parameters that differ from the defaults, so that it can be a folder."
     other = {k: parameters[k] for k,v in DEFAULTS.items() if parameters.get(k, v)!=v}
-    said = ','.join(f'{k}={_text(v)}' for k,v in other.items())
-    if len(said)<=100:
-        return said
+    label = ','.join(f'{k}={_text(v)}' for k,v in other.items())
+    if len(label)<=100:
+        return label
     return ','.join(f'{k}={_short(v)}' for k,v in other.items())
 
 # %% ../../nbs/reports/02_artifacts.ipynb #8deff61c
@@ -542,8 +542,9 @@ def _door(out, key, sides) -> list:
     page = f'pages/{key}.md'
     names = [o['name'] for o in sides]
     links = ' · '.join(f'[{o}]({page}#{o})' for o in names)
-    said = sides[0]['findings'] if key=='claims' and sides[0].get('findings') else []
-    return [f'## [{title}]({page})', '', ' '.join([what, *said]), '', *_gallery(out, names, page), links, '']
+    findings = sides[0]['findings'] if key=='claims' and sides[0].get('findings') else []
+    text = ' '.join([what, *findings])
+    return [f'## [{title}]({page})', '', text, '', *_gallery(out, names, page), links, '']
 
 def _ran(out) -> list:
     "Links to the notebooks as they ran."

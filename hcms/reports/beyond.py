@@ -18,7 +18,7 @@ from .tables import listed, percent
 MET = .05
 MATCHED = -.01
 
-def _said(interval) -> str:   # In points, for a sentence
+def _in_points(interval) -> str:   # In points, for a sentence
     return '{:+z.1f} [{:z.1f}, {:z.1f}]'.format(*(100*o for o in interval))
 
 def _matched(every, fused, name) -> str:
@@ -33,7 +33,7 @@ def _matched(every, fused, name) -> str:
         return (f'{everything[0].upper()}{everything[1:]} is matched (a loss of more than a point is '
                 f'excluded) from {first.budget:g} GFLOPs on, at 1/{share:.0f} of its cost.')
     best = every.loc[every[f'{name}_low'].idxmax()]
-    difference = _said([best[f'{name}_{k}'] for k in ('mean', 'low', 'high')])
+    difference = _in_points([best[f'{name}_{k}'] for k in ('mean', 'low', 'high')])
     return (f'Against {everything} a loss of more than a point cannot be excluded from any budget up to the '
             f'largest; the best difference is {difference} points, at {best.budget:g} GFLOPs.')
 
@@ -104,8 +104,8 @@ def show_budgets(numbers, selects, data, parameters, runs, out):
     findings = budget_findings(numbers)
     middle = EveryBudget(numbers.budget.dropna()).middle
     findings.append(
-        f'Its choice of steps is worth {_said(selects)} points of mAP against as many evenly spaced ones, at '
-        f'{middle:g} GFLOPs.')
+        f'Its choice of steps is worth {_in_points(selects)} points of mAP against as many evenly spaced '
+        f'ones, at {middle:g} GFLOPs.')
     return write_table(numbers, shown, 'beyond', out, title, notes, meta, findings)
 
 # %% ../../nbs/reports/10_beyond.ipynb #397d87f2
@@ -113,7 +113,8 @@ def _trained_findings(trained) -> list:
     "The same where the paper's HCMS was trained for the cost, and is not stopped early."
     if not trained:
         return []
-    more,worst = (_said([trained[f'{o}_{k}'] for k in ('mean', 'low', 'high')]) for o in ('more', 'worst'))
+    interval = lambda o: [trained[f'{o}_{k}'] for k in ('mean', 'low', 'high')]
+    more,worst = (_in_points(interval(o)) for o in ('more', 'worst'))
     text = (
         f"From {trained['at_least']:.0f} GFLOPs on, the cheapest that the paper's HCMS was trained for, the "
         f'difference from it is {more} points in the mean and {worst} where it is smallest, and its interval '
@@ -140,7 +141,7 @@ def against_findings(rows, alike, closed, trained={}) -> list:
            f'better than {beaten_alike} of {len(alike)} at every budget, and {_somewhere(worse)}.']
     for o in rows[rows.better<rows.budgets].itertuples():
         lost = f'worse at {o.worse} of {o.budgets} budgets' if o.worse else 'nowhere worse'
-        worst = _said((o.worst_mean, o.worst_low, o.worst_high))
+        worst = _in_points((o.worst_mean, o.worst_low, o.worst_high))
         out.append(f'{o.policy}: better at {o.better} of {o.budgets} and {lost}; the least difference is '
                    f'{worst} points, at {o.worst_at:g} GFLOPs.')
     out += _trained_findings(trained)

@@ -223,10 +223,10 @@ def search(
 ) -> tuple:             # The best free parameters, and all trials
     "Fit a stand-in to the paper's Table 1; a round of ActivityNet's takes about two minutes on one core."
     data = SimulatedDataset(check_choice(name, standins(), 'stand-in'), **changes)
-    said = described(name).standin
-    free,trials,best = free_parameters(data.sim) | said.start,[],None
+    standin = described(name).standin
+    free,trials,best = free_parameters(data.sim) | standin.start,[],None
     wanted = targets(name)
-    gap = pd.Series([said.gap[k][v==PAPER.views[1]] for k,v in wanted.index], index=wanted.index)
+    gap = pd.Series([standin.gap[k][v==PAPER.views[1]] for k,v in wanted.index], index=wanted.index)
     for k in range(rounds):
         free = improve(data, free, gap, trials, k)
         there = _at(data, free)

@@ -238,10 +238,10 @@ def wrote(out:Path, name:str) -> list:   # of files, relative to `out`
     "The files that an executed notebook in `out` says it wrote, and itself; none if it says nothing."
     kept = read_json(out/'notebooks'/f'{name}.ipynb', 1<<28)
     printed = [''.join(o.get('text', '')) for c in kept['cells'] for o in c.get('outputs', ())]
-    said = [o for text in printed for o in text.splitlines() if o.startswith('written to ')]
-    if not said:
+    lines = [o for text in printed for o in text.splitlines() if o.startswith('written to ')]
+    if not lines:
         return []
-    _,_,names = said[-1].rpartition(': ')
+    _,_,names = lines[-1].rpartition(': ')
     return [*names.split(', '), f'notebooks/{name}.ipynb']
 
 def keep_record(record:Path, made:str, out:Path, names:list):

@@ -77,13 +77,13 @@ def weighted(
 ):
     "Pretrained weights for each network that has none."
     folder = Path(name)/'backbones'/'pretrained'
-    said = described(name)
+    description = described(name)
     for m in given:
-        check_choice(m, said.fed, 'modality with a network')
-    of = networks_of(said.preset, choose(name).get('networks', ()))
-    lack = [m for m in said.fed if not weights_path(folder, m).is_file()]
+        check_choice(m, description.fed, 'modality with a network')
+    of = networks_of(description.preset, choose(name).get('networks', ()))
+    lack = [m for m in description.fed if not weights_path(folder, m).is_file()]
     if lack:
-        check_memory({m: of[m] for m in said.fed}, workers)
+        check_memory({m: of[m] for m in description.fed}, workers)
     for m in lack:
         obtain(of[m].name, folder, given.get(m, ''))
 
@@ -393,6 +393,6 @@ def evaluate(
     config = train_config(modalities=r.model.modalities)
     logits,gates = predict_split(r.model, config, part)
     numpy = lambda o: o.numpy()
-    said = Predictions(
+    predictions = Predictions(
         numpy(logits[:,-1]), numpy(gates), numpy(part.y), part.labels, multilabel=r.model.multilabel)
-    return dict(videos=len(part)) | headline(said, r.model, data.charged)
+    return dict(videos=len(part)) | headline(predictions, r.model, data.charged)

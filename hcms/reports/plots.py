@@ -47,8 +47,8 @@ class Figure(mpl.figure.Figure):
     "A figure that also says in words what is not real about its data, for where no pictures are seen."
     stamp = ''
     def __repr__(self):
-        said = super().__repr__()
-        return f'{self.stamp}\n{said}' if self.stamp else said
+        text = super().__repr__()
+        return f'{self.stamp}\n{text}' if self.stamp else text
 
 # %% ../../nbs/reports/01_plots.ipynb #baba0aef
 def figure(width=COLUMN, height=2.6):
@@ -528,7 +528,7 @@ def plot_timeline(
     "A video, what the model used of it, its running answer, and the running cost."
     p = prediction
     fig = panels(0, 0, height=3.6)[0]
-    strip,used,said,cost = fig.subplots(4, 1, gridspec_kw=dict(height_ratios=[1., .85, 1.2, .8]))
+    strip,used,answers,cost = fig.subplots(4, 1, gridspec_kw=dict(height_ratios=[1., .85, 1.2, .8]))
     _strip(strip, pictures)
     name = Path(p.path).name.replace('$', r'\$')
     best,probability = p.top(1)[0]
@@ -539,7 +539,7 @@ def plot_timeline(
     seen = np.concatenate([np.ones((S, 1)), p.gates], 1)   # the first modality at every step
     unseen = np.zeros((T-S, len(p.modalities)))
     plot_used(np.concatenate([seen, unseen]), p.modalities, used)
-    _answers(said, p, classes)
+    _answers(answers, p, classes)
     cost.step(np.arange(S)+.5, p.spent, where='mid', color=COLORS['HCMS'], lw=1.3)
     total = f"{p.gflops['total']:.3g} GFLOPs, {sum(p.seconds.values()):.2f} s"
     cost.set(xlim=(0, T), ylim=(0, None), ylabel='GFLOPs', xlabel=f'time step (of {T}; {total})')

@@ -531,8 +531,8 @@ def _longer(rows, multiples={}) -> str:
             n = times_longer(model, multiples)
             if n!=1 and p.name in set(rows.policy):
                 times.setdefault(n, []).append(p.name)
-    said = [f"{', '.join(names)} {n:g} times as many" for n,names in sorted(times.items())]
-    return f" ({', '.join(said)}, since their curves had not ended)" if said else ''
+    parts = [f"{', '.join(names)} {n:g} times as many" for n,names in sorted(times.items())]
+    return f" ({', '.join(parts)}, since their curves had not ended)" if parts else ''
 
 def _ahead(rows) -> list:
     "At which costs a policy has more, though not in the mean over all costs."
@@ -653,8 +653,8 @@ _FAILS = dict(
 def _why_not(row) -> str:
     if row.admitted:
         return row.verdict
-    said = [text for k,text in _FAILS.items() if row[k] is False or row[k]==False]
-    return f"{row.verdict}: {'; '.join(said)}"
+    failures = [text for k,text in _FAILS.items() if row[k] is False or row[k]==False]
+    return f"{row.verdict}: {'; '.join(failures)}"
 
 _ADMISSION_NOTES = (
     ('Own choice and even steps: the same trained network at an operating point near the middle of its '

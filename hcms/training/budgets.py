@@ -81,7 +81,7 @@ def predict_each(
     gates = []
     for i in range(0, len(split), batch):
         each = model.at_each(weights, *(o[i:i+batch].float() for o in x))
-        logits.append(torch.stack([o.logits for o in each]))   # a copy: what was said at each step is let go
+        logits.append(torch.stack([o.logits for o in each]))   # a copy: the logits of all steps are freed
         gates.append(torch.stack([o.gates for o in each]))
     return torch.cat(logits, 1),torch.cat(gates, 1)
 
