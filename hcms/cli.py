@@ -230,10 +230,10 @@ def _train_budget(data, budget, seeds, epochs, workers):
     "Beyond the paper: one training a seed for every budget, of which the model for this one is saved."
     from hcms.experiments.conditioned import budget_runs
     for r in budget_runs(data, [budget], seeds, epochs, workers)[budget]:
-        folder = data.folder/'budgets'/f'{budget:g}'/f'seed_{r.config.seed}'
+        folder = data.folder/'budgets'/f'{budget:.12g}'/f'seed_{r.config.seed}'
         r.model.save_pretrained(folder)
         spent = f"{r.headline()['gflops']:.3g} GFLOPs a video of the {data.evaluated} split"
-        print(f'seed {r.config.seed}: {spent}, in {folder}')
+        print(f'seed {r.config.seed}: asked {budget:g}, spends {spent}, in {folder}')
 
 # %% ../nbs/90_cli.ipynb #6a96c58e
 @app.command('train')

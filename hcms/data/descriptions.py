@@ -68,7 +68,7 @@ class StandIn(Plan):
 class Brought(_Record):
     "A modality whose features are brought instead of extracted."
     letter:str                        # In tables
-    price:float = Field(ge=0)         # GFLOPs of the features of a time step
+    price:FiniteFloat = Field(ge=0)   # GFLOPs of the features of a time step
     what:str = ''                     # What they are
 
 # %% ../../nbs/data/05_descriptions.ipynb #e1afe987
@@ -109,7 +109,8 @@ class Description(Plan):
     precision:str = ''                # Of the features
     modalities:tuple[str, ...] = MODALITIES   # From the lowest level to the highest
     brought:dict[str, Brought] = {}   # Those of them whose features somebody else extracted
-    budgets:tuple[float, ...] = ()    # GFLOPs a video, of Table 2
+    # GFLOPs a video, of Table 2
+    budgets:tuple[Annotated[float, Field(gt=0)], ...] = ()
     paper:str = ''                    # Whose columns of the paper's tables stand beside its own
     standin:StandIn|None = None       # What takes its place where $HCMS_DATA is not set
     media:str = 'videos'

@@ -537,7 +537,15 @@ def _same_clip(paths, labels, name):
                 both = f'{was[0]} ({was[1]}) and {p} ({label})'
                 raise InputError(name, f'{both} are the same video in two classes')
 
-def _own_manifest(rows, root, name, testing, selection, seed, links_out) -> Manifest:
+def _one_split(rows, what, name):
+    "An `InputError` where a file or a group is in two splits."
+    seen = {}
+    for r in rows:
+        was = seen.setdefault(r[what], r['split']) if r[what] else r['split']
+        if was!=r['split']:
+            raise InputError(name, f"{what} {r[what]!r} is in two splits, {was} and {r['split']}")
+
+def _own_manifest(rows, lines, root, name, testing, selection, seed, links_out) -> Manifest:
     "The manifest of rows with path, label and group, and with a split or without one."
     for r in rows:
         r['id'] = safe_id(r.get('id') or Path(r['path']).with_suffix('').name)
@@ -553,10 +561,13 @@ def _own_manifest(rows, root, name, testing, selection, seed, links_out) -> Mani
     if 'split' not in rows[0]:
         drawn = drawn_splits(first, [r['group'] or r['id'] for r in rows], testing, selection, seed, name)
         rows = [r | dict(split=s) for r,s in zip(rows, drawn)]
+    for what in ('path', 'group'):
+        _one_split(rows, what, name)
+    table = pd.DataFrame(rows, index=lines)
     outside = _outside(root, [r['path'] for r in rows])
     if not links_out:
-        rows = [r for r in rows if r['path'] not in outside]
-    return Manifest(pd.DataFrame(rows), None, root, name, links_out=bool(outside) and links_out)
+        table = table[~table.path.isin(outside)]
+    return Manifest(table, None, root, name, links_out=bool(outside) and links_out)
 
 # %% ../../nbs/data/01_manifests.ipynb #1d7d526d
 def folder_manifest(
@@ -568,6 +579,10 @@ def folder_manifest(
     links_out=True,   # Take files behind links that lead out of the root?
 ) -> Manifest:        # Columns id, path, labels, group, split, status
     "One row for every video of a folder of class folders."
+    try:
+        pattern = re.compile(group)
+    except re.error as e:
+        raise InputError('group', f'{group!r} is not a regular expression: {e}') from None
     root = full_path(root)
     if not root.is_dir():
         raise InputError(root, 'is not a folder')
@@ -580,13 +595,13 @@ def folder_manifest(
         raise InputError(root, f'{rule} class, or give a table of paths and labels')
     rows = []
     for p in found:
-        at = re.search(group, p.stem) if group else None
+        at = pattern.search(p.stem) if group else None
         if group and not at:
             raise InputError(root/p, f'{group!r} finds no group in its name')
         own = (at[1] if at.groups() else at[0]) if at else ''
         label = p.parts[0].replace(BAR, '/')
         rows.append(dict(path=p.as_posix(), labels=label, group=own and f'{label}/{own}'))
-    return _own_manifest(rows, root, str(root), testing, selection, seed, links_out)
+    return _own_manifest(rows, None, root, str(root), testing, selection, seed, links_out)
 
 # %% ../../nbs/data/01_manifests.ipynb #e956545a
 def csv_manifest(
@@ -602,6 +617,8 @@ def csv_manifest(
     for need,other in (('path', 'path'), ('label', 'labels')):
         if need not in table and other not in table:
             raise InputError(path, f'has no column {need!r}; it has {", ".join(table.columns)}')
+    if 'label' in table and 'labels' in table:
+        raise InputError(path, "has a column 'label' and a column 'labels'; keep one")
     table = table.rename(columns=dict(label='labels'))
     rows = table.to_dict('records')
     for line,r in zip(table.index, rows):
@@ -612,4 +629,4 @@ def csv_manifest(
             raise InputError(f'{path}, line {line}', rule)
         r['group'] = r.get('group', '')
     root = full_path(root or Path(path).parent)
-    return _own_manifest(rows, root, str(path), testing, selection, seed, links_out)
+    return _own_manifest(rows, table.index, root, str(path), testing, selection, seed, links_out)

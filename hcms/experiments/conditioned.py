@@ -37,7 +37,7 @@ from ..training.train import Split, TrainConfig, load_state, predict_split, save
 # %% ../../nbs/experiments/04_conditioned.ipynb #e57253fa
 LONGER = 1.2
 VERSION = 4          # Of what a training means: raise it when the training changes
-LAMBDA_VERSION = 2   # Of how a budget's lambda is chosen: raise it when that changes
+LAMBDA_VERSION = 3   # Of how a budget's lambda is chosen: raise it when that changes
 
 def check_modalities(data):
     "An `InputError` where there is nothing to choose."
@@ -97,10 +97,12 @@ ENOUGH = 1000   # Selection videos with which it needs no training videos
 
 def curve_videos(splits:dict) -> Split:
     "The videos that lambda is chosen on: selection videos, and training videos where these are few."
-    every = splits['selection']
-    if len(every)<ENOUGH:
-        every = together(splits['training'], every)
-    return part(every, np.linspace(0, len(every)-1, min(len(every), SEEN)).astype(int))
+    selection = splits['selection']
+    others = 0 if len(selection)>=ENOUGH else len(splits['training'])
+    videos = others+len(selection)
+    at = np.linspace(0, videos-1, min(videos, SEEN)).astype(int)
+    chosen = part(selection, at[at>=others]-others)
+    return together(part(splits['training'], at[at<others]), chosen) if others else chosen
 
 class Trained(NamedTuple):
     "One training for all budgets."
@@ -382,12 +384,16 @@ def against_policies(
 
 # %% ../../nbs/experiments/04_conditioned.ipynb #72282222
 def gap_closed(reached:AtBudgets, curves:pd.DataFrame, changes, strata, least:float) -> Interval|None:
-    "Of the mAP between the paper's HCMS and the oracle, the share that is closed; None without an oracle."
+    """Of the mAP between the paper's HCMS and the oracle, the share that is closed.
+
+    None without an oracle, or without a budget that all three can keep."""
     each = lines(curves, changes, strata)
     if 'Oracle' not in each:
         return None
     ours,before,oracle = reached.line(), each['HCMS'], each['Oracle']
     first = max(least, *(o.cost.min() for o in (ours, before, oracle)))
+    if first>=reached.curves.budget.max():
+        return None
     costs = np.geomspace(first, reached.curves.budget.max(), 100)
     return ((ours.at(costs)-before.at(costs))/(oracle.at(costs)-before.at(costs))).interval()
 

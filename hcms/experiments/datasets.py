@@ -447,9 +447,15 @@ def _config_of_brought(data, modality, files='') -> dict:   # `files`: by defaul
     came = files or _read_note(_note_of_brought(data, modality)).get('files', 'nothing yet')
     return dict(modality=modality, brought=came, media=dict(steps=data.steps), dtype='float16')
 
+def _of_npz(path):
+    with np.load(path, allow_pickle=False) as arrays:
+        if len(arrays.files)!=1:
+            raise ValueError(f'it holds {len(arrays.files)} arrays ({", ".join(arrays.files)}), not one')
+        return arrays[arrays.files[0]]
+
 _READERS = {   # Ending of a file -> how it is read
     '.npy': lambda path: np.load(path, allow_pickle=False),
-    '.npz': lambda path: next(iter(np.load(path, allow_pickle=False).values())),
+    '.npz': _of_npz,
     '.pt': lambda path: torch.load(path, map_location='cpu', weights_only=True).float().numpy()}
 
 _TOGETHER = '.h5', '.hdf5'   # One file for many videos
@@ -476,7 +482,10 @@ def _brought_of(folder, ids) -> dict:   # id -> path
         raise InputError(folder, 'is neither a folder nor an HDF5 file')
     paths = {}
     for id in ids:
-        paths |= {id: o for k in _READERS if (o := folder/f'{id}{k}').is_file()}
+        found = [o for k in _READERS if (o := folder/f'{id}{k}').is_file()]
+        if len(found)>1:
+            raise InputError(found[0], f'and {found[1].name} are both features of {id}; remove one')
+        paths |= {id: o for o in found}
     if not paths:
         raise InputError(folder, f'has no file of any of the {len(ids)} videos, such as {ids[0]}.npy')
     return paths

@@ -19,6 +19,7 @@ from ..networks.backbones import Backbones
 from ..core import InputError, check_count
 from ..evaluation.costs import ModuleCosts, backbone_prices, budget_macs, module_costs, whole_macs
 from ..media.live import LiveSteps, steps_every
+from ..method.hlstm import check_gates
 from ..media.files import RATE, Step, StepReader, decoded, step_times
 
 # %% ../../nbs/inference/01_infer.ipynb #4cfa1776
@@ -289,6 +290,18 @@ def _collect(run, rows, classes, done):
         done[rows[b].place] = rows[b].error or _finish(run, rows[b], classes)
         rows[b] = None
 
+# %% ../../nbs/inference/01_infer.ipynb #aee1d8b2
+def _forced(gates, path, steps, model) -> torch.Tensor:   # (T, n-1)
+    "The decisions that are given for a video, checked."
+    if path not in gates:
+        raise InputError(path, 'has no gates, and there are gates of other videos')
+    own = torch.as_tensor(gates[path], dtype=torch.float32)
+    try:
+        check_gates(own[None], (1, steps, len(model.levels)-1), model.nested)
+    except InputError as e:
+        raise InputError(f'{path}, gates', e.rule) from None
+    return own
+
 # %% ../../nbs/inference/01_infer.ipynb #022b26ae
 def predict_many(
     paths:Iterable,         # Video files
@@ -303,6 +316,8 @@ def predict_many(
     brought=None,           # path -> {modality: (T, D)}, for every path: features that no network here makes
 ) -> Iterator:              # Prediction, or the InputError of an unusable file; in the order of `paths`
     "At each time step every network runs once, on the videos whose gates are open."
+    if isinstance(paths, str):
+        raise InputError(paths, 'is one file: give a list, or use predict')
     paths = list(paths) if brought else paths
     others = _check_brought(model, backbones, brought, paths) if brought else ()
     check_fit(model, backbones, classes, others)
@@ -320,7 +335,7 @@ def predict_many(
         try:
             while True:
                 for b,place,path in _refill(rows, waiting, state):
-                    forced = None if gates is None else gates[path]
+                    forced = None if gates is None else _forced(gates, path, backbones.spec.steps, model)
                     rows[b] = _Row(place, path, forced, Walk(Meter(run.costs, budget)))
                     rows[b].brought = brought[path] if brought else {}
                     rows[b].start(pool, backbones.spec, [m for m in model.modalities if m not in others])
@@ -349,7 +364,7 @@ def _advance(run, state, rows, media):
     if at and rows[at[0]].gates is not None:
         forced = torch.zeros(len(rows), len(run.model.levels)-1)
         for b in at:
-            forced[b] = torch.as_tensor(rows[b].gates[media.steps[b].index])
+            forced[b] = rows[b].gates[media.steps[b].index]
     before = [w.steps for w in walks]
     since = time.perf_counter()
     media.busy = 0.
@@ -445,8 +460,8 @@ class Stream:
         zero:float=None,         # The stamp at which the stream begins; None: the first one that comes
     ):
         check_fit(model, backbones, classes)
-        self.gates = gates
-        self.run = Conditional(model, prices or backbone_prices(backbones))
+        self.gates = None if gates is None else _forced({'gates': gates}, 'gates', len(gates), model)
+        self.run = Conditional(model, backbone_prices(backbones) | dict(prices or {}))
         self.media = _Media(backbones, model.modalities)
         times = steps_every(every) if duration is None else step_times(backbones.spec, duration)
         self.live = LiveSteps(backbones.spec, times, wait, zero)
@@ -493,7 +508,9 @@ def step(self:Stream,
     self.media.steps = [step]
     self.media.walks = [self.walk]
     before = self.walk.steps
-    forced = None if self.gates is None else torch.as_tensor(self.gates[step.index:step.index+1])
+    if self.gates is not None and step.index>=len(self.gates):
+        raise InputError('gates', f'are of {len(self.gates)} time steps, and the stream goes on')
+    forced = None if self.gates is None else self.gates[step.index:step.index+1]
     self.state = self.run.step(self.state, [self.walk], self.media, forced)
     if self.walk.steps==before:
         self.passed += 1

@@ -327,6 +327,8 @@ def step(self:Online,
 ):                 # (state, gates (B, n-1))
     "One time step at test time: the state after it, and what was used."
     features = features_of(features, named, self.modalities, self.in_sizes, ('B',))
+    if len(state)!=len(self.levels):
+        raise InputError('state', f'is of {len(state)} levels, and the model has {len(self.levels)}')
     B = len(state[0][0])
     x = []
     after = []
@@ -342,7 +344,11 @@ def step(self:Online,
         v = None
         if rows:
             v = f() if callable(f) else f
-            v = check_feature(v, self.modalities[k], self.in_sizes[k], ('B',))[rows]
+            v = check_feature(v, self.modalities[k], self.in_sizes[k], ('B',))
+            if len(v)!=B:
+                rule = f'features are of {len(v)} videos, and the state is of {B}'
+                raise InputError(self.modalities[k], rule)
+            v = v[rows]
         after.append(self.advance(k, x, old, after[-1] if k else None, rows, v))
     return after,row
 

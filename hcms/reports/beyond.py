@@ -9,6 +9,7 @@ __all__ = ['MET', 'MATCHED', 'KEPT', 'budget_findings', 'show_budgets', 'against
 # %% ../../nbs/reports/10_beyond.ipynb #18419d15
 from importlib.resources import files
 import pandas as pd
+from ..core import InputError
 from ..experiments.conditioned import ENOUGH, EveryBudget, conditioned_config
 from .artifacts import describe, mean_pm, write_figure, write_table
 from .plots import COLUMN, panels, plot_many
@@ -217,6 +218,8 @@ def beyond_trials(of:str) -> pd.DataFrame:   # idea, what, seed, score, mAP_30, 
 
 def over_trials(rows:pd.DataFrame) -> pd.DataFrame:   # A row an idea
     "Means over seeds, and the difference from what is kept, seed by seed."
+    if KEPT not in set(rows.idea):
+        raise InputError('idea', f'{KEPT!r} must be among the trials: the others are compared with it')
     own = rows.pivot(index='idea', columns='seed', values='score')
     less = own-own.loc[KEPT]
     out = rows.groupby(['idea', 'what'], sort=False).agg(

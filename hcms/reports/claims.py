@@ -761,6 +761,9 @@ def _checked(c:Claim, e:Evidence) -> Row:
     if lack:
         rule = f"{e.data.label} has no {' and no '.join(lack)}, which the claim is about"
         return Row('needs the modalities of the paper', rule, UNTESTABLE, '')
+    if 'motion' in c.needs and e.data.modalities[0]=='motion':
+        rule = f'in {e.data.label} motion is the lowest level, which has no gate'
+        return Row('needs a gate of motion', rule, UNTESTABLE, '')
     e.asked_for.clear()
     e.measured_with.clear()
     return _of_trained(c.check(e), e)

@@ -20,8 +20,8 @@ from ..method.gating import noise_at, tau_at
 from ..method.hlstm import HCMSOutput
 from ..method.losses import class_loss
 from .train import (
-    ROWS, Split, TrainConfig, build_model, generator_for, parts_of, predict_split, resume, save_state,
-    score_of, shifted, threads)
+    ROWS, Split, TrainConfig, build_model, check_loss, generator_for, parts_of, predict_split, resume,
+    save_state, score_of, shifted, threads)
 
 # %% ../../nbs/training/03_budgets.ipynb #3a0441da
 def cost_share(
@@ -169,6 +169,9 @@ def train_conditioned(
     _check_videos(training, selection)
     if config.precision!='float32':
         raise InputError('precision', f'of a training for every budget is float32, not {config.precision}')
+    if (config.model, config.policy)!=('hcms', 'learned'):
+        rule = f"must be HCMS with learned gates, not {config.model!r} with {config.policy!r} ones"
+        raise InputError('model', rule)
     x = training.take(config.modalities, config.views)
     y = training.target(config.multilabel)
     prices = {m: prices[m] for m in config.modalities}
@@ -179,6 +182,7 @@ def train_conditioned(
         history = resume(state, parts, key).get('history', [])
         for epoch in range(len(history), config.epochs):
             loss = _epoch(model, config, x, y, prices, parts['optimizer'], epoch)
+            check_loss(loss, epoch)
             parts['schedule'].step()
             history.append(dict(epoch=epoch, loss=loss))
             if epoch+1==config.epochs:
@@ -197,12 +201,14 @@ def meet(
     least = points.cost.min()
     if not budget>=least:
         raise InputError('budget', f'of {budget:g} a video is too small: the least is {least:.3g}')
-    falling = np.minimum.accumulate(points.weight)
-    free = int((points.cost==0).sum())   # nothing has no logarithm
-    if free==len(points.cost) or budget<points.cost[free]:
+    order = np.lexsort((-points.weight, points.cost))   # of equal costs the largest lambda first
+    costs = points.cost[order]
+    falling = np.minimum.accumulate(points.weight[order])
+    free = int((costs==0).sum())   # nothing has no logarithm
+    if free==len(costs) or budget<costs[free]:
         return float(falling[max(free-1, 0)])
-    if budget>=points.cost[-1]:
+    if budget>=costs[-1]:
         return float(falling[-1])
-    cost,at = np.unique(np.log(points.cost[free:]), return_index=True)
+    cost,at = np.unique(np.log(costs[free:]), return_index=True)
     weight = np.exp(PchipInterpolator(cost, np.log(falling[free:][at]))(np.log(budget)))
     return float(np.clip(weight, falling[-1], falling[0]))   # exp(log(x)) may differ from x

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'SMOOTHED', 'save_state', 'load_state', 'generator_for', 'threads', 'TrainConfig', 'checked', 'train_config',
-           'Split', 'build_model', 'control_gates', 'predict_split', 'score_of', 'shifted', 'smoothed',
+           'Split', 'build_model', 'control_gates', 'predict_split', 'score_of', 'check_loss', 'shifted', 'smoothed',
            'out_of_patience', 'parts_of', 'resume', 'train']
 
 # %% ../../nbs/training/01_train.ipynb #f999ec32
 import hashlib
 import io
+import math
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ import numpy as np
 import pandas as pd
 import torch
 from pydantic import (
-    BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, field_validator, model_serializer)
+    BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError,
+    field_validator, model_serializer)
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from ..baselines.rivals import RIVALS, EarlyFusion, Rival, random_gates, uniform_views
@@ -127,10 +129,10 @@ class TrainConfig(_Recorded):
     nested:bool = True                                # Motion only where appearance is used
     copy_cell:bool = True                             # The recursive fusion copies c as well as h
     hard:bool = True                                  # Gates of exactly 0 and 1 in training
-    tau:tuple[float, float] = (1., .5)                # Temperature of Eq. 9, first and last
+    tau:tuple[PositiveFloat, PositiveFloat] = (1., .5)                # Temperature of Eq. 9, first and last
     noise:tuple[NonNegativeFloat, NonNegativeFloat] = (1., 1.)   # Size of the noise of Eq. 8, likewise
-    proj_sizes:dict[str, int] = PROJ_SIZES
-    hidden_sizes:dict[str, int] = HIDDEN_SIZES
+    proj_sizes:dict[str, PositiveInt] = PROJ_SIZES
+    hidden_sizes:dict[str, PositiveInt] = HIDDEN_SIZES
     # Hidden sizes belong to the place in the hierarchy, or to the modality
     sizes_by:Literal['place', 'modality'] = 'place'
     forget_bias:float = 0.                            # Added to the forget gates' initial bias
@@ -312,6 +314,16 @@ def _evaluate(model, config, split, accelerator=None) -> dict:
     if config.model=='hcms' and config.policy=='learned':
         penalty = usage_loss(gates, config.skip_targets).item()
     return out | dict(score=out['mAP']-config.weight*penalty)
+
+# %% ../../nbs/training/01_train.ipynb #4bb5be68
+def check_loss(
+    loss:float,   # The mean of an epoch
+    epoch:int,
+):
+    "An `InputError` where a training has diverged, before its state is kept."
+    if not math.isfinite(loss):
+        remedy = 'lower the learning rate, or look for features that are not finite'
+        raise InputError('loss', f'is {loss} in epoch {epoch}: {remedy}')
 
 # %% ../../nbs/training/01_train.ipynb #2a45d936
 def shifted(
@@ -517,6 +529,8 @@ def train(
                     model, config, x, y, parts['optimizer'], parts['scaler'], epoch, accelerator)
             except torch.cuda.OutOfMemoryError:
                 raise _too_large(config) from None
+            if config.precision!='float16':   # there such a step is left out
+                check_loss(terms['loss'], epoch)
             parts['schedule'].step()
             history.append(dict(epoch=epoch, **terms, **_evaluate(model, config, selection, accelerator)))
             if history[-1]['score']>=max(o['score'] for o in history):
