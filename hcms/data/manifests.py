@@ -488,7 +488,7 @@ def drawn_splits(
     seed=0,
     name='manifest',  # For messages
 ) -> list:            # (N,) 'training', 'selection' or 'testing'
-    "A split in which each class has its share and no group is on two sides."
+    "A split in which each class has its share and no group is in two splits."
     for k,v in dict(testing=testing, selection=selection).items():
         if not 0<v<1 or testing+selection>=1:
             raise InputError(k, f'must lie between 0 and 1, and testing and selection below 1, not {v!r}')
