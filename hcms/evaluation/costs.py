@@ -99,7 +99,7 @@ def module_costs(
         names = tuple(modalities or [o for o in MODALITIES if o in prices])
     for o in names:
         if o not in prices:
-            raise InputError(o, f'has no price; the price list knows {", ".join(prices)}')
+            raise InputError(o, f'has no price; the price list has {", ".join(prices)}')
         if not prices[o]>=0:
             raise InputError(o, f'price must be 0 or more, not {prices[o]}')
     n = len(names)

@@ -219,7 +219,7 @@ def _check_plan(plan:Plan, path):
     for key,values in tables.items():
         for k in ('model', 'modalities', 'multilabel'):
             if k in values:
-                raise InputError(path, f'[{key}] says {k}, which is not one of its values')
+                raise InputError(path, f'[{key}] sets {k}, which cannot be set there')
         _check_values(values, key, path)
     for m,(name,values) in plan.trials.own.items():
         own = RIVALS[m].tunes[:1] if m in RIVALS else ()

@@ -675,7 +675,7 @@ def choices(data, i:int, epochs:int=0, workers:int=2) -> dict:   # policy -> (T,
 
 # %% ../../nbs/experiments/03_policies.ipynb #83d9f329
 def chance(data) -> float:
-    "mAP of scores that say nothing: the mean share of positives."
+    "mAP of uninformative scores: the mean share of positives."
     share = data.split(data.evaluated).labels.mean(0)
     return float(share[share>0].mean())
 
@@ -738,10 +738,10 @@ def compare(
     shipped:int=SHIPPED,   # Which setting of HCMS is its own
     prices=PAPER_PRICES,   # modality -> GFLOPs of one feature
 ) -> pd.DataFrame:         # A row a policy: admitted, and area_*, hcms_more_*, cost_* with _mean, _low, _high
-    """What sums the curves up, beside HCMS.
+    """A summary of each curve, compared with HCMS.
 
-    `hcms_more` is from `equal_from` to `equal_to` GFLOPs, and the policy has more somewhere between
-    `ahead_from` and `ahead_to`, which is infinite where it still has more at `equal_to`."""
+    `hcms_more` is from `equal_from` to `equal_to` GFLOPs, and the policy's mAP is higher somewhere between
+    `ahead_from` and `ahead_to`, which is infinite where it is still higher at `equal_to`."""
     grid = np.geomspace(steps*next(iter(prices.values())), steps*sum(prices.values()), 200)
     each = lines(curves, changes, strata)
     ours = each['HCMS']
@@ -753,7 +753,7 @@ def compare(
         costs = np.geomspace(theirs.cost.min(), theirs.cost.max(), 60)
         best = d.groupby('setting')[['mAP', 'gflops']].mean().sort_values('mAP').iloc[-1]
         works = bool(d.admitted.iloc[0]) if 'admitted' in d else True
-        ahead = both[theirs.mean_at(both)>ours.mean_at(both)]   # costs at which the other has more
+        ahead = both[theirs.mean_at(both)>ours.mean_at(both)]   # costs at which the other's mAP is higher
         row = dict(policy=name, kind=d.kind.iloc[0], admitted=works, settings=d.setting.nunique(),
             best_mAP=best['mAP'], best_gflops=best.gflops, equal_from=both[0], equal_to=both[-1],
             ahead_from=np.nan, ahead_to=np.nan)
@@ -770,7 +770,7 @@ def compare(
 
 # %% ../../nbs/experiments/03_policies.ipynb #8c0d691d
 def where_ahead(row) -> str:
-    "The costs at which a policy has more than HCMS, for a row of `compare`."
+    "The costs at which a policy's mAP is above HCMS's, for a row of `compare`."
     if math.isinf(row.ahead_to):
         return f'from {row.ahead_from:.0f} GFLOPs on'
     return f'between {row.ahead_from:.0f} and {row.ahead_to:.0f} GFLOPs'

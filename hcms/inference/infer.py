@@ -184,7 +184,7 @@ def check_fit(
             continue
         if m not in backbones.nets:
             known = ', '.join(backbones.nets)
-            raise InputError(m, f'is asked for by the model, and the backbones know {known}')
+            raise InputError(m, f'is needed by the model, and there are backbones for {known} only')
         if backbones.sizes[m]!=d:
             raise InputError(m, f'features are {backbones.sizes[m]} long, and the model was made for {d}')
     if classes is not None and len(classes)!=model.num_classes:
@@ -420,7 +420,7 @@ def predict(
     gates=None,            # (T, n-1) decisions to use instead of the model's own
     brought=None,          # modality -> (T, D): features that no network here makes
 ) -> Prediction:
-    "What a model says of a video, for no more than it asks; an `InputError` if the file cannot be used."
+    "The prediction for one video, running only what its gates ask for; an `InputError` for an unusable file."
     gates = None if gates is None else {path: gates}
     brought = None if brought is None else {path: brought}
     out, = predict_many([path], model, backbones, budget, classes, prices, 1, 1, gates, brought)
@@ -431,11 +431,11 @@ def predict(
 # %% ../../nbs/inference/01_infer.ipynb #471d36d5
 @dataclass
 class Answer:
-    "What a stream says at a moment."
+    "A stream's prediction at one moment."
     classes:list
     probabilities:np.ndarray   # (C,)
-    time:float|None            # Centre of the last step it knows of, seconds; None before the first
-    steps:int                  # Steps it knows of
+    time:float|None            # Centre of the last step it is based on, seconds; None before the first
+    steps:int                  # Steps it is based on
     gflops:dict                # Spent so far: item -> GFLOPs, and 'total'
     note:str=''
 
