@@ -233,7 +233,7 @@ def _train_budget(data, budget, seeds, epochs, workers):
         folder = data.folder/'budgets'/f'{budget:.12g}'/f'seed_{r.config.seed}'
         r.model.save_pretrained(folder)
         spent = f"{r.headline()['gflops']:.3g} GFLOPs a video of the {data.evaluated} split"
-        print(f'seed {r.config.seed}: asked {budget:g}, spends {spent}, in {folder}')
+        print(f'seed {r.config.seed}: {spent}, of {budget:g} asked, in {folder}')
 
 # %% ../nbs/90_cli.ipynb #6a96c58e
 @app.command('train')

@@ -384,7 +384,7 @@ def test_training_for_a_budget_gives_plain_models_that_cost_what_is_said(tiny_ho
         spent = [float(o.split(': ')[1].split()[0]) for o in lines.splitlines() if o.startswith('seed ')]
         for seed,cost in enumerate(spent):
             folder = kept/'budgets'/budget/f'seed_{seed}'
-            assert str(folder) in lines
+            assert f', of {budget} asked, in {folder}' in lines
             assert HCMS.from_pretrained(folder).modalities==('audio', 'appearance', 'motion')
             told = run_code(COST.format(folder=str(folder)), home).stdout
             assert float(told)==pytest.approx(cost, rel=.005)
