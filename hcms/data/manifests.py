@@ -537,14 +537,14 @@ def _same_clip(paths, labels, name):
                 both = f'{was[0]} ({was[1]}) and {p} ({label})'
                 raise InputError(name, f'{both} are the same video in two classes')
 
-def _one_split(rows, what, name):
+def _one_split(table, what, name):
     "An `InputError` where a file or a group is in two splits."
-    seen = {}
-    for r in rows:
-        was = seen.setdefault(r[what], r['split']) if r[what] else r['split']
-        if was!=r['split']:
-            raise InputError(name, f"{what} {r[what]!r} is in two splits, {was} and {r['split']}")
+    given = table[table[what]!='']
+    for value,splits in given.groupby(what).split.unique().items():
+        if len(splits)>1:
+            raise InputError(name, f'{what} {value!r} is in two splits, {splits[0]} and {splits[1]}')
 
+# %% ../../nbs/data/01_manifests.ipynb #976c0804
 def _own_manifest(rows, lines, root, name, testing, selection, seed, links_out) -> Manifest:
     "The manifest of rows with path, label and group, and with a split or without one."
     for r in rows:
@@ -561,9 +561,9 @@ def _own_manifest(rows, lines, root, name, testing, selection, seed, links_out) 
     if 'split' not in rows[0]:
         drawn = drawn_splits(first, [r['group'] or r['id'] for r in rows], testing, selection, seed, name)
         rows = [r | dict(split=s) for r,s in zip(rows, drawn)]
-    for what in ('path', 'group'):
-        _one_split(rows, what, name)
     table = pd.DataFrame(rows, index=lines)
+    for what in ('path', 'group'):
+        _one_split(table, what, name)
     outside = _outside(root, [r['path'] for r in rows])
     if not links_out:
         table = table[~table.path.isin(outside)]

@@ -291,16 +291,28 @@ def _collect(run, rows, classes, done):
         rows[b] = None
 
 # %% ../../nbs/inference/01_infer.ipynb #aee1d8b2
-def _forced(gates, path, steps, model) -> torch.Tensor:   # (T, n-1)
-    "The decisions that are given for a video, checked."
+def _checked_gates(gates, steps, model, name='gates') -> torch.Tensor:   # (T, n-1)
+    "Decisions that are given for a video; an `InputError` where a model cannot make them."
+    gates = torch.as_tensor(gates, dtype=torch.float32)
+    try:
+        check_gates(gates[None], (1, steps, len(model.levels)-1), model.nested)
+    except InputError as e:
+        raise InputError(name, e.rule) from None
+    return gates
+
+def _gates_of(path, gates, steps, model) -> torch.Tensor|None:
+    "The decisions that are given for one of several videos, if any are."
+    if gates is None:
+        return None
     if path not in gates:
         raise InputError(path, 'has no gates, and there are gates of other videos')
-    own = torch.as_tensor(gates[path], dtype=torch.float32)
-    try:
-        check_gates(own[None], (1, steps, len(model.levels)-1), model.nested)
-    except InputError as e:
-        raise InputError(f'{path}, gates', e.rule) from None
-    return own
+    return _checked_gates(gates[path], steps, model, f'{path}, gates')
+
+def _check_request(paths, batch, workers):
+    if isinstance(paths, str):
+        raise InputError(paths, 'is one file: give a list, or use predict')
+    check_count(batch, 'batch')
+    check_count(workers, 'workers')
 
 # %% ../../nbs/inference/01_infer.ipynb #022b26ae
 def predict_many(
@@ -316,13 +328,10 @@ def predict_many(
     brought=None,           # path -> {modality: (T, D)}, for every path: features that no network here makes
 ) -> Iterator:              # Prediction, or the InputError of an unusable file; in the order of `paths`
     "At each time step every network runs once, on the videos whose gates are open."
-    if isinstance(paths, str):
-        raise InputError(paths, 'is one file: give a list, or use predict')
+    _check_request(paths, batch, workers)
     paths = list(paths) if brought else paths
     others = _check_brought(model, backbones, brought, paths) if brought else ()
     check_fit(model, backbones, classes, others)
-    check_count(batch, 'batch')
-    check_count(workers, 'workers')
     run = Conditional(model, backbone_prices(backbones) | dict(prices or {}))
     classes = list(classes or map(str, range(model.num_classes)))
     media = _Media(backbones, model.modalities)
@@ -335,7 +344,7 @@ def predict_many(
         try:
             while True:
                 for b,place,path in _refill(rows, waiting, state):
-                    forced = None if gates is None else _forced(gates, path, backbones.spec.steps, model)
+                    forced = _gates_of(path, gates, backbones.spec.steps, model)
                     rows[b] = _Row(place, path, forced, Walk(Meter(run.costs, budget)))
                     rows[b].brought = brought[path] if brought else {}
                     rows[b].start(pool, backbones.spec, [m for m in model.modalities if m not in others])
@@ -460,7 +469,7 @@ class Stream:
         zero:float=None,         # The stamp at which the stream begins; None: the first one that comes
     ):
         check_fit(model, backbones, classes)
-        self.gates = None if gates is None else _forced({'gates': gates}, 'gates', len(gates), model)
+        self.gates = None if gates is None else _checked_gates(gates, len(gates), model)
         self.run = Conditional(model, backbone_prices(backbones) | dict(prices or {}))
         self.media = _Media(backbones, model.modalities)
         times = steps_every(every) if duration is None else step_times(backbones.spec, duration)

@@ -518,7 +518,6 @@ def cheap_classes(e):
         'and the use of motion, below 0')
     return Row(test, f'Spearman {i.text}, {int(np.isfinite(use).sum())} classes', i.verdict, SHOWN_ONLY)
 
-
 # %% ../../nbs/reports/05_claims.ipynb #4aeb92a8
 def _random_at_reached_usage(e) -> Estimate:
     "mAP of models with random gates, at the usage that HCMS of the same seed, or the one in its place, has."

@@ -81,10 +81,10 @@ def keep_executed(
     nb.metadata = nbformat.from_dict(dict(kernelspec=dict(name='python3', display_name='python3')))
     for cell in nb.cells:
         cell.metadata = nbformat.from_dict({k: v for k,v in cell.metadata.items() if k=='tags'})
-        if cell.cell_type!='code' and source:
-            moved = lambda link: os.path.relpath(Path(source)/link[0], Path(to).parent)
-            cell.source = _LINK.sub(moved, cell.source)
         if cell.cell_type!='code':
+            if source:
+                moved = lambda link: os.path.relpath(Path(source)/link[0], Path(to).parent)
+                cell.source = _LINK.sub(moved, cell.source)
             continue
         if 'injected-parameters' in cell.metadata.get('tags', ()):
             lines = cell.source.splitlines()
