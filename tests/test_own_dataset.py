@@ -433,6 +433,7 @@ def test_a_model_or_value_of_training_that_there_is_not_is_named_with_its_file(l
         '[training]\nepochs = 0': r'\[training\].*epochs',
         '[training]\nmodalities = ["audio", "motion"]': r'\[training\] sets modalities',
         '[models.early]\nmultilabel = false': r'\[models.early\] sets multilabel',
+        '[training]\nviews = 4': r'\[training\] sets views',
         '[training]\nskip_targets = [0.5, 1.5]': r'\[training\] skip_targets.1',
         '[longer]\nhcms = inf': 'longer.hcms',
         '[trials]\nrates = [inf]': 'trials.rates.0',

@@ -66,7 +66,7 @@ def shares_of(data, prices:dict) -> tuple:   # What a video may cost, in the uni
     everything = data.steps*sum(prices.values())
     return tuple(float(f'{o*everything:.2g}') for o in SHARES)
 
-def check_budgets(data, budgets, prices:dict, steps:int=0):   # `steps`: 0: all of the data set
+def check_budgets(data, budgets, prices:dict):
     "An `InputError` where not one of some budgets pays for the first modality, before anything is trained."
     if not len(budgets):
         raise InputError('budgets', 'must be one at least')
@@ -74,7 +74,7 @@ def check_budgets(data, budgets, prices:dict, steps:int=0):   # `steps`: 0: all 
         if not b>0:
             raise InputError('budget', f'must be a number above 0, not {b}')
     first = data.modalities[0]
-    least = (steps or data.steps)*prices.get(first, 0)
+    least = data.steps*prices.get(first, 0)
     if max(budgets)<least:
         rule = f'of {max(budgets):g} a video is too small for {data.label}: {first} alone takes {least:.3g}'
         raise InputError('budget', rule)
@@ -84,7 +84,7 @@ def _checked_configs(data, budgets, seeds, epochs, prices, shift=True) -> list: 
     check_modalities(data)
     data.check()
     configs = [conditioned_config(data, s, epochs, shift) for s in range(seeds)]
-    check_budgets(data, budgets, prices, configs[0].views)
+    check_budgets(data, budgets, prices)
     return configs
 
 def budgets_of(data) -> tuple:   # GFLOPs a video
@@ -128,9 +128,7 @@ def conditioned_folder(data, config:TrainConfig, seconds:dict=None) -> Path:
     key = [VERSION, config.model_dump(mode='json'), data.fingerprint, seconds or data.charged]
     if seconds:
         key.append('seconds')
-    if config.views:
-        key.append('views')   # earlier ones saw all steps
-    highest = highest_lambda(config.views or data.steps, len(data.classes))
+    highest = highest_lambda(data.steps, len(data.classes))
     if highest!=HIGHEST:
         key.append(['highest', highest])   # earlier ones always had the same
     return data.folder/'conditioned'/fingerprint(key)

@@ -217,7 +217,7 @@ def _check_plan(plan:Plan, path):
         raise InputError(path, f'{e.what}: {e.rule}') from None
     tables = dict(training=plan.training) | {f'models.{m}': o for m,o in plan.models.items()}
     for key,values in tables.items():
-        for k in ('model', 'modalities', 'multilabel'):
+        for k in ('model', 'modalities', 'views', 'multilabel'):
             if k in values:
                 raise InputError(path, f'[{key}] sets {k}, which cannot be set there')
         _check_values(values, key, path)

@@ -295,6 +295,9 @@ def check_configs(
         if c.model=='hcms' and len(c.skip_targets)!=len(c.modalities)-1:
             rule = f'must be one for each modality above the first, not {c.skip_targets} for {c.modalities}'
             raise InputError('skip_targets', rule)
+        if c.model=='hcms' and c.nested and list(c.skip_targets)!=sorted(c.skip_targets):
+            rule = f'must not fall: a gate opens only where the one below is open, not {c.skip_targets}'
+            raise InputError('skip_targets', rule)
 
 # %% ../../nbs/experiments/02_runs.ipynb #5bbbcd84
 def with_steps(
