@@ -2,6 +2,8 @@
 import json
 import shutil
 import subprocess
+import weakref
+from pathlib import Path
 from types import SimpleNamespace
 import pandas as pd
 import pytest
@@ -256,6 +258,22 @@ def test_a_second_folder_of_brought_features_is_added_to_the_first(four, tmp_pat
     with pytest.raises(InputError, match='those imported before are'):
         bring_features(data.name, 'speech', tmp_path/'more')
     assert Dataset(data.name).views['speech'].fp==after.fp
+
+def test_an_import_of_features_does_not_hold_all_videos_in_memory(four, monkeypatch):
+    from hcms.experiments import datasets
+    data,speech,_ = four
+    given = []
+    most = 0
+    read = datasets.read_brought
+    def counted(*args):
+        nonlocal most
+        x = read(*args)
+        given.append(weakref.ref(x))
+        most = max(most, sum(o() is not None for o in given))
+        return x
+    monkeypatch.setattr(datasets, 'read_brought', counted)
+    datasets.bring_features(data.name, 'speech', Path(data.name)/'speech')
+    assert len(given)>=len(speech)>3>most
 
 def test_an_import_of_features_that_is_killed_leaves_the_earlier_one(four, tmp_path, monkeypatch):
     import numpy as np

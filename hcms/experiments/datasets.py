@@ -526,8 +526,7 @@ def bring_features(
     check_choice(modality, data.brought, f'modality among [brought.NAME] of {data.label}')
     ids = data.manifest.ids
     paths = _brought_of(Path(folder), ids)
-    x = {id: read_brought(o, data.steps, id) for id,o in paths.items()}
-    sizes = {id: v.shape[1] for id,v in x.items()}
+    sizes = {id: read_brought(o, data.steps, id).shape[1] for id,o in paths.items()}   # not kept: memory
     usual = next(iter(sizes.values()))
     other = [id for id,n in sizes.items() if n!=usual]
     if other:
@@ -539,14 +538,16 @@ def bring_features(
         rule = f"features are {usual} long, and those imported before are {was['size']}: {note}"
         raise InputError(paths[next(iter(paths))], rule)
     before = data.store.extractor(modality, _config_of_brought(data, modality))
-    kept = {id: before.load([id], dtype=torch.float16)[0][0].numpy() for id in before.ids() if id not in x}
     sums = {o: sha256(o) for o in set(paths.values())}   # one HDF5 file may hold many videos
     sources = was.get('sources', {}) | {id: sums[o] for id,o in paths.items()}
     sums = fingerprint(sorted(sources.items()))
     record = dict(files=sums, size=usual, videos=len(sources), sources=sources)
     view = data.store.extractor(modality, _config_of_brought(data, modality, record['files']))
-    for id,v in (kept | x).items():
-        view.put(id, v)
+    for id in before.ids():
+        if id not in paths:
+            view.put(id, before.load([id], dtype=torch.float16)[0][0].numpy())
+    for id,o in paths.items():
+        view.put(id, read_brought(o, data.steps, id))
     note.parent.mkdir(exist_ok=True)
     write_whole(note, json.dumps(record))   # last: until then the earlier import is what counts
     return len(view.ids()),[id for id in ids if not view.has(id)]
