@@ -369,8 +369,8 @@ def against_policies(
             continue
         costs = equal_costs(ours, theirs)
         costs = costs[(costs>=there[0]) & (costs<=max(budgets))]
-        if not len(costs):
-            continue
+        if not len(costs):   # it can keep the largest budget alone
+            costs = np.array(there)
         each = {b: (ours.at([b])-theirs.at([b])).interval() for b in there}
         worst = min(there, key=lambda b: each[b].mean)
         row = dict(policy=name, kind=kinds[name], at_least=there[0], budgets=len(there),

@@ -9,7 +9,7 @@ __all__ = ['GRID', 'VIEWS', 'HCMS_GRID', 'KINDS', 'POLICIES', 'SHIPPED', 'LEARNE
            'cheapest_evidence', 'Oracle', 'Cascade', 'Late', 'early', 'register_policy', 'policies', 'policy_changes',
            'policy_seeds', 'policy_configs', 'measure', 'along', 'cost_at', 'last_rise', 'tested', 'admissions',
            'more_epochs', 'admitted', 'measured', 'one_video', 'choices', 'chance', 'Line', 'line', 'lines',
-           'equal_costs', 'advantage', 'compare', 'where_ahead']
+           'equal_costs', 'advantage', 'where_ahead', 'compare']
 
 # %% ../../nbs/experiments/03_policies.ipynb #129df141
 import math
@@ -341,6 +341,12 @@ _ORDER = (
 _WHERE = (
     'that audio says where to look before anything is paid, while HCMS walks from left to right; '
     'to test it, remove the cues from audio')
+_EACH = (
+    'that each modality has a recognizer of its own, whose errors the mean evens out; '
+    'to test it, give each level of HCMS a classifier and take their mean')
+_POOLED = (
+    'that its answer pools the states of all time steps, while that of HCMS is read from the last one; '
+    'to test it, let HCMS pool its states')
 _DRAW = (
     'that a few features of any step are worth more than a walk that is cut short; '
     'to test it, train HCMS with a larger lambda')
@@ -363,9 +369,9 @@ def _shipped() -> list:   # of functions that make a policy, HCMS first
             'that whole videos are easy or hard, so choosing among videos is worth more than choosing '
             'among steps; to test it, mix both in one policy'),
         partial(Oracle, 'Oracle', 'truth', one, _ORACLE, 'that it knows the truth'),
-        partial(Late, 'Late fusion', 'fusion', [early()], why='that it uses everything'),
+        partial(Late, 'Late fusion', 'fusion', [early()], why=_EACH),
         partial(TrainedOnce, 'TSN', 'fusion', 'tsn', _ORDER),
-        partial(TrainedOnce, 'Keyless', 'fusion', 'keyless', 'that it uses everything'),
+        partial(TrainedOnce, 'Keyless', 'fusion', 'keyless', _POOLED),
         partial(TrainedOnce, 'Gated fusion', 'fusion', 'gated', 'that it uses everything'),
         partial(TrainedOnce, 'AdaFrame', 'steps', 'adaframe', _WHERE),
         partial(TrainedOnce, 'MARL', 'steps', 'marl', _ORDER),
@@ -727,6 +733,21 @@ def advantage(ours:Line, theirs:Line) -> Estimate:
     grid = equal_costs(ours, theirs)
     return ours.at(grid)-theirs.at(grid)
 
+# %% ../../nbs/experiments/03_policies.ipynb #8c0d691d
+def where_ahead(
+    cost,       # (G,) GFLOPs, rising
+    ahead,      # (G,) bool
+) -> str:
+    "The costs at which a policy is ahead, in words; empty where it never is."
+    ends = np.flatnonzero(np.diff(ahead, prepend=False, append=False))   # of stretches
+    words = []
+    for first,after in ends.reshape(-1, 2):
+        if after==len(cost):
+            words.append(f'from {cost[first]:.0f} GFLOPs on')
+        else:
+            words.append(f'between {cost[first]:.0f} and {cost[after-1]:.0f} GFLOPs')
+    return ' and '.join(words)
+
 # %% ../../nbs/experiments/03_policies.ipynb #a23a9981
 def compare(
     curves:pd.DataFrame,   # From `measured`
@@ -740,8 +761,8 @@ def compare(
 ) -> pd.DataFrame:         # A row a policy: admitted, and area_*, hcms_more_*, cost_* with _mean, _low, _high
     """A summary of each curve, compared with HCMS.
 
-    `hcms_more` is from `equal_from` to `equal_to` GFLOPs, and the policy's mAP is higher somewhere between
-    `ahead_from` and `ahead_to`, which is infinite where it is still higher at `equal_to`."""
+    `hcms_more` is from `equal_from` to `equal_to` GFLOPs; `ahead` says where in between the policy's mAP is
+    higher, as of `where_ahead`."""
     grid = np.geomspace(steps*next(iter(prices.values())), steps*sum(prices.values()), 200)
     each = lines(curves, changes, strata)
     ours = each['HCMS']
@@ -753,12 +774,10 @@ def compare(
         costs = np.geomspace(theirs.cost.min(), theirs.cost.max(), 60)
         best = d.groupby('setting')[['mAP', 'gflops']].mean().sort_values('mAP').iloc[-1]
         works = bool(d.admitted.iloc[0]) if 'admitted' in d else True
-        ahead = both[theirs.mean_at(both)>ours.mean_at(both)]   # costs at which the other's mAP is higher
+        ahead = where_ahead(both, theirs.mean_at(both)>ours.mean_at(both))
         row = dict(policy=name, kind=d.kind.iloc[0], admitted=works, settings=d.setting.nunique(),
             best_mAP=best['mAP'], best_gflops=best.gflops, equal_from=both[0], equal_to=both[-1],
-            ahead_from=np.nan, ahead_to=np.nan)
-        if len(ahead):
-            row |= dict(ahead_from=ahead[0], ahead_to=ahead[-1] if ahead[-1]<both[-1] else np.inf)
+            ahead=ahead)
         intervals = dict(
             area=theirs.at(grid, floor).interval(),
             hcms_more=advantage(ours, theirs).interval(),
@@ -767,10 +786,3 @@ def compare(
             row |= {f'{k}_{a}': v for a,v in o._asdict().items()}
         rows.append(row)
     return pd.DataFrame(rows)
-
-# %% ../../nbs/experiments/03_policies.ipynb #8c0d691d
-def where_ahead(row) -> str:
-    "The costs at which a policy's mAP is above HCMS's, for a row of `compare`."
-    if math.isinf(row.ahead_to):
-        return f'from {row.ahead_from:.0f} GFLOPs on'
-    return f'between {row.ahead_from:.0f} and {row.ahead_to:.0f} GFLOPs'

@@ -207,8 +207,8 @@ def _aims(data, runs, parameters) -> str:
     if targets!=searched or data.name not in SHIPPED:
         return text   # the paper's, or somebody's own: no search led to them
     reached = ', '.join(f'{o:g}' for o in REACHED)
-    return (f"{text}, so that the ratios reached on the selection split are the paper's "
-            f"({reached} within {CLOSE:g})")
+    return (f"{text}, so that the ratios reached on the selection split are those of the paper's Table 6 "
+            f'on ActivityNet ({reached} within {CLOSE:g})')
 
 def _epochs(config:dict) -> str:
     "How long was trained, in words."

@@ -177,8 +177,8 @@ def show_against(rows, alike, closed, trained, data, parameters, runs, out):
     notes,meta = describe(data, runs, parameters)
     notes[1] = (
         'Rows: the admitted policies of the page of policies, with the same features, seeds and prices. A '
-        'policy counts from the first budget on that it can keep, the smallest of all left out; one that '
-        'keeps none (it uses everything) has no row, and the oracle is no rival.')
+        'policy counts from the first budget on that it can keep; the smallest budget is left out for all. '
+        'One that keeps no budget, since it uses everything, has no row, and the oracle is no rival.')
     notes.append(
         'In brackets: 95% intervals over videos and seeds, paired. More: in the mean over the logarithm of '
         'the cost. Better and worse: budgets at which the interval is above or below 0.')

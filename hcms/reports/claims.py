@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HOLDS', 'REFUTED', 'EQUAL', 'UNDECIDED', 'UNTESTABLE', 'MARGIN', 'TWICE', 'FEW', 'CLAIMS', 'SHOWN_ONLY', 'SHARES',
-           'HITS', 'DID_NOT_TRAIN', 'FELL', 'Judged', 'interval_text', 'judge', 'together', 'Evidence', 'claim_seeds',
+           'HITS', 'FELL', 'Judged', 'interval_text', 'judge', 'together', 'by_part', 'Evidence', 'claim_seeds',
            'claim_changes', 'claims_configs', 'Row', 'Claim', 'claim', 'matches_fusion', 'each_adds', 'audio_weak',
            'audio_adds', 'beats_uniform', 'budgets', 'usage_varies', 'cheap_classes', 'informative', 'audio_cheap',
            'orders', 'gates_early', 'stricter', 'shares', 'adaframe', 'state_of_the_art', 'collapsed', 'claims_table',
@@ -25,9 +25,9 @@ from ..evaluation.metrics import (
     probabilities, strata_of)
 from ..evaluation.costs import budget_scores, mean_gflops
 from ..experiments.datasets import stamped
-from ..experiments.policies import (
+from hcms.experiments.policies import (
     GRID, HCMS_GRID, VIEWS, advantage, chance, compare, early, lines, measured, policy_configs,
-    policy_seeds, where_ahead)
+    policy_seeds)
 from ..experiments.runs import get_runs, learned, variants, with_steps
 from ..paper import PAPER_DATASETS, paper_table
 from .artifacts import describe, write_table
@@ -91,15 +91,22 @@ def judge(
     return Judged(UNDECIDED, text)
 
 # %% ../../nbs/reports/05_claims.ipynb #ad408483
+_WORST_FIRST = (REFUTED, UNDECIDED, EQUAL, UNTESTABLE, HOLDS)
+
 def together(
     judged,             # Verdicts, or `Judged`
 ) -> str:
     "The verdict of a row that asks for all of them."
     verdicts = [o.verdict if isinstance(o, Judged) else o for o in judged]
-    for worst in (REFUTED, UNDECIDED, EQUAL, UNTESTABLE):
-        if worst in verdicts:
-            return worst
-    return HOLDS
+    return next(worst for worst in _WORST_FIRST if worst in verdicts)
+
+def by_part(
+    judged:dict,        # name -> `Judged`
+) -> str:
+    "Which comparisons of a row have which verdict; empty where all have the same."
+    parts = {v: ', '.join(k for k,o in judged.items() if o.verdict==v) for v in _WORST_FIRST}
+    found = [f'{v}: {names}' for v,names in parts.items() if names]
+    return f". By part: {'; '.join(found)}" if len(found)>1 else ''
 
 # %% ../../nbs/reports/05_claims.ipynb #c2f2823b
 TWICE = 2   # As many seeds, where a row is about HCMS alone
@@ -271,8 +278,11 @@ def _made(e, why_demo:str, why_standin:str) -> str:
         return why_standin
     return why_demo if e.data.rendered else ''
 
-def _fitted(e) -> str:
-    return '. Settled: the stand-in was fitted to these numbers of Table 1' if e.data.simulated else ''
+def _settled(e) -> str:
+    "Why a claim about the worth of modalities cannot be tested on the data at hand; empty for real data."
+    return _made(e,
+        '. Settled: how many classes of the demo each modality can recognise is in its recipe',
+        '. Settled: the stand-in was fitted to these numbers of Table 1')
 
 def _as_run(e) -> str:
     "What HCMS costs at the prices of the networks that ran, where these are not the paper's."
@@ -301,6 +311,8 @@ def matches_fusion(e):
         return f'{h.mAP_pct-lstm.mAP_pct:+.1f} points at {h.gflops/lstm.gflops:.1%} of the cost'
     test = 'mAP of HCMS less that of A + I + M at all steps above -1 point; cost below a quarter'
     numbers = f'{gain.text} at {share.mean:.1%} of the cost{_as_run(e)}'
+    if gain.verdict==UNDECIDED and (e.mAP()-e.mAP(**early())).interval().high<0:
+        numbers += '. mAP is below that of early fusion; whether by more than a point is undecided'
     return Row(test, numbers, together([gain, cheap]), _each_paper(paper))
 
 # %% ../../nbs/reports/05_claims.ipynb #200ea131
@@ -327,9 +339,10 @@ def each_adds(e):
     numbers = f'{len(gains)-len(missed)} of {len(gains)} do; smallest: {least} {judged[least].text}'
     if missed:
         numbers += f"; not: {', '.join(missed)}"
-    verdict = UNTESTABLE if e.data.simulated else together(judged.values())
+    why = _settled(e)
+    verdict = UNTESTABLE if why else together(judged.values())
     test = 'nine differences of early fusion with and without a modality above 0'
-    return Row(test, numbers+_fitted(e), verdict, _each_paper(paper))
+    return Row(test, numbers+why, verdict, _each_paper(paper))
 
 # %% ../../nbs/reports/05_claims.ipynb #3db0390f
 @claim('Audio alone is weak', 'Sec. 4.2.1, Table 1',
@@ -340,9 +353,10 @@ def audio_weak(e):
         table = _paper_lstm(o)
         return f"appearance {table['I']-table['A']:+.1f}, motion {table['M']-table['A']:+.1f} points"
     numbers = '; '.join(f'{m}: {i.text}' for m,i in d.items())
-    verdict = UNTESTABLE if e.data.simulated else together(d.values())
+    why = _settled(e)
+    verdict = UNTESTABLE if why else together(d.values())
     test = 'mAP of appearance alone and of motion alone, less that of audio alone, above 0'
-    return Row(test, numbers+_fitted(e), verdict, _each_paper(paper))
+    return Row(test, numbers+why, verdict, _each_paper(paper))
 
 # %% ../../nbs/reports/05_claims.ipynb #cd6372a3
 @claim('Added to the others, audio brings 2 to 3 points', 'Sec. 4.2.1, Table 1',
@@ -359,8 +373,7 @@ def audio_adds(e):
         table = _paper_lstm(d)
         return ', '.join(f'{k} {table[_letters(b)]-table[_letters(a)]:+.1f}' for k,(a,b) in zip(gains, pairs))
     numbers = '; '.join(f'{k}: {interval_text(v.interval())}' for k,v in gains.items())
-    settled = '. Settled: how many classes of the demo only audio can recognise is in its recipe'
-    why = _made(e, settled, _fitted(e))
+    why = _settled(e)
     verdict = UNTESTABLE if why else together([*low, *high])
     beside = _each_paper(paper)+'. On ActivityNet the sentence is not borne out by the table'
     test = 'the gain by audio on I, on M and on I + M between 1.5 and 3.5 points'
@@ -380,17 +393,27 @@ def _uniform_at(e, cost:float) -> Estimate:
     'evenly spaced looks would do, and the gates would have learned nothing of use')
 def beats_uniform(e):
     points = [dict(), *(dict(skip_targets=g) for g in GRID)]
-    rows = []
-    for point in points:
+    judged = {}
+    for point in sorted(points, key=lambda o: e.cost(**o).mean):
         cost = e.cost(**point).mean
-        rows.append((cost, judge(e.mAP(**point)-_uniform_at(e, cost), comparisons=len(points))))
-    rows.sort(key=lambda o: o[0])
-    numbers = '; '.join(f'{cost:.0f} GFLOPs: {i.text}' for cost,i in rows)
+        more = e.mAP(**point)-_uniform_at(e, cost)
+        judged[f'{cost:.0f} GFLOPs'] = judge(more, comparisons=len(points))
+    numbers = '; '.join(f'{cost}: {i.text}' for cost,i in judged.items())
     test = 'mAP of HCMS at each pair of skip targets less that of UNIFORM at the same cost above 0'
-    return Row(test, numbers, together(i for _,i in rows), SHOWN_ONLY)
+    return Row(test, numbers+by_part(judged), together(judged.values()), SHOWN_ONLY)
 
 # %% ../../nbs/reports/05_claims.ipynb #e2eb2ff3
 SHARES = {.2: .5, .5: .75}   # Share of the mean cost -> share of mAP that must be left
+
+def _pays_for_nothing(e) -> str:
+    "Why the smallest budget says nothing of HCMS, where it does not pay for one feature of each modality."
+    budget = min(SHARES)*e.cost().mean
+    dearest = max(e.data.charged, key=e.data.charged.get)
+    price = e.data.charged[dearest]
+    if budget>=price:
+        return ''
+    return (f'. Settled: with {e.data.steps} time steps in a video, {min(SHARES):.0%} of the mean cost is '
+        f'{budget:.0f} GFLOPs, which does not pay for one feature of {dearest} ({price:.1f})')
 
 def _at_budget(e, share) -> Estimate:
     "mAP of HCMS when each video may spend a share of the run's mean cost."
@@ -424,8 +447,10 @@ def budgets(e):
     test = (
         'mAP does not fall by a hundredth of itself when the budget grows; '
         'a fifth of the mean cost keeps half of mAP, a half three quarters')
-    beside = _each_paper(paper)+' (between the rows of Table 2)'
-    return Row(test, numbers, together([*judged, *rising]), beside)
+    beside = _each_paper(paper)+' (between the rows of Table 2, at least its first)'
+    too_small = _pays_for_nothing(e)
+    verdict = UNTESTABLE if too_small else together([*judged, *rising])
+    return Row(test, numbers+too_small, verdict, beside)
 
 # %% ../../nbs/reports/05_claims.ipynb #d8e1a2f1
 def _many(strata) -> np.ndarray:   # (N,) bool
@@ -553,15 +578,16 @@ def informative(e):
         test = 'mAP above that of random gates of the same usage (where evidence is, is not known here)'
         return Row(test, text, more.verdict, SHOWN_ONLY)
     hits = _hits(e, truth)
-    judged = {}
-    for m,(times,_) in hits.items():
-        judged[m] = judge(times, HITS, comparisons=3, margin=None, scale=1, digits=2, unit='', signed=False)
-    each = ', '.join(f'{m} {judged[m].text} of at most {most:.1f}' for m,(_,most) in hits.items())
+    how = dict(comparisons=3, margin=None, scale=1, digits=2, unit='', signed=False)
+    judged = {f'hits of {m}': judge(times, HITS, **how) for m,(times,_) in hits.items()}
+    each = ', '.join(
+        f"{m} {judged[f'hits of {m}'].text} of at most {most:.1f}" for m,(_,most) in hits.items())
     text += f'; hits, times chance: {each}'
     test = (
         'mAP above that of random gates of the same usage; '
         f'evidence is hit more than {HITS:g} times as often as by chance')
-    return Row(test, text, together([more, *judged.values()]), SHOWN_ONLY)
+    judged = dict(mAP=more) | judged
+    return Row(test, text+by_part(judged), together(judged.values()), SHOWN_ONLY)
 
 # %% ../../nbs/reports/05_claims.ipynb #23ad8089
 def _known_by_audio(runs) -> tuple:   # (N,) 0. or 1., and how many classes
@@ -640,13 +666,17 @@ def gates_early(e):
     near = judge(_over_seeds(left.mean(0)), .05, **distance, signed=False)
     early_gates = judge(_over_seeds(gap.mean(0)), .05, **distance)
     late_map = judge(_over_seeds(part.mean(0)), .95, **tests, unit='%', signed=False)
+    judged = {'distance from targets': near, 'coming nearer': early_gates, 'mAP': late_map}
     numbers = (
         f'after the first quarter skip ratios are {near.text} from their targets, and come nearer by '
-        f'{early_gates.text}; mAP then at {late_map.text} of its best. Intervals over seeds alone')
+        f'{early_gates.text}; mAP then at {late_map.text} of its best. Intervals over seeds alone'
+        f'{by_part(judged)}')
     test = (
         'after a quarter of the epochs, on the selection split: skip ratios are less than 0.05 from their '
         'targets and come nearer by less than 0.05 from there on, and mAP is below 95% of its best')
-    return Row(test, numbers, together([near, early_gates, late_map]), SHOWN_ONLY)
+    if r.config.warmup:
+        test += f'. Here, not in the paper, lambda rises over the first {r.config.warmup:.0%} of the training'
+    return Row(test, numbers, together(judged.values()), SHOWN_ONLY)
 
 # %% ../../nbs/reports/05_claims.ipynb #07776d94
 @claim('Stricter skipping costs accuracy', 'Sec. 4.3.5, Fig. 7', 'most of what HCMS pays for could be saved')
@@ -677,8 +707,6 @@ def shares(e):
     return Row(test, numbers+why, verdict, _each_paper(paper))
 
 # %% ../../nbs/reports/05_claims.ipynb #14bddc91
-DID_NOT_TRAIN = 'AdaFrame did not train here; the notebook rivals says why'
-
 @claim('HCMS outperforms AdaFrame', 'Sec. 4.2.2, Fig. 3',
     'choosing among steps would be worth more than choosing among modalities')
 def adaframe(e):
@@ -689,7 +717,7 @@ def adaframe(e):
         f'{i.text}; best operating point {a.best_mAP:.1%} at {a.best_gflops:.0f} GFLOPs, '
         f'of HCMS {h.best_mAP:.1%} at {h.best_gflops:.0f}')
     if not a.admitted:
-        numbers += f'. {DID_NOT_TRAIN}'
+        numbers += '. AdaFrame is not admitted; the notebook rivals says why'
     test = (
         'AdaFrame written anew for the same features, prices and seeds: mAP of HCMS less that of AdaFrame '
         'at equal cost (beyond its most expensive point, a policy has the mAP of that point), mean over the '
@@ -706,10 +734,9 @@ def state_of_the_art(e):
     numbers = '; '.join(f'{k}: {i.text}' for k,i in judged.items())
     left_out = [o for o in known if o not in admitted]
     if left_out:
-        numbers += f"; did not train here: {', '.join(left_out)}"
-    ahead = e.rivals.loc[admitted].dropna(subset='ahead_from')
-    if len(ahead):
-        where = [f'{o.Index} {where_ahead(o)}' for o in ahead.itertuples()]
+        numbers += f"; not admitted: {', '.join(left_out)}"
+    where = [f'{o} {e.rivals.ahead[o]}' for o in admitted if e.rivals.ahead[o]]
+    if where:
         numbers += f". At these costs a method has more in the mean: {', '.join(where)}"
     test = (
         'mAP of HCMS less that of each method of Table 3 that chooses or fuses, written anew on the same '
@@ -717,7 +744,7 @@ def state_of_the_art(e):
         'at its cost, mean over the logarithm of the cost, above 0. SCSampler, '
         'which the paper calls orthogonal, and LiteEval, which is not in the table, are in table3_measured')
     verdict = together(judged.values()) if judged else UNTESTABLE
-    return Row(test, numbers, verdict, _each_paper(_best_quoted))
+    return Row(test, numbers+by_part(judged), verdict, _each_paper(_best_quoted))
 
 # %% ../../nbs/reports/05_claims.ipynb #4bf9b5f8
 def _best_quoted(d) -> str:
