@@ -404,6 +404,11 @@ _,gates = predict_split(model, train_config(), data.split(data.evaluated))
 print(mean_gflops(gates, data.charged, model))
 """
 
+def two_processes(command, home, **env) -> subprocess.CompletedProcess:
+    "Run `python -m COMMAND` in two processes that train together on the CPU."
+    launch = [BIN/'torchrun', '--standalone', '--nproc_per_node', 2, *command]
+    return ask(launch, home, OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true', **env)
+
 def test_two_processes_train_what_one_does(tiny_home, tmp_path, tally):
     "Gathered predictions within 1e-5, the same gates and the same mAP; in order, none twice."
     from safetensors.numpy import load_file
@@ -411,11 +416,12 @@ def test_two_processes_train_what_one_does(tiny_home, tmp_path, tally):
     two = copy_home(tiny_home, tmp_path/'two')
     train = ('train', 'demo', '--seeds', 1, '--epochs', 4)
     hcms(*train, home=one)
-    launch = ['launch', '--cpu', '--num_processes', 2, '--num_machines', 1]
-    launch += ['--mixed_precision', 'no', '--dynamo_backend', 'no']
-    command = [BIN/'accelerate', *launch, '-m', 'hcms.cli', *train, '--together']
-    r = ask(command, two, OMP_NUM_THREADS='1')
+    (tmp_path/'ranks.py').write_text(
+        f"import os\nopen({str(tmp_path)!r}+'/rank'+os.environ['RANK'], 'w').close()\n")
+    extension = dict(HCMS_EXTENSIONS='ranks', PYTHONPATH=str(tmp_path))
+    r = two_processes(['-m', 'hcms.cli', *train, '--together'], two, **extension)
     assert r.returncode==0, r.stderr[-3000:]
+    assert {o.name for o in tmp_path.glob('rank?')}=={'rank0', 'rank1'}
     runs = [h/'data'/'demo'/'runs' for h in (one, two)]
     a,b = (load_file(next(o.glob('*/predictions.safetensors'))) for o in runs)
     assert a['logits'].shape==b['logits'].shape and abs(a['logits']-b['logits']).max()<1e-5
@@ -425,6 +431,37 @@ def test_two_processes_train_what_one_does(tiny_home, tmp_path, tally):
     assert a.loss.tolist()==pytest.approx(b.loss.tolist(), rel=1e-5)
     how = 'predictions within 1e-5, the same gates and mAP'
     tally('determinism', 'one training by one and by two processes together', how)
+
+SHARDS = """
+import numpy as np
+import torch
+from accelerate import Accelerator
+from hcms.training.train import Split, train, train_config
+
+def split(n, seed):
+    g = torch.Generator().manual_seed(seed)
+    y = torch.arange(n)%3
+    x = {m: torch.randn(n, 4, 5, generator=g) for m in ('audio', 'appearance', 'motion')}
+    return Split([str(i) for i in range(n)], x, y, np.eye(3, dtype=int)[y])
+
+sizes = dict(audio=4, appearance=4, motion=4)
+own = dict(epochs=2, batch=4, lr=.01, weight_decay=.1, proj_sizes=sizes, hidden_sizes=sizes)
+accelerator = Accelerator(cpu=True)
+assert accelerator.num_processes==2
+for changes in (dict(), dict(per_video=True), dict(policy='random'), dict(model='early')):
+    config = train_config(**own | changes)
+    model,history = train(config, split(9, 1), split(7, 2), accelerator=accelerator)
+    alone,by_one = train(config, split(9, 1), split(7, 2))
+    for k,v in alone.state_dict().items():
+        assert (model.state_dict()[k]-v).abs().max()<1e-5, (changes, k)
+    assert all(abs(a['loss']-b['loss'])<1e-5 for a,b in zip(history, by_one)), changes
+"""
+
+def test_a_batch_of_fewer_videos_than_processes_trains_as_with_one(tmp_path):
+    "9 videos in batches of 4: the last batch has one video, and the second process none."
+    (tmp_path/'shards.py').write_text(SHARDS)
+    r = two_processes([tmp_path/'shards.py'], tmp_path)
+    assert r.returncode==0, r.stderr[-3000:]
 
 def test_bad_files_cost_only_themselves(tiny_home, tmp_path, tally):
     "An empty mp4, a page of text, a video without audio and one of a single picture, among good ones."

@@ -714,6 +714,7 @@ def test_odd_counts_and_durations_are_named(tmp_path, tally):
 def test_what_counts_as_done_is_written_last(tmp_path, monkeypatch, tally):
     "Stopped between a result and its record, the result is not believed."
     import hcms.training.finetune as F, hcms.networks.weights as W
+    import hcms.experiments.runs as R
     from hcms.experiments.datasets import SimulatedDataset
     from hcms.method.saved import SEAL
     from hcms.experiments.runs import config_for, make_run
@@ -737,7 +738,15 @@ def test_what_counts_as_done_is_written_last(tmp_path, monkeypatch, tally):
     folder = make_run(data, config_for(data, epochs=1), splits)
     (folder/SEAL).unlink()
     assert (make_run(data, config_for(data, epochs=1), splits)/SEAL).is_file()
-    tally('faults', 'a stop between a result and its record', 'the result is made again, or is not there', 3)
+    other = config_for(data, epochs=1, seed=1)
+    with monkeypatch.context() as m:
+        m.setattr(R, 'predict_split', dies)   # trained, and nothing predicted yet
+        with pytest.raises(KeyboardInterrupt):
+            make_run(data, other, splits)
+    assert not R.finished(R.run_folder(data, other))
+    run, = R.get_runs(data, [other], 1)
+    assert run.predictions.logits.shape==(2, len(data.classes))
+    tally('faults', 'a stop between a result and its record', 'the result is made again, or is not there', 4)
 
 PROBE = """
 import sys

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['REACHED_BY', 'VERSION', 'REACHED', 'CLOSE', 'NOTHING', 'DECAYS', 'SEED', 'HELD_OUT', 'trials', 'tuned',
            'open_choices', 'Run', 'longer', 'times_longer', 'lengthened', 'config_for', 'variants', 'run_folder',
-           'splits_of', 'make_run', 'load_run', 'check_configs', 'with_steps', 'train_together', 'train_runs',
-           'get_runs', 'chosen_epoch', 'reached', 'operating_point', 'learned', 'candidates', 'part', 'together',
-           'tuning_splits', 'choose', 'tune', 'keep_trials']
+           'splits_of', 'finished', 'make_run', 'load_run', 'check_configs', 'with_steps', 'train_together',
+           'train_runs', 'get_runs', 'chosen_epoch', 'reached', 'operating_point', 'learned', 'candidates', 'part',
+           'together', 'tuning_splits', 'choose', 'tune', 'keep_trials']
 
 # %% ../../nbs/experiments/02_runs.ipynb #55989729
 import json
@@ -217,17 +217,20 @@ def splits_of(dataset) -> dict:   # name -> Split
     "What a run is trained on, chosen on and evaluated on."
     return {k: dataset.split(k) for k in ('training', 'selection', dataset.evaluated)}
 
+def finished(folder) -> bool:
+    "Is a run complete? Its predictions and `run.json` are written before the seal of its model."
+    return (folder/SEAL).exists() and (folder/'run.json').exists()
+
 def make_run(dataset, config:TrainConfig, splits:dict, accelerator=None) -> Path:
     "Train a configuration and keep everything a table may ask for; goes on where it was stopped."
     folder = run_folder(dataset, config)
-    if (folder/SEAL).exists():   # it is written last
+    if finished(folder):
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     state = folder/'state.pt'
     model,history = train(config, splits['training'], splits['selection'], state, accelerator=accelerator)
     if accelerator is not None and not accelerator.is_main_process:
         return folder
-    model.save_pretrained(folder)
     test = splits[dataset.evaluated]
     logits,gates = predict_split(model, config, test)
     tensors = dict(logits=logits[:,-1], gates=gates.to(torch.uint8), y=test.y,
@@ -239,6 +242,7 @@ def make_run(dataset, config:TrainConfig, splits:dict, accelerator=None) -> Path
         write_whole(folder/'predictions.safetensors', save({k: v.contiguous() for k,v in tensors.items()}))
         write_whole(folder/'history.csv', pd.DataFrame(history).to_csv(index=False, lineterminator='\n'))
         write_whole(folder/'run.json', json.dumps(note, indent=1))
+        model.save_pretrained(folder)   # last, since it writes a seal of its own
     state.unlink(missing_ok=True)
     return folder
 
@@ -354,7 +358,7 @@ def train_runs(
     check_count(workers, 'workers')
     check_configs(dataset, configs)
     folders = [run_folder(dataset, c) for c in configs]
-    missing = {f: c for f,c in zip(folders, configs) if not (f/SEAL).exists()}
+    missing = {f: c for f,c in zip(folders, configs) if not finished(f)}
     todo = list(missing.values())
     todo.sort(key=lambda c: (c.model!='hcms', c.views is not None, -len(c.modalities)))
     if todo:

@@ -369,16 +369,16 @@ def _train_epoch(model, config, x, y, optimizer, scaler, epoch, accelerator=None
 
 # %% ../../nbs/training/01_train.ipynb #99f58eaa
 def _step(model, config, x, y, options, targets, weight, optimizer, scaler, accelerator) -> dict:
-    "One step of the optimizer; of several processes, each takes every P-th video of the batch."
+    "One step of the optimizer; of P processes, each takes every P-th video of the batch."
     share = None
     if accelerator is not None:
-        options = dict(options)
-        mine = slice(accelerator.process_index, None, accelerator.num_processes)
-        videos = len(y)
-        x = [o[mine].to(accelerator.device) for o in x]
+        share = Share(len(y), lambda o: accelerator.reduce(o.clone(), 'sum'))
+        mine = list(range(accelerator.process_index, len(y), accelerator.num_processes))
+        passed = mine or [0]   # a process without a video passes another's, whose answer is not counted
+        x = [o[passed].to(accelerator.device) for o in x]
         y = y[mine].to(accelerator.device)
-        options |= {k: options[k][mine].to(accelerator.device) for k in ('noise', 'gates') if k in options}
-        share = Share(videos, lambda o: accelerator.reduce(o.clone(), 'sum'))
+        shards = {k: options[k][passed].to(accelerator.device) for k in ('noise', 'gates') if k in options}
+        options = options | shards
     optimizer.zero_grad()
     dtype = getattr(torch, config.precision)
     with torch.autocast(x[0].device.type, dtype, enabled=config.precision!='float32'):
@@ -391,7 +391,7 @@ def _step(model, config, x, y, options, targets, weight, optimizer, scaler, acce
         ce = class_loss(out.logits.float(), y)
         terms = dict(ce=ce, usage=torch.as_tensor(extra), loss=ce+extra)
     else:
-        out = out._replace(logits=out.logits.float(), gates=out.gates.float())
+        out = out._replace(logits=out.logits[:len(y)].float(), gates=out.gates[:len(y)].float())
         targets = targets or (0.,)*out.gates.shape[-1]
         terms = loss_terms(
             out, y, skip_targets=targets, weight=weight, per_video=config.per_video, share=share)
@@ -408,7 +408,8 @@ def _step(model, config, x, y, options, targets, weight, optimizer, scaler, acce
 def _together(model, config, terms, weight, accelerator) -> dict:
     "Gradients and terms of the whole batch, from those of its shards."
     for p in model.parameters():
-        p.grad = accelerator.reduce(p.grad if p.grad is not None else torch.zeros_like(p), 'sum')
+        if p.grad is not None:   # else it is not used, by any process
+            p.grad = accelerator.reduce(p.grad, 'sum')
     ce = accelerator.reduce(terms['ce'].detach().clone(), 'sum')
     usage = terms['usage'].detach()
     if config.per_video:
