@@ -137,6 +137,7 @@ class Rival(nn.Module, Saved, library_name='hcms', tags=['video-classification']
     tunes = ()           # Its own constant that is tuned: name, and the values that are tried
     longer = 1           # Multiple of the usual epochs, for a rival that converges more slowly
     least_steps = 1      # Time steps that a video must have
+    least_modalities = 1
     version = 0          # Raise it when the results of this class change
     def __init__(self,
         num_classes:int,             # C
@@ -149,7 +150,13 @@ class Rival(nn.Module, Saved, library_name='hcms', tags=['video-classification']
         constant=None,               # Of the constant that `tunes` names, if not the class's own value
     ):
         super().__init__()
+        if len(modalities)<self.least_modalities:
+            name = type(self).__name__
+            rule = f'must be {self.least_modalities} or more for {name}, not {tuple(modalities)}'
+            raise InputError('modalities', rule)
         if constant is not None:
+            if not self.tunes:
+                raise InputError('constant', f'{type(self).__name__} has none')
             setattr(self, self.tunes[0], constant)
         self.modalities = tuple(modalities)
         self.num_classes = num_classes
@@ -567,6 +574,7 @@ class FrameExit(Rival):
     confident = .99     # Probability that is enough after the first look
     tunes = ('beta', (.1, .03))
     jitter = .1         # By what share of the video a step moves in training
+    least_steps = 2     # With one there is no exit
     def build(self):
         self.embed = nn.Linear(self.width, self.hidden)
         self.norm = nn.BatchNorm1d(self.hidden)
@@ -848,6 +856,7 @@ def learn_to_read(self:AdaFrame, x, target, generator):
 class LiteEval(Rival):
     "HCMS with two levels: audio, and all else."
     strength = 2.   # Weight of the usage's penalty
+    least_modalities = 2
     tunes = ('strength', (2., 5.))
     @property
     def wanted(self) -> float:
@@ -883,6 +892,7 @@ class LiteEval(Rival):
 class AdaMML(Previewing):
     "Independent decisions for each modality at each step; late fusion with learned weights."
     longer = 3
+    least_modalities = 2
     always = ('hear', 'policy')
     prices = dict(appearance=.99, motion=65.7)   # GFLOPs of a feature; training takes those of its data
     warm = .15             # Share of training at which the warm-up ends

@@ -91,6 +91,7 @@ def module_costs(
     prices=PAPER_PRICES,   # {modality: GFLOPs of one feature}
     # Names, lowest first, where there is no model; by default the paper's that have a price
     modalities=None,
+    nested:bool=True,      # Where there is no model: is a gate evaluated only where the one below is open?
 ) -> ModuleCosts:
     "What one execution of each module costs, in GFLOPs."
     if model is not None:
@@ -106,7 +107,7 @@ def module_costs(
     *parts,classifier = head_macs(model) if model is not None else ([0]*n, [0]*n, [0]*n, 0)
     backbone = np.array([float(prices[o]) for o in names])
     projection,lstm,gate = (np.array(o)/1e9 for o in parts)
-    nested = getattr(model, 'nested', True)
+    nested = getattr(model, 'nested', True) if model is not None else nested
     return ModuleCosts(names, backbone, projection, lstm, gate, classifier/1e9, nested)
 
 # %% ../../nbs/evaluation/02_costs.ipynb #39055078
@@ -151,9 +152,10 @@ def gflops_per_video(
     prices=PAPER_PRICES,   # {modality: GFLOPs of one feature}
     model=None,            # Its LSTMs, gates, projections and classifier count too
     modalities=None,       # Names, lowest first, where there is no model
+    nested:bool=True,      # As in `module_costs`
 ) -> pd.DataFrame:         # a row a video, as in `ledger`
     "GFLOPs of each video, item by item, given its decisions."
-    costs = module_costs(model, prices, modalities)
+    costs = module_costs(model, prices, modalities, nested)
     gates = decisions(gates, costs)
     return ledger(np.concatenate([np.full((len(gates),1), gates.shape[1]), gates.sum(1)], 1), costs)
 
@@ -169,9 +171,9 @@ def decisions(
     return check_gates(gates, (*gates.shape[:2], len(costs.modalities)-1), costs.nested).double().numpy()
 
 # %% ../../nbs/evaluation/02_costs.ipynb #076c5bf6
-def mean_gflops(gates, prices=PAPER_PRICES, model=None, modalities=None) -> float:
+def mean_gflops(gates, prices=PAPER_PRICES, model=None, modalities=None, nested:bool=True) -> float:
     "What a video costs in the mean; parameters as of `gflops_per_video`."
-    return float(gflops_per_video(gates, prices, model, modalities)['total'].mean())
+    return float(gflops_per_video(gates, prices, model, modalities, nested)['total'].mean())
 
 # %% ../../nbs/evaluation/02_costs.ipynb #47bc69f7
 def cost_events(
@@ -213,7 +215,9 @@ def within_budget(
     c = first + e.reshape(len(e), -1).cumsum(1)
     ok = c<=limit if limit>=0 else np.ones_like(c, dtype=bool)
     macs = np.where(ok, c, 0).max(1, initial=first if limit<0 or first<=limit else 0)
-    return Spent(ok.reshape(e.shape)[...,-1].sum(1), macs/1e9)
+    steps = ok.reshape(e.shape)[...,-1].sum(1)
+    macs -= np.where(steps>0, 0, np.minimum(first, macs))   # without an answer no classifier
+    return Spent(steps, macs/1e9)
 
 # %% ../../nbs/evaluation/02_costs.ipynb #009c236f
 class Predictions(NamedTuple):

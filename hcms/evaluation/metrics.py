@@ -227,6 +227,7 @@ def leave_one_out(
 # %% ../../nbs/evaluation/01_metrics.ipynb #7aedd384
 def _ap_changes(s, positive):
     "(N,) AP of one class less its AP without each video."
+    s = s.astype(float)
     s_pos = -np.sort(-s[positive])                               # (P,) scores of the positives, best first
     P = len(s_pos)
     rank = len(s)-np.searchsorted(np.sort(s), s_pos, 'left')     # videos at or above each positive

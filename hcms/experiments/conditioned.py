@@ -128,7 +128,7 @@ def conditioned_folder(data, config:TrainConfig, seconds:dict=None) -> Path:
     key = [VERSION, config.model_dump(mode='json'), data.fingerprint, seconds or data.charged]
     if seconds:
         key.append('seconds')
-    highest = highest_lambda(data.steps, len(data.classes))
+    highest = highest_lambda(data.steps, len(data.classes), config.multilabel)
     if highest!=HIGHEST:
         key.append(['highest', highest])   # earlier ones always had the same
     return data.folder/'conditioned'/fingerprint(key)
@@ -250,7 +250,7 @@ def reached_budgets(
 ) -> AtBudgets:
     "What one training a seed reaches at each budget that all of them can keep; what is missing is trained."
     check_count(workers, 'workers')
-    budgets = sorted(set(budgets if len(budgets) else budgets_of(data)))
+    budgets = sorted(set(np.asarray(budgets).tolist() if len(budgets) else budgets_of(data)))
     check_count(seeds, 'seeds')
     configs = _checked_configs(data, budgets, policy_seeds(seeds), epochs, data.charged, shift)
     key = [LAMBDA_VERSION, budgets, *([FRESH] if data.simulated else [])]

@@ -444,7 +444,10 @@ def operating_point(
                 rows.append(_point(dataset, weight, targets, want, seeds, workers, epochs, order))
                 if rows[-1]['close']:
                     return pd.DataFrame(rows)
-                wished = tuple(t+w-g for t,w,g in zip(targets, want, rows[-1]['reached']))
+                wished = np.array(targets)+want-rows[-1]['reached']
+                if config_for(dataset, **order).nested:   # see `check_configs`
+                    wished = np.maximum.accumulate(wished)
+                wished = wished.tolist()
     return pd.DataFrame(rows)
 
 # %% ../../nbs/experiments/02_runs.ipynb #c7e1a2f7

@@ -11,12 +11,13 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 import av
 import numpy as np
 import torch
 from fastcore.basics import patch
 from ..networks.backbones import Backbones
-from ..core import InputError, check_count
+from ..core import InputError, check_choice, check_count, first_line
 from ..evaluation.costs import ModuleCosts, backbone_prices, budget_macs, module_costs, whole_macs
 from ..media.live import LiveSteps, steps_every
 from ..method.hlstm import check_gates
@@ -223,9 +224,9 @@ class Prediction:
         order = np.argsort(-self.probabilities, kind='stable')[:n]
         return [(self.classes[i], float(self.probabilities[i])) for i in order]
     @property
-    def usage(self) -> dict:   # modality -> share of the complete steps
+    def usage(self) -> dict:   # modality -> share of the complete steps; 0 where there are none
         opened = self.gates.mean(0) if len(self.gates) else np.zeros(len(self.modalities)-1)
-        return {m: float(u) for m,u in zip(self.modalities, np.r_[1., opened])}
+        return {m: float(u) for m,u in zip(self.modalities, np.r_[float(len(self.gates)>0), opened])}
 
 # %% ../../nbs/inference/01_infer.ipynb #b5f7a499
 class _Row:
@@ -293,11 +294,13 @@ def _collect(run, rows, classes, done):
 # %% ../../nbs/inference/01_infer.ipynb #aee1d8b2
 def _checked_gates(gates, steps, model, name='gates') -> torch.Tensor:   # (T, n-1)
     "Decisions that are given for a video; an `InputError` where a model cannot make them."
-    gates = torch.as_tensor(gates, dtype=torch.float32)
     try:
+        gates = torch.as_tensor(gates, dtype=torch.float32)
         check_gates(gates[None], (1, steps, len(model.levels)-1), model.nested)
     except InputError as e:
         raise InputError(name, e.rule) from None
+    except (ValueError, TypeError) as e:
+        raise InputError(name, f'are no table of 0 and 1: {first_line(e)}') from None
     return gates
 
 def _gates_of(path, gates, steps, model) -> torch.Tensor|None:
@@ -308,8 +311,14 @@ def _gates_of(path, gates, steps, model) -> torch.Tensor|None:
         raise InputError(path, 'has no gates, and there are gates of other videos')
     return _checked_gates(gates[path], steps, model, f'{path}, gates')
 
+def _prices(model, backbones, prices) -> dict:   # modality -> GFLOPs of one feature
+    "Those that are given, and for other modalities what was counted."
+    for m in prices or ():
+        check_choice(m, model.modalities, 'modality with a price')
+    return backbone_prices(backbones) | dict(prices or {})
+
 def _check_request(paths, batch, workers):
-    if isinstance(paths, str):
+    if isinstance(paths, (str, Path)):
         raise InputError(paths, 'is one file: give a list, or use predict')
     check_count(batch, 'batch')
     check_count(workers, 'workers')
@@ -332,8 +341,8 @@ def predict_many(
     paths = list(paths) if brought else paths
     others = _check_brought(model, backbones, brought, paths) if brought else ()
     check_fit(model, backbones, classes, others)
-    run = Conditional(model, backbone_prices(backbones) | dict(prices or {}))
-    classes = list(classes or map(str, range(model.num_classes)))
+    run = Conditional(model, _prices(model, backbones, prices))
+    classes = list(map(str, range(model.num_classes)) if classes is None else classes)
     media = _Media(backbones, model.modalities)
     state = model.init_state(batch)
     rows = [None]*batch
@@ -470,11 +479,11 @@ class Stream:
     ):
         check_fit(model, backbones, classes)
         self.gates = None if gates is None else _checked_gates(gates, len(gates), model)
-        self.run = Conditional(model, backbone_prices(backbones) | dict(prices or {}))
+        self.run = Conditional(model, _prices(model, backbones, prices))
         self.media = _Media(backbones, model.modalities)
         times = steps_every(every) if duration is None else step_times(backbones.spec, duration)
         self.live = LiveSteps(backbones.spec, times, wait, zero)
-        self.classes = list(classes or map(str, range(model.num_classes)))
+        self.classes = list(map(str, range(model.num_classes)) if classes is None else classes)
         self.per_second = per_second
         if per_second is not None:
             budget_macs(per_second)   # refuses what is not a budget

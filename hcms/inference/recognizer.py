@@ -69,6 +69,8 @@ def table(self:Recognizer,
     **kw,                 # As of `predict_many`
 ) -> pd.DataFrame:        # A row a file, in their order
     "Answer, probability, GFLOPs, the share of time steps that used each modality, and what is to be noted."
+    if isinstance(paths, (str, Path)):
+        raise InputError(paths, 'is one file: give a list')
     paths = list(paths)
     rows = []
     for path,prediction in zip(paths, self.predict_many(paths, budget, **kw)):

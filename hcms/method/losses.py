@@ -71,6 +71,11 @@ def loss_terms(
 ) -> dict:                        # {'ce', 'usage', 'loss'}, scalars
     "Eqs. 7, 10 and 11 apart, for the record of a training."
     wanted = out.logits.shape if target.is_floating_point() else out.logits.shape[:1]
+    if not target.is_floating_point():
+        target = target.long()
+        if ((target<0)|(target>=out.logits.shape[-1])).any():
+            rule = f'has labels from {target.min()} to {target.max()}, of {out.logits.shape[-1]} classes'
+            raise InputError('target', rule)
     if target.shape!=wanted:
         got = f'{target.dtype} {tuple(target.shape)}'
         rule = f'must be int labels of shape ({len(out.logits)},), or 0. and 1. of shape'

@@ -37,11 +37,13 @@ HIGHEST = 100.   # The largest lambda, at least
 ABOVE = 1.1      # Times the loss of a model that knows nothing: what a time step costs then, at least
 
 def highest_lambda(
-    steps:int,     # T
-    classes:int,   # C
+    steps:int,               # T
+    classes:int,             # C
+    multilabel:bool=False,   # Each class a question of its own?
 ) -> float:
     "The largest lambda that a training draws."
-    return max(HIGHEST, ABOVE*math.log(classes)*steps)
+    knows_nothing = classes*math.log(2) if multilabel else math.log(classes)
+    return max(HIGHEST, ABOVE*knows_nothing*steps)
 
 # %% ../../nbs/training/03_budgets.ipynb #0ac96510
 EARLIER = .5   # Share of the classification term that belongs to the earlier answer
@@ -96,7 +98,7 @@ def curve(
     points = []
     weights = np.geomspace(model.lowest, model.highest, LAMBDAS).clip(model.lowest, model.highest)
     for weight,logits,gates in zip(weights, *predict_each(model, config, split, weights)):
-        cost = mean_gflops(gates, prices, model.hcms if own else None, config.modalities)
+        cost = mean_gflops(gates, prices, model.hcms if own else None, config.modalities, config.nested)
         points.append((weight, cost, score_of(logits, config, split)))
     points.sort(key=lambda o: o[1])
     return Curve(*map(np.array, zip(*points)))
@@ -153,7 +155,7 @@ def build_conditioned(config:TrainConfig, training:Split) -> Conditioned:
     steps = config.views or training.steps
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return Conditioned(hcms, highest=highest_lambda(steps, training.labels.shape[1]))
+        return Conditioned(hcms, highest=highest_lambda(steps, training.labels.shape[1], config.multilabel))
 
 # %% ../../nbs/training/03_budgets.ipynb #c725b9bf
 def train_conditioned(
@@ -178,7 +180,7 @@ def train_conditioned(
     with threads(config.threads):
         model = build_conditioned(config, training)
         parts = parts_of(model, config)
-        key = fingerprint([config.model_dump(mode='json'), prices, training.ids, selection.ids])
+        key = fingerprint([config.model_dump(mode='json'), prices, training.digest, selection.digest])
         history = resume(state, parts, key).get('history', [])
         for epoch in range(len(history), config.epochs):
             loss = _epoch(model, config, x, y, prices, parts['optimizer'], epoch)

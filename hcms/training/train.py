@@ -10,6 +10,7 @@ __all__ = ['ROWS', 'SMOOTHED', 'save_state', 'load_state', 'generator_for', 'thr
 # %% ../../nbs/training/01_train.ipynb #f999ec32
 import hashlib
 import io
+import json
 import math
 import time
 from contextlib import contextmanager
@@ -190,6 +191,14 @@ class Split:
         return torch.as_tensor(self.labels, dtype=torch.float32) if multilabel else self.y
     @property
     def steps(self): return next(iter(self.x.values())).shape[1]   # T
+    @property
+    def digest(self) -> str:
+        "Of what a training sees; of the features, those of the first and the last video."
+        h = hashlib.sha256(json.dumps([self.ids, self.y.tolist(), self.prices]).encode())
+        h.update(np.ascontiguousarray(self.labels, dtype=np.uint8))
+        for o in self.x.values():
+            h.update(np.ascontiguousarray(o[[0, -1]].numpy()))
+        return h.hexdigest()
 
     def take(self, modalities, views=None) -> list:   # of (N, T', D) tensors, in the order of `modalities`
         "The features of some modalities, at all steps or at evenly spaced ones."
@@ -306,12 +315,12 @@ def _rival_score(model, config, split, at_default, usage) -> float:
 def _evaluate(model, config, split, accelerator=None) -> dict:
     logits,gates = predict_split(model, config, split, accelerator=accelerator)
     out = dict(mAP=score_of(logits[:,-1], config, split))
-    if config.model=='hcms':
+    if config.model=='hcms' and gates.shape[-1]:
         out |= {f'skip_{m}': float(s) for m,s in zip(config.modalities[1:], skip_ratios(gates.numpy()))}
     if isinstance(model, Rival):
         return out | dict(score=_rival_score(model, config, split, out['mAP'], gates))
     penalty = 0.
-    if config.model=='hcms' and config.policy=='learned':
+    if config.model=='hcms' and config.policy=='learned' and gates.shape[-1]:
         penalty = usage_loss(gates, config.skip_targets).item()
     return out | dict(score=out['mAP']-config.weight*penalty)
 
@@ -476,10 +485,14 @@ class _Saver:
             self.took = self.ended-begun
 
 # %% ../../nbs/training/01_train.ipynb #04dcc553
-def _untrained(config, training, accelerator) -> nn.Module:
+def _untrained(config, training, selection, accelerator) -> nn.Module:
     "The model with its seed's random weights, on its device."
     if len(training)<2:
         raise InputError('training split', 'has fewer than two videos')
+    if not len(selection):
+        raise InputError('selection split', 'has no videos')
+    for m in config.modalities:
+        check_choice(m, training.x, 'modality of the features')
     if accelerator is not None and config.model in RIVALS:
         raise InputError('model', f'{config.model} is trained by one process only')
     model = build_model(config, {m: x.shape[-1] for m,x in training.x.items()}, training.labels.shape[1])
@@ -508,10 +521,10 @@ def train(
     accelerator=None,     # Where several processes train together: an `accelerate.Accelerator`
 ) -> tuple:               # The model of the best epoch, and the history: a dict an epoch
     "Train with Adam; the learning rate is multiplied by `decay` after every epoch (Sec. 4.1.3)."
-    model = _untrained(config, training, accelerator)
+    model = _untrained(config, training, selection, accelerator)
     main = accelerator is None or accelerator.is_main_process
     parts = parts_of(model, config)
-    key = fingerprint([config.model_dump(mode='json'), training.ids, selection.ids])
+    key = fingerprint([config.model_dump(mode='json'), training.digest, selection.digest])
     saved = _Saver(state if main else None, key)
     was = resume(state, parts, key)
     history = was.get('history', [])
