@@ -1,4 +1,5 @@
 "README.md from index.ipynb: `make export` calls it. Tables of results are filled in from reports/, in both."
+import json
 import os
 import re
 from pathlib import Path
@@ -64,7 +65,10 @@ def _drones() -> dict:
     _,more = beside_uniform(pd.read_csv(ROOT/'reports'/'drones'/'fig3.csv'))
     points = -100*more.mean()
     than = 'better' if points>0 else 'worse'
-    said = f'no ledger; at equal cost UNIFORM is {abs(points):.1f} points {than} than HCMS'
+    videos = json.loads((ROOT/'reports'/'drones'/'fig3.json').read_text())['n_evaluated']
+    said = (
+        f'no ledger; at equal cost UNIFORM is {abs(points):.1f} points {than} than HCMS '
+        f'({videos} videos, no interval)')
     return _row('drones', 'real clips, real sounds; motion network with **random weights**', *pair, said)
 
 def results() -> str:
