@@ -378,11 +378,12 @@ def _shown_training(d) -> pd.DataFrame:
     return _shown_times(d, times_bound='times its matrix products', least='least', most='most')
 
 _INFERENCE_NOTES = (
-    "The paper's networks and light's have random weights and evenly spread gates; the demo's are trained, "
-    'and their gates are those of a trained HCMS. '
-    '(computed): the sum of the calls, so its ratio to them is 1.',
+    'RANDOM WEIGHTS and evenly spread gates in the rows of paper and light (networks that a CPU can run): only '
+    "seconds are measured there. The demo's networks are trained, and its gates are those of a trained HCMS. "
+    'A row marked (computed) is the sum of the calls, so its ratio to them is 1.',
     'Always-on: all modalities at every step. Views: all modalities at so many evenly spaced steps; '
-    'equal cost: as many as HCMS pays for (UNIFORM). Files: so many at once, seconds of one. '
+    'equal cost: as many as HCMS pays for (UNIFORM). Files: so many at once, seconds of one; always-on has '
+    'one at a time, so that ratio owes a part to the batch, and the row of one file shows the gates alone. '
     'Streamed: played from a file as a camera would.',
     'Calls alone: how often each network runs, times the seconds of one call, timed alone in this run; '
     'decoding, resizing and the hierarchy come on top.',
