@@ -95,7 +95,7 @@ def _steps(name, folder) -> list:
     if waiting:
         lack = [m for m in data.brought if not data.views[m].has(waiting[0])]
         do = f'hcms features import {name} --modality {lack[0]}' if lack else f'hcms extract {name}'
-        text = f'{len(waiting)} of {videos} videos wait; run: {do}'
+        text = f'{len(waiting)} of {videos} videos still lack features; run: {do}'
     out.append(Finding(f'{name}: features', not waiting, text))
     c = data.counts()
     text = f"would evaluate {c['n_evaluated']} of {c['n_official']} videos of the {data.evaluated} split"

@@ -363,7 +363,7 @@ def test_results_belong_to_the_split_the_prices_and_the_network_they_were_made_w
     record = json.loads(note.read_text())
     assert record['network']=='demo/slowfast'
     note.write_text(json.dumps(record | dict(network='pytorchvideo/x3d_s')))
-    with pytest.raises(InputError, match='motion.safetensors: was trained as pytorchvideo/x3d_s'):
+    with pytest.raises(InputError, match='motion.safetensors: is of pytorchvideo/x3d_s'):
         Dataset(data.name).backbones
 
 def test_other_orders_and_numbers_of_modalities_keep_their_own_targets(mine, monkeypatch):

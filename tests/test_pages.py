@@ -41,7 +41,7 @@ PAGES['data_manifests'] = page('data_manifests', 'README.md')
 ALL = [(page, line) for page,text in PAGES.items() for line in lines_of(text)]
 
 # How a command that was understood ends without a GPU, or before finetuning:
-NO_GPU = r"\nhcms: .*(is none that torch finds on this machine|it should hold the weights of the \w+ network)"
+NO_GPU = r"\nhcms: .*(torch finds no .* on this machine|it should hold the weights of the \w+ network)"
 # (line, page or '', what runs, how it may end, a pattern of what it must say)
 TABLE = 'papermill --help-notebook nbs/table1.ipynb'
 ARRAY = 'SLURM_ARRAY_TASK_ID=0 SLURM_ARRAY_TASK_COUNT=1 bash'

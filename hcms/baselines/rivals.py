@@ -117,6 +117,8 @@ RIVALS = {}          # name -> class
 
 def register_rival(name:str):
     "Decorator: a `Rival` that configurations call `name`."
+    if isinstance(name, type):
+        raise InputError(name.__name__, "has no name to be called by: write @register_rival('name')")
     def put(cls):
         other = RIVALS.get(name, cls).__qualname__!=cls.__qualname__   # the same, where a cell was run twice
         if other or name in ('hcms', 'early'):

@@ -379,7 +379,8 @@ def _shown_training(d) -> pd.DataFrame:
 
 _INFERENCE_NOTES = (
     'RANDOM WEIGHTS and evenly spread gates in the rows of paper and light (networks that a CPU can run): '
-    "only seconds are measured there. The demo's networks are trained, and its gates are those of a trained HCMS. "
+    "only seconds are measured there. The demo's networks are trained, and its gates are those of a trained "
+    'HCMS. '
     'A row marked (computed) is the sum of the calls, so its ratio to them is 1.',
     'Always-on: all modalities at every step. Views: all modalities at so many evenly spaced steps; '
     'equal cost: as many as HCMS pays for (UNIFORM). Files: so many at once, seconds of one; always-on has '

@@ -155,6 +155,10 @@ def own_folder(name) -> Path|None:
 def described(name:str) -> Description:
     "The description of a data set; one that is not valid is an `InputError` that names its file and field."
     own = None if name in SHIPPED else own_folder(name)
+    if own is None and Path(name).is_dir():
+        raise InputError(name, 'has no dataset.toml; hcms manifest folder, or csv, writes one')
+    if own is None and '/' in name:
+        raise InputError(name, 'is no folder')
     if own is None and name not in SHIPPED:
         check_choice(name, dataset_names(), 'data set')
     path = own/'dataset.toml' if own else _DESCRIPTIONS/f'{name}.toml'

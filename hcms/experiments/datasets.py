@@ -193,7 +193,7 @@ def _check_network(note, name:str):
     was = _read_note(note).get('network', name)
     if was!=name:
         weights = note.with_suffix('.safetensors')
-        raise InputError(weights, f'was trained as {was}, and {name} is chosen; remove it and finetune again')
+        raise InputError(weights, f'is of {was}, and {name} is chosen; move it away and get those of {name}')
 
 # %% ../../nbs/experiments/01_datasets.ipynb #2fd9fa4b
 def _over(own:Plan, preset:Plan) -> Plan:
@@ -337,6 +337,9 @@ def choose(
     if precision:
         check_choice(precision, PRECISIONS, 'precision')
     spec_for(description.preset, steps, networks)   # refuses wrong numbers and unknown networks
+    for o in networks:
+        for kind in ('pretrained', 'finetuned'):
+            _check_network(path.parent/'backbones'/kind/f'{network(o).modality}.json', o)
     if networks and description.rendered:
         rule = 'has networks of its own, which it trains itself; others are for other data sets'
         raise InputError(name, rule)
@@ -535,7 +538,8 @@ def bring_features(
     note = _note_of_brought(data, modality)
     was = _read_note(note)
     if was.get('size', usual)!=usual:
-        rule = f"features are {usual} long, and those imported before are {was['size']}: {note}"
+        rule = f"features are {usual} long, and those imported before are {was['size']}"
+        rule += f'; to import them anew, remove {note}'
         raise InputError(paths[next(iter(paths))], rule)
     before = data.store.extractor(modality, _config_of_brought(data, modality))
     sums = {o: sha256(o) for o in set(paths.values())}   # one HDF5 file may hold many videos

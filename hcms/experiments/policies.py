@@ -392,10 +392,19 @@ POLICIES = {}   # name -> function that makes the policy
 
 def register_policy(make):
     "Decorator: the policy that a function makes is one of those that are compared."
+    if isinstance(make, Policy):
+        raise InputError(make.name, 'is a policy: register a function that makes it')
     p = make()
     check_choice(p.kind, KINDS, f'kind of policy ({p.name})')
+    if _source(POLICIES.get(p.name, make))!=_source(make):   # the same, where a cell was run twice
+        raise InputError(p.name, 'is the name of another policy')
     POLICIES[p.name] = make
     return make
+
+def _source(make) -> str:
+    "Which function, or class with its arguments, makes a policy."
+    made = getattr(make, 'func', make)
+    return f'{made.__module__}.{made.__qualname__}'
 
 for make in _shipped():
     register_policy(make)

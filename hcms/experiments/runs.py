@@ -366,7 +366,7 @@ def train_runs(
         processes = min(workers, len(todo))
         with worker_pool(processes, _start_worker, (dataset,), doing=f'train, {dataset.label}') as pool:
             done = pool.map(_work, todo, chunksize=1)
-            for c,_ in zip(todo, tqdm(done, **bar, disable=progress is not None)):
+            for _,c in zip(tqdm(done, **bar, disable=progress is not None), todo):
                 if progress:
                     progress(c)
     return folders

@@ -489,6 +489,7 @@ class Stream:
             budget_macs(per_second)   # refuses what is not a budget
         self.walk = Walk(Meter(self.run.costs, budget))
         self.state = model.init_state(1)
+        self.ended = False
         self.time = None     # centre of the last step that was taken
         self.passed = 0      # steps that were skipped
         self.probabilities = np.full(model.num_classes, model.prior, dtype='float32')
@@ -497,18 +498,29 @@ class Stream:
 # %% ../../nbs/inference/01_infer.ipynb #cf1cbb8e
 @patch
 def see(self:Stream, picture, time:float) -> int:   # steps taken
+    "A picture, (H, W, 3) uint8 RGB or an av.VideoFrame, and the second at which it appeared."
+    self._check_open()
     self.live.see(picture, time)
     return self._go()
 
 @patch
 def hear(self:Stream, samples, time:float, rate:int=RATE) -> int:
+    "Audio, (n,) floats in [-1, 1] at `rate` or an av.AudioFrame, and the second at which it began."
+    self._check_open()
     self.live.hear(samples, time, rate)
     return self._go()
 
 @patch
 def end(self:Stream) -> int:
+    "Nothing more will come: the steps that are open are completed with what there is."
+    self.ended = True
     self.live.end()
     return self._go()
+
+@patch
+def _check_open(self:Stream):
+    if self.ended:
+        raise InputError('stream', 'has ended; make a new one')
 
 @patch
 def _go(self:Stream): return sum([self.step(o) for o in self.live.ready()])

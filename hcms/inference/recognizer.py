@@ -222,14 +222,16 @@ _PARTS = ['*.json', '*.safetensors', SEAL, 'backbones/*.safetensors', 'README.md
 def _folder_of(path) -> Path:
     "The folder itself, or what the Hub has under this id."
     folder = full_path(path) if str(path)[:1]=='~' else Path(path)
-    if folder.is_dir():
-        return folder
+    for o in (folder, home()/folder, home()/'checkpoints'/folder):
+        if o.is_dir():
+            return o
     if folder.is_absolute() or str(path)[:1]=='.' or len(folder.parts)>2:
         raise InputError(path, 'is neither a folder nor an id on the Hub')
     try:
         return Path(snapshot_download(str(path), allow_patterns=_PARTS))
-    except Exception as e:
-        rule = f'is not a folder here, and the Hub did not provide it ({type(e).__name__})'
+    except Exception:
+        kept = ', '.join(sorted(o.name for o in (home()/'checkpoints').glob('*/'))) or 'none'
+        rule = f'is not a folder here (in {home()/"checkpoints"}: {kept}), and the Hub did not provide it'
         raise InputError(path, rule) from None
 
 def _from_pretrained(cls,

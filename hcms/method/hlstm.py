@@ -368,7 +368,10 @@ class HCMSOutput(NamedTuple):
 class HCMS(Online, Saved, library_name='hcms', tags=['video-classification']):
     """Hierarchical and conditional modality selection, Sec. 3.2.
 
-    `model(audio, appearance, motion)` gives an `HCMSOutput`."""
+    `model(audio, appearance, motion)` gives an `HCMSOutput`. It is made as `HCMS(num_classes, modalities,
+    in_sizes=, proj_sizes=, hidden_sizes=)`, sizes by modality. `nested`: a gate opens only where the one
+    below is open. `copy_cell`: a closed gate copies c as well as h. `sizes_by`: hidden sizes go by 'place',
+    the lowest level having the smallest, or by 'modality'. `multilabel`: a video may have several classes."""
     # Keep of each level only what the next one needs, and recompute the rest in the backward pass?
     recompute = False
     def forward(self,

@@ -509,7 +509,8 @@ def network(name:str) -> Network:
         return _of_timm(name)
     if str(name).startswith('torchvision/'):
         return _of_torchvision(name)
-    return NETWORKS[check_choice(name, NETWORKS, 'network')]
+    what = 'network (or timm/NAME, torchvision/NAME; one of your own needs its module in HCMS_EXTENSIONS)'
+    return NETWORKS[check_choice(name, NETWORKS, what)]
 
 # %% ../../nbs/networks/01_backbones.ipynb #32b71c61
 @dataclass(frozen=True)
@@ -594,7 +595,7 @@ def check_device(device:str) -> str:
         raise InputError(
             'device', f"must be 'cpu', 'cuda' or a numbered one such as 'cuda:1', not {device!r}")
     if kind=='cuda' and (torch.device(device).index or 0)>=torch.cuda.device_count():
-        raise InputError('device', f'{device!r} is none that torch finds on this machine; '
+        raise InputError('device', f'torch finds no {device!r} on this machine; '
                                    'hcms doctor lists what there is')
     return device
 

@@ -187,7 +187,7 @@ def fetch(name:str, folder) -> Path:
         return path
     except Exception as e:
         why = str(e).splitlines()[0] if str(e) else 'no network'
-        rule = f'could not be had ({type(e).__name__}: {why}). Fetch it elsewhere, then: {by_hand}'
+        rule = f'could not be downloaded ({type(e).__name__}: {why}). Fetch it elsewhere, then: {by_hand}'
         raise InputError(s.address, rule) from None
 
 # %% ../../nbs/networks/02_weights.ipynb #375a45cb

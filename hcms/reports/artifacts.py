@@ -214,7 +214,8 @@ def _epochs(config:dict) -> str:
     "How long was trained, in words."
     if not config['patience']:
         return f"{config['epochs']} epochs"
-    return (f"at most {config['epochs']} epochs, at least {config['min_epochs']}, "
+    least = min(config['min_epochs'], config['epochs'])
+    return (f"at most {config['epochs']} epochs, at least {least}, "
             f"ended when the smoothed score had not risen for {config['patience']}")
 
 # %% ../../nbs/reports/02_artifacts.ipynb #ffc52921
@@ -244,10 +245,10 @@ def _seeds_note(n:int) -> str:
 
 def _failed(runs) -> list:
     "Trainings that learned nothing, if any."
-    failed = sorted(r.config.seed for r in runs if not learned(r))
+    failed = [r.config.seed for r in runs if not learned(r)]
     if not failed:
         return []
-    seeds = ', '.join(map(str, failed))
+    seeds = ', '.join(map(str, sorted(set(failed))))
     return [f'{len(failed)} of the {len(runs)} trainings behind this learned nothing (seeds {seeds}): their '
             'loss ends at that of a model to which all classes are equally likely.']
 

@@ -151,9 +151,13 @@ def _fig4_findings(usage, last) -> list:
     classes = usage.groupby('category', sort=False).usage
     mean = classes.mean()
     within = usage.groupby(['seed', 'category']).usage.std().mean()   # seeds differ for other reasons
-    return [
+    out = [
         f'HCMS uses {last} in {percent(usage.usage.mean())} of the steps. By class it is '
-        f'{percent(mean.iloc[0])} ({mean.index[0]}) to {percent(mean.iloc[-1])} ({mean.index[-1]}).',
+        f'{percent(mean.iloc[0])} ({mean.index[0]}) to {percent(mean.iloc[-1])} ({mean.index[-1]}).']
+    if np.isnan(within):   # no class of two videos
+        return out
+    return [
+        *out,
         f'Within a class the standard deviation over videos, of one training, is {percent(within)}.']
 
 def show_fig4(usage, data, parameters, runs, out):

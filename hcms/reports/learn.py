@@ -24,10 +24,9 @@ from ..data.manifests import BAR, csv_manifest, folder_manifest, read_manifest, 
 from ..evaluation.costs import Predictions, headline
 from ..experiments.conditioned import budget_runs, shares_of
 from ..experiments.datasets import Dataset, choose, finetune_backbones, freeze_backbones, stamped
-from ..experiments.runs import config_for, get_runs, run_folder, variants
+from ..experiments.runs import config_for, finished, get_runs, run_folder, variants
 from ..inference.recognizer import Recognizer
 from ..media.files import read_steps
-from ..method.saved import SEAL
 from ..networks.backbones import PRESETS, check_memory, networks_of, weights_path
 from ..networks.weights import obtain
 from .artifacts import Shown, describe, mean_pm, write_index, write_table
@@ -37,6 +36,15 @@ from .tables import over_seeds, percent
 from ..training.train import Split, predict_split, threads, train, train_config
 
 # %% ../../nbs/reports/08_learn.ipynb #848bbf75
+def _check_groups(was, now, path):
+    "An `InputError` where a manifest has other groups than are asked for now."
+    groups = was.df.merge(now.df, on='path', suffixes=('', '_now'))
+    other = groups[groups.group!=groups.group_now]
+    if len(other):
+        first = other.iloc[0]
+        rule = f'has {first.path} in group {first.group!r}, not {first.group_now!r}'
+        raise InputError(path, f'{rule}; move it away to list the videos anew')
+
 def listed(
     source,       # A folder of class folders, or a table of paths and labels
     group='',     # As in `folder_manifest`
@@ -50,11 +58,15 @@ def listed(
     root = source if source.is_dir() else source.parent
     path = root/'manifest.csv'
     check_choice(preset, PRESETS, 'preset')
+    if not source.exists():
+        raise InputError(source, 'does not exist: it should be a folder of class folders, or a table')
+    if group and not source.is_dir():
+        raise InputError(source, f'is a table, which names groups in its column group, not by {group!r}')
     if path.is_file():
         m = read_manifest(path)
+        if group:
+            _check_groups(m, folder_manifest(root, group), path)
     else:
-        if not source.exists():
-            raise InputError(source, 'does not exist: it should be a folder of class folders, or a table')
         shares = dict(testing=testing, selection=selection, seed=seed)
         if source.is_dir():
             m = folder_manifest(root, group, **shares)
@@ -239,8 +251,9 @@ def show_outcome(numbers, data, parameters, runs, out):
     notes,meta = describe(data, runs, parameters)
     h,every = numbers.iloc[0],numbers.iloc[-1]
     findings = [
-        f'HCMS answers {percent(h.accuracy_mean)} of the videos rightly, {h.gflops_mean:.3g} GFLOPs each; '
-        f'with everything at all steps it is {percent(every.accuracy_mean)} with {every.gflops_mean:.3g}.']
+        f'HCMS classifies {percent(h.accuracy_mean)} of the videos correctly, {h.gflops_mean:.3g} GFLOPs '
+        f'each; with everything at all steps it is {percent(every.accuracy_mean)} with '
+        f'{every.gflops_mean:.3g}.']
     title = f'What was learned of {data.label}'
     return write_table(numbers, shown, 'outcome', out, title, notes, meta, findings)
 
@@ -269,13 +282,13 @@ def worked(
     nothing = len(data.missing)==every and set(data.missing.values())=={'not extracted'}
     if data.fed and nothing and not there:
         first = data.manifest.path_of(data.manifest.ids[0])
-        raise InputError(first, f'is not there, and neither is another of the {every} videos of the manifest')
+        raise InputError(first, f'is not there, nor is any other of the {every} videos of the manifest')
     if there:
         check_memory(data.backbones.networks, workers)
     configs = configs_of(data)
     once = forecast(data, there)
     videos = len(there) if once else 0
-    missing = [c for c in configs if not (run_folder(data, c)/SEAL).exists()]
+    missing = [c for c in configs if not finished(run_folder(data, c))]
     each = forecast_training(data, missing)
     run_seconds = lambda c: each.get((c.model, c.views), 0.)/workers
     networks = ', '.join(n.name for n in data.backbones.networks.values()) if data.fed else 'none'
