@@ -149,7 +149,8 @@ def finetune_command(
     device:str=DEVICE,
     precision:str=PRECISION,
     train:str=typer.Option(
-        None, help="what learns: 'head' (the backbone stays as it is), 'last' (its last stage too) or 'all'"),
+        None, help="what learns: 'head' (the backbone stays as it is), 'last' (its last stage too) or 'all'; "
+        "'nothing' takes the pretrained weights as they are"),
     epochs:int=typer.Option(None),
     steps:int=typer.Option(None, help='random time steps of a video in an epoch'),
     videos:int=typer.Option(None, help='a step of the optimizer'),
@@ -163,7 +164,10 @@ def finetune_command(
     """Finetune the backbones on the train split; what is not given is the data set's own
     (hcms.experiments.datasets.FINETUNING). Goes on where it was stopped."""
     with _saying(LOADING):
-        from hcms.experiments.datasets import finetune_backbones
+        from hcms.experiments.datasets import finetune_backbones, freeze_backbones
+    if train=='nothing':
+        freeze_backbones(dataset, tuple(modality))
+        return
     changes = dict(
         precision=precision, train=train, epochs=epochs, steps=steps, videos=videos, accumulate=accumulate,
         lr=lr, head_lr=head_lr, seed=seed)
@@ -317,7 +321,10 @@ def learn_command(
         source, group, preset, network, steps, given, finetune, skip, budget, seconds, seeds, epochs, workers)
     print(f'recognizer: {kept}')
     print(f"page: {out/'README.md'}")
-    print(f'try it: hcms predict VIDEO --checkpoint {kept}')
+    if (kept/'recognizer.json').is_file():
+        print(f'try it: hcms predict VIDEO --checkpoint {kept}')
+    else:   # not all of its features are made by networks here
+        print(f'try it: hcms evaluate {source} --checkpoint {kept}')
 
 # %% ../nbs/90_cli.ipynb #81bc879e
 @app.command('evaluate')
@@ -544,9 +551,14 @@ def _write_manifest(name, out, make):
         print(f'hcms: some videos lie behind links that lead out of {out.parent}; {noted}', file=sys.stderr)
     print(f'{write_manifest(m, out)}: {len(m)} videos, {len(m.classes)} classes')
     print(completeness(m, PAPER_DATASETS.get(name)).to_string(index=False))
+    if 'status' in m.df and (m.df.status=='absent').all():
+        first = m.path_of(m.ids[0])
+        print(f'hcms: not one of the videos is there, such as {first}; paths are relative to {out.parent}',
+            file=sys.stderr)
     if name not in SHIPPED:
         path = describe_folder(out.parent, m)
-        print(f'{path}: edit it to choose networks, time steps or how it is trained')
+        print(f'{path}: edit it to choose networks (preset = "light": those that a CPU can run), time steps, '
+            'or how it is trained')
 
 # %% ../nbs/90_cli.ipynb #2c8b42d1
 def _store(root):

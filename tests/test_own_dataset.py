@@ -1,5 +1,6 @@
 "A data set of one's own: a folder with a manifest and a `dataset.toml`, by its path or below $HCMS_DATA."
 import json
+import os
 import shutil
 import subprocess
 import weakref
@@ -82,8 +83,8 @@ def test_what_is_wrong_with_a_description_is_named(mine):
     folder,_ = mine
     path = folder/'dataset.toml'
     wrong = {
-        'evaluated = "testing"\nstep = 4': 'step: Extra inputs',
-        'title = "x"': 'evaluated: Field required',
+        'evaluated = "testing"\nstep = 4': 'step: there is no such field',
+        'title = "x"': 'evaluated: must be there',
         'evaluated = "testing"\nbudgets = ["many"]': 'budgets.0: Input should be a valid number',
         'evaluated = ': 'is not TOML'}
     for text,says in wrong.items():
@@ -755,12 +756,33 @@ def test_features_are_enough_without_any_video(only_features):
     assert any('features of 0 videos' in o and 'training of 0 models' in o for o in map(str, said))
     data = Dataset(str(folder))
     numbers = pd.read_csv(out/'outcome.csv').set_index('method')
+    r = hcms('evaluate', folder, '--checkpoint', kept, home=Path(os.environ['HCMS_HOME']))
+    assert f"accuracy: {numbers.accuracy_mean['HCMS']:.4g}\n" in r.stdout
     assert numbers.accuracy_mean['everything at all steps']>.9
     assert numbers.gflops_mean['everything at all steps']==pytest.approx(32*5.2, rel=.01)
     run = next(r for r in get_runs(data, learn_configs(data, 1, 3), 1) if r.config.model=='hcms')
     runs = get_runs(data, table1_configs(data, 1, views=3, epochs=1), 1)
     assert len(table2(data, [run], data.budgets)) and len(table1(data, runs))
     assert {'fig3.svg', 'fig4.svg', 'mistakes.csv'}<={p.name for p in out.iterdir()}
+
+def test_a_video_without_features_to_bring_is_left_out_where_the_manifest_says_so(only_features):
+    from hcms.experiments.datasets import Dataset, bring_features
+    folder = only_features
+    gone = sorted(p.stem for p in (folder.parent/'speech').glob('*.npy'))[0]
+    (folder.parent/'speech'/f'{gone}.npy').unlink()
+    shutil.rmtree(folder/'features')
+    shutil.rmtree(folder/'brought')
+    for m in ('speech', 'flow'):
+        bring_features(str(folder), m, folder.parent/m)
+    data = Dataset(str(folder))
+    data.check()
+    assert data.missing=={gone: 'absent, as the manifest says'}
+    manifest = folder/'manifest.csv'
+    row = f'{gone},{gone}.mp4,training,calm,'
+    assert row+'absent' in manifest.read_text()
+    manifest.write_text(manifest.read_text().replace(row+'absent', row))
+    with pytest.raises(InputError, match='1 of .* videos have no features'):
+        Dataset(str(folder)).check()
 
 @pytest.mark.full
 def test_every_page_of_features_alone(only_features, tmp_path):

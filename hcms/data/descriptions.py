@@ -152,6 +152,8 @@ def own_folder(name) -> Path|None:
             return folder.resolve()
 
 # %% ../../nbs/data/05_descriptions.ipynb #1b3dbf03
+_RULES = dict(extra_forbidden='there is no such field', missing='must be there')   # of pydantic's errors
+
 def described(name:str) -> Description:
     "The description of a data set; one that is not valid is an `InputError` that names its file and field."
     own = None if name in SHIPPED else own_folder(name)
@@ -169,7 +171,11 @@ def described(name:str) -> Description:
     except ValidationError as e:
         first = e.errors()[0]
         field = '.'.join(map(str, first['loc']))
-        raise InputError(path, f"{field or 'it'}: {first['msg']}") from None
+        rule = _RULES.get(first['type'], first['msg'].removeprefix('Value error, '))
+        *table,name = first['loc'] or ('',)
+        if first['type']=='extra_forbidden' and table and name in Description.model_fields:
+            rule += f'; {name} belongs above the first [table]'
+        raise InputError(path, f'{field}: {rule}' if field else rule) from None
     if own and found.rendered:
         raise InputError(path, 'rendered is for data sets that ship')
     return found

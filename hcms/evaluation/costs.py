@@ -10,6 +10,7 @@ __all__ = ['PAPER_PRICES', 'count_macs', 'backbone_prices', 'ModuleCosts', 'lstm
 
 # %% ../../nbs/evaluation/02_costs.ipynb #021f27ac
 import copy
+from numbers import Real
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
@@ -199,6 +200,8 @@ def whole_macs(gflops):   # An array of them, or one
 
 def budget_macs(budget:float) -> int:   # -1 for no limit
     "Whole multiply-accumulates that `budget` GFLOPs allow."
+    if not isinstance(budget, Real):
+        raise InputError('budget', f'must be a number of GFLOPs, not {budget!r}')
     if not budget>=0:
         raise InputError('budget', f'must be 0 GFLOPs or more, not {budget}')
     return -1 if np.isinf(budget) else int(budget*1e9+1e-3)   # a thousandth of one is what floats lose

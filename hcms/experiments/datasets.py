@@ -279,8 +279,11 @@ class _Featured:
         "Videos without features, and those set aside."
         have = set.intersection(*(set(v.ids()) for v in self.views.values()))
         aside = self.store.set_aside_ids()
-        why = lambda id: aside.get(id, {}).get('reason', 'not extracted')
-        return {id: why(id) for id in self.manifest.ids if id not in have}
+        why = {id: o['reason'] for id,o in aside.items() if 'reason' in o}
+        df = self.manifest.df
+        if self.brought and 'status' in df:   # nothing here would set them aside
+            why |= dict.fromkeys(df.id[df.status=='absent'], 'absent, as the manifest says')
+        return {id: why.get(id, 'not extracted') for id in self.manifest.ids if id not in have}
 
 # %% ../../nbs/experiments/01_datasets.ipynb #a3c7bdd8
 class Dataset(_Shown, _Provenance, _Priced, _Planned, _Featured):

@@ -92,12 +92,16 @@ class Policy:
     def middle(self):
         "The operating point at which its choice is tested."
         return self.settings[len(self.settings)//2]
+    def _acted(self, view, setting, seed) -> Acted:
+        if not hasattr(self, 'runs'):
+            raise InputError(self.name, 'is not fitted: call `fit` first')
+        return self.act(self.runs[seed], view, setting)
     def select(self, view, setting=None, seed=0):
-        return self.act(self.runs[seed], view, setting).use
+        return self._acted(view, setting, seed).use
     def predict(self, view, setting=None, seed=0):
-        return self.act(self.runs[seed], view, setting).scores
+        return self._acted(view, setting, seed).scores
     def cost(self, view, setting=None, seed=0):
-        return gflops(self.act(self.runs[seed], view, setting), view.prices)
+        return gflops(self._acted(view, setting, seed), view.prices)
 
 # %% ../../nbs/experiments/03_policies.ipynb #910f2448
 def gflops(

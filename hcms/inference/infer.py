@@ -439,6 +439,8 @@ def predict(
     brought=None,          # modality -> (T, D): features that no network here makes
 ) -> Prediction:
     "The prediction for one video, running only what its gates ask for; an `InputError` for an unusable file."
+    if isinstance(path, (list, tuple)):
+        raise InputError('path', 'is a list: use predict_many')
     gates = None if gates is None else {path: gates}
     brought = None if brought is None else {path: brought}
     out, = predict_many([path], model, backbones, budget, classes, prices, 1, 1, gates, brought)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'PARTS', 'ORDER', 'FEW', 'injected', 'check_writable', 'check_parameters', 'other_than_default',
-           'report_folder', 'noted', 'written', 'mean_pm', 'describe', 'write_side', 'Shown', 'write_table',
-           'write_figure', 'part_of', 'artifacts_of', 'write_index', 'write_top_index']
+           'report_folder', 'noted', 'written', 'mean_pm', 'failed_trainings', 'describe', 'write_side', 'Shown',
+           'write_table', 'write_figure', 'part_of', 'artifacts_of', 'write_index', 'write_top_index']
 
 # %% ../../nbs/reports/02_artifacts.ipynb #9fcce4e6
 import ast
@@ -243,8 +243,8 @@ def _processors(runs) -> list:
 def _seeds_note(n:int) -> str:
     return f'Mean and standard deviation of {n} seeds.' if n>1 else 'One seed.'
 
-def _failed(runs) -> list:
-    "Trainings that learned nothing, if any."
+def failed_trainings(runs) -> list:   # of str
+    "A sentence on the trainings that learned nothing, if there are any."
     failed = [r.config.seed for r in runs if not learned(r)]
     if not failed:
         return []
@@ -270,7 +270,7 @@ def _notes(data, counts, config, runs, parameters) -> list:
         _seeds_note(len(seeds)),
         *own,
         *_processors(runs),
-        *_failed(runs),
+        *failed_trainings(runs),
     ]
 
 # %% ../../nbs/reports/02_artifacts.ipynb #5ff19bd0

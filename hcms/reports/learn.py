@@ -27,9 +27,10 @@ from ..experiments.datasets import Dataset, choose, finetune_backbones, freeze_b
 from ..experiments.runs import config_for, finished, get_runs, run_folder, variants
 from ..inference.recognizer import Recognizer
 from ..media.files import read_steps
+from ..method.hlstm import HCMS
 from ..networks.backbones import PRESETS, check_memory, networks_of, weights_path
 from ..networks.weights import obtain
-from .artifacts import Shown, describe, mean_pm, write_index, write_table
+from .artifacts import Shown, describe, failed_trainings, mean_pm, write_index, write_table
 from .driver import keep_recognizer
 from .figures import evaluated_ids, fig3, fig3_changes, show_fig3, show_fig4, usage_frame
 from .tables import over_seeds, percent
@@ -365,6 +366,9 @@ def learn(
     "A recognizer of somebody's own classes, and a page that says how good it is."
     if bool(skip_targets) + (budget is not None) + (seconds is not None) > 1:
         raise InputError('budget', 'takes the place of skip targets; give these, or GFLOPs, or seconds')
+    if list(skip_targets)!=sorted(skip_targets):
+        rule = f'must not fall: a gate opens only where the one below is open, not {tuple(skip_targets)}'
+        raise InputError('skip targets', rule)
     data = prepared(
         source, group, preset, networks, steps, weights, finetune, skip_targets, workers, say)
     limit = budget_of(data, budget, seconds)
@@ -383,17 +387,18 @@ def learn(
     out = full_path(out_dir) if out_dir else home()/'reports'/data.label
     given = dict(dataset=data.label, seeds=seeds, epochs=epochs, budget=budget, seconds=seconds)
     page = write_page(data, runs, ours, best, given, out, at_budgets)
-    say('\n'.join([*page.findings, '', page.table.to_string(index=False)]))
+    say('\n'.join([*page.findings, *failed_trainings(ours), '', page.table.to_string(index=False)]))
     return kept,out
 
 # %% ../../nbs/reports/08_learn.ipynb #1501e22d
-def evaluate(
-    name,         # Data set
-    checkpoint,   # Folder of a recognizer
-    split='',     # By default the one that tables report
-) -> dict:        # accuracy, mAP and skip ratios from 0 to 1, GFLOPs a video, videos
-    "What a recognizer scores on the videos of a split, from their stored features."
-    data = Dataset(str(name))
+def _model_of(data, part:Split, checkpoint:Path) -> HCMS:
+    "The model of a recognizer, or one without networks; an `InputError` where it is for other data."
+    if data.brought and not (checkpoint/'recognizer.json').is_file():
+        model = HCMS.from_pretrained(checkpoint)
+        sizes = {m: x.shape[-1] for m,x in part.x.items()}
+        if dict(zip(model.modalities, model.in_sizes))!=sizes or model.num_classes!=len(data.classes):
+            raise InputError(checkpoint, f'is for other features or classes than those of {data.label}')
+        return model
     r = Recognizer.from_pretrained(checkpoint)
     if list(r.classes)!=list(data.classes):
         other = sorted(set(r.classes)^set(data.classes))
@@ -402,10 +407,20 @@ def evaluate(
     for m in r.model.modalities:
         if data.backbones.weights[m]!=r.backbones.weights[m]:
             raise InputError(checkpoint, f'has another {m} network than the features of {data.label}')
+    return r.model
+
+def evaluate(
+    name,         # Data set
+    checkpoint,   # Folder of a recognizer
+    split='',     # By default the one that tables report
+) -> dict:        # accuracy, mAP and skip ratios from 0 to 1, GFLOPs a video, videos
+    "What a recognizer scores on the videos of a split, from their stored features."
+    data = Dataset(str(name))
     part = data.split(split or data.evaluated)
-    config = train_config(modalities=r.model.modalities)
-    logits,gates = predict_split(r.model, config, part)
+    model = _model_of(data, part, Path(checkpoint))
+    config = train_config(modalities=model.modalities)
+    logits,gates = predict_split(model, config, part)
     numpy = lambda o: o.numpy()
     predictions = Predictions(
-        numpy(logits[:,-1]), numpy(gates), numpy(part.y), part.labels, multilabel=r.model.multilabel)
-    return dict(videos=len(part)) | headline(predictions, r.model, data.charged)
+        numpy(logits[:,-1]), numpy(gates), numpy(part.y), part.labels, multilabel=model.multilabel)
+    return dict(videos=len(part)) | headline(predictions, model, data.charged)
