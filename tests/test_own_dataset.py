@@ -93,7 +93,7 @@ def test_what_is_wrong_with_a_description_is_named(mine):
             described(str(folder))
         assert str(path) in str(e.value)
     path.unlink()
-    with pytest.raises(InputError, match='no such data set'):
+    with pytest.raises(InputError, match='has no dataset.toml'):
         described(str(folder))
 
 def test_a_table_of_it_through_the_command(mine):

@@ -340,9 +340,6 @@ def choose(
     if precision:
         check_choice(precision, PRECISIONS, 'precision')
     spec_for(description.preset, steps, networks)   # refuses wrong numbers and unknown networks
-    for o in networks:
-        for kind in ('pretrained', 'finetuned'):
-            _check_network(path.parent/'backbones'/kind/f'{network(o).modality}.json', o)
     if networks and description.rendered:
         rule = 'has networks of its own, which it trains itself; others are for other data sets'
         raise InputError(name, rule)
@@ -373,6 +370,8 @@ def extract(
     Steps, precision and networks hold for the data set from then on."""
     if not self.fed:
         return Extraction()
+    for o in networks:   # before the choice is recorded
+        _check_network(self.weights/f'{network(o).modality}.json', o)
     chosen = choose(self.name, steps, precision, networks)
     self.__dict__.pop('backbones', None)
     options |= chosen | dict(modalities=self.fed)
