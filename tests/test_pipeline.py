@@ -428,9 +428,9 @@ def test_two_processes_train_what_one_does(tiny_home, tmp_path, tally):
     assert (a['gates']==b['gates']).all()
     a,b = (pd.read_csv(next(o.glob('*/history.csv'))) for o in runs)
     skips = ['skip_appearance', 'skip_motion']
-    same = (a[skips]-b[skips]).abs().max(axis=1)<1e-9   # a gate near a tie opens in one of them alone
-    assert same.mean()>.5
-    assert a['mAP'][same].tolist()==pytest.approx(b['mAP'][same].tolist(), abs=1e-9)
+    assert (a[skips]-b[skips]).abs().max(axis=None)<1e-9
+    same = (a['mAP']-b['mAP']).abs()<1e-9   # scores closer than rounding may change places in an epoch
+    assert same.mean()>=.75 and same.iloc[-1]
     assert a.loss.tolist()==pytest.approx(b.loss.tolist(), rel=1e-5)
     how = 'predictions within 1e-5, the same gates and mAP'
     tally('determinism', 'one training by one and by two processes together', how)
