@@ -127,6 +127,14 @@ def register_rival(name:str):
         return cls
     return put
 
+def _check_made(cls, modalities, constant):
+    "An `InputError` where a rival cannot have these modalities, or has no constant."
+    if len(modalities)<cls.least_modalities:
+        rule = f'must be {cls.least_modalities} or more for {cls.__name__}, not {tuple(modalities)}'
+        raise InputError('modalities', rule)
+    if constant is not None and not cls.tunes:
+        raise InputError('constant', f'{cls.__name__} has none')
+
 # %% ../../nbs/baselines/01_rivals.ipynb #276aeb0f
 class Rival(nn.Module, Saved, library_name='hcms', tags=['video-classification']):
     "A selection policy with its own recognizer: `look` is its forward pass, `learn` its training pass."
@@ -152,13 +160,8 @@ class Rival(nn.Module, Saved, library_name='hcms', tags=['video-classification']
         constant=None,               # Of the constant that `tunes` names, if not the class's own value
     ):
         super().__init__()
-        if len(modalities)<self.least_modalities:
-            name = type(self).__name__
-            rule = f'must be {self.least_modalities} or more for {name}, not {tuple(modalities)}'
-            raise InputError('modalities', rule)
+        _check_made(type(self), modalities, constant)
         if constant is not None:
-            if not self.tunes:
-                raise InputError('constant', f'{type(self).__name__} has none')
             setattr(self, self.tunes[0], constant)
         self.modalities = tuple(modalities)
         self.num_classes = num_classes

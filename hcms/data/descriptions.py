@@ -160,7 +160,7 @@ def described(name:str) -> Description:
     if own is None and Path(name).is_dir():
         raise InputError(name, 'has no dataset.toml; hcms manifest folder, or csv, writes one')
     if own is None and '/' in name:
-        raise InputError(name, 'is no folder')
+        raise InputError(name, 'is not a folder')
     if own is None and name not in SHIPPED:
         check_choice(name, dataset_names(), 'data set')
     path = own/'dataset.toml' if own else _DESCRIPTIONS/f'{name}.toml'
@@ -172,9 +172,9 @@ def described(name:str) -> Description:
         first = e.errors()[0]
         field = '.'.join(map(str, first['loc']))
         rule = _RULES.get(first['type'], first['msg'].removeprefix('Value error, '))
-        *table,name = first['loc'] or ('',)
-        if first['type']=='extra_forbidden' and table and name in Description.model_fields:
-            rule += f'; {name} belongs above the first [table]'
+        *table,last = first['loc'] or ('',)
+        if first['type']=='extra_forbidden' and table and last in Description.model_fields:
+            rule += f'; {last} belongs above the first [table]'
         raise InputError(path, f'{field}: {rule}' if field else rule) from None
     if own and found.rendered:
         raise InputError(path, 'rendered is for data sets that ship')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPLITS', 'COLUMNS', 'BAR', 'MEDIA', 'UNFINISHED', 'Manifest', 'is_outside', 'write_manifest', 'read_manifest',
            'hold_out', 'is_video', 'video_name', 'videos_in', 'find_files', 'manifest_of', 'safe_id', 'drawn_splits',
-           'folder_manifest', 'csv_manifest']
+           'folder_rows', 'folder_manifest', 'csv_manifest']
 
 # %% ../../nbs/data/01_manifests.ipynb #1230561e
 import csv
@@ -570,15 +570,11 @@ def _own_manifest(rows, lines, root, name, testing, selection, seed, links_out) 
     return Manifest(table, None, root, name, links_out=bool(outside) and links_out)
 
 # %% ../../nbs/data/01_manifests.ipynb #1d7d526d
-def folder_manifest(
-    root,             # With a folder for each class
-    group='',         # Regular expression; what its bracket finds in a file's name is the group
-    testing=.2,       # Share of each class
-    selection=.1,
-    seed=0,
-    links_out=True,   # Take files behind links that lead out of the root?
-) -> Manifest:        # Columns id, path, labels, group, split, status
-    "One row for every video of a folder of class folders."
+def folder_rows(
+    root,        # With a folder for each class
+    group='',    # Regular expression; what its bracket finds in a file's name is the group
+) -> list:       # of dict: path, labels, group
+    "The videos of a folder of class folders."
     try:
         pattern = re.compile(group)
     except re.error as e:
@@ -601,6 +597,19 @@ def folder_manifest(
         own = (at[1] if at.groups() else at[0]) if at else ''
         label = p.parts[0].replace(BAR, '/')
         rows.append(dict(path=p.as_posix(), labels=label, group=own and f'{label}/{own}'))
+    return rows
+
+def folder_manifest(
+    root,             # As in `folder_rows`
+    group='',
+    testing=.2,       # Share of each class
+    selection=.1,
+    seed=0,
+    links_out=True,   # Take files behind links that lead out of the root?
+) -> Manifest:        # Columns id, path, labels, group, split, status
+    "One row for every video of a folder of class folders."
+    rows = folder_rows(root, group)
+    root = full_path(root)
     return _own_manifest(rows, None, root, str(root), testing, selection, seed, links_out)
 
 # %% ../../nbs/data/01_manifests.ipynb #e956545a

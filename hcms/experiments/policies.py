@@ -92,16 +92,19 @@ class Policy:
     def middle(self):
         "The operating point at which its choice is tested."
         return self.settings[len(self.settings)//2]
-    def _acted(self, view, setting, seed) -> Acted:
-        if not hasattr(self, 'runs'):
-            raise InputError(self.name, 'is not fitted: call `fit` first')
-        return self.act(self.runs[seed], view, setting)
     def select(self, view, setting=None, seed=0):
-        return self._acted(view, setting, seed).use
+        return _fitted(self, view, setting, seed).use
     def predict(self, view, setting=None, seed=0):
-        return self._acted(view, setting, seed).scores
+        return _fitted(self, view, setting, seed).scores
     def cost(self, view, setting=None, seed=0):
-        return gflops(self._acted(view, setting, seed), view.prices)
+        return gflops(_fitted(self, view, setting, seed), view.prices)
+
+# %% ../../nbs/experiments/03_policies.ipynb #5603aac2
+def _fitted(policy:Policy, view:View, setting, seed) -> Acted:
+    "What a policy does with one of the seeds that it was fitted with."
+    if not hasattr(policy, 'runs'):
+        raise InputError(policy.name, 'is not fitted: call `fit` first')
+    return policy.act(policy.runs[seed], view, setting)
 
 # %% ../../nbs/experiments/03_policies.ipynb #910f2448
 def gflops(

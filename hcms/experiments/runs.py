@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['REACHED_BY', 'VERSION', 'REACHED', 'CLOSE', 'NOTHING', 'DECAYS', 'SEED', 'HELD_OUT', 'trials', 'tuned',
            'open_choices', 'Run', 'longer', 'times_longer', 'lengthened', 'config_for', 'variants', 'run_folder',
-           'splits_of', 'finished', 'make_run', 'load_run', 'check_configs', 'with_steps', 'train_together',
-           'train_runs', 'get_runs', 'chosen_epoch', 'reached', 'operating_point', 'learned', 'candidates', 'part',
-           'together', 'tuning_splits', 'choose', 'tune', 'keep_trials']
+           'splits_of', 'finished', 'make_run', 'load_run', 'check_rising', 'check_configs', 'with_steps',
+           'train_together', 'train_runs', 'get_runs', 'chosen_epoch', 'reached', 'operating_point', 'learned',
+           'candidates', 'part', 'together', 'tuning_splits', 'choose', 'tune', 'keep_trials']
 
 # %% ../../nbs/experiments/02_runs.ipynb #55989729
 import json
@@ -281,6 +281,12 @@ def load_run(
     return Run(key, config, model.eval(), history, predictions, dict(prices), note.get('cpu', ''))
 
 # %% ../../nbs/experiments/02_runs.ipynb #65c0cadc
+def check_rising(skip_targets, name:str):
+    "An `InputError` where nested gates are to skip less than the ones below them."
+    if list(skip_targets)!=sorted(skip_targets):
+        rule = f'must not fall: a gate opens only where the one below is open, not {tuple(skip_targets)}'
+        raise InputError(name, rule)
+
 def check_configs(
     dataset,
     configs:list,   # of TrainConfig
@@ -299,9 +305,8 @@ def check_configs(
         if c.model=='hcms' and len(c.skip_targets)!=len(c.modalities)-1:
             rule = f'must be one for each modality above the first, not {c.skip_targets} for {c.modalities}'
             raise InputError('skip_targets', rule)
-        if c.model=='hcms' and c.nested and list(c.skip_targets)!=sorted(c.skip_targets):
-            rule = f'must not fall: a gate opens only where the one below is open, not {c.skip_targets}'
-            raise InputError('skip_targets', rule)
+        if c.model=='hcms' and c.nested:
+            check_rising(c.skip_targets, 'skip_targets')
 
 # %% ../../nbs/experiments/02_runs.ipynb #5bbbcd84
 def with_steps(
@@ -428,6 +433,7 @@ def operating_point(
     gates = len(order.get('modalities', dataset.modalities))-1
     _check_point(want, gates, tries, seeds)
     free = ((0., 1.),)*gates
+    nested = config_for(dataset, **order).nested   # then targets must not fall
     papers = PAPER.appearance_skip,PAPER.motion_skip
     start = tuple(low for low,_ in papers) if gates==len(papers) else tuple(want)
     rows = []
@@ -445,9 +451,7 @@ def operating_point(
                 if rows[-1]['close']:
                     return pd.DataFrame(rows)
                 wished = np.array(targets)+want-rows[-1]['reached']
-                if config_for(dataset, **order).nested:   # see `check_configs`
-                    wished = np.maximum.accumulate(wished)
-                wished = wished.tolist()
+                wished = (np.maximum.accumulate(wished) if nested else wished).tolist()
     return pd.DataFrame(rows)
 
 # %% ../../nbs/experiments/02_runs.ipynb #c7e1a2f7

@@ -21,7 +21,7 @@ from ..core import (
     MODALITIES, InputError, check_choice, check_seal, full_path, home, read_json, sealing, sha256, versions,
     write_whole)
 from ..evaluation.costs import PAPER_PRICES, backbone_prices
-from .infer import Prediction, Stream, check_fit, predict, predict_many
+from .infer import Prediction, Stream, check_fit, check_paths, predict, predict_many
 from ..media.files import RATE
 from ..method.hlstm import HCMS, skipped
 from ..method.saved import SEAL, SEALED, Saved
@@ -69,8 +69,7 @@ def table(self:Recognizer,
     **kw,                 # As of `predict_many`
 ) -> pd.DataFrame:        # A row a file, in their order
     "Answer, probability, GFLOPs, the share of time steps that used each modality, and what is to be noted."
-    if isinstance(paths, (str, Path)):
-        raise InputError(paths, 'is one file: give a list')
+    check_paths(paths)
     paths = list(paths)
     rows = []
     for path,prediction in zip(paths, self.predict_many(paths, budget, **kw)):

@@ -101,10 +101,11 @@ def together(
     return next(worst for worst in _WORST_FIRST if worst in verdicts)
 
 def by_part(
-    judged:dict,        # name -> `Judged`
+    judged,             # Pairs of a name and a `Judged`; names may be equal
 ) -> str:
     "Which comparisons of a row have which verdict; empty where all have the same."
-    parts = {v: ', '.join(k for k,o in judged.items() if o.verdict==v) for v in _WORST_FIRST}
+    judged = list(judged)
+    parts = {v: ', '.join(name for name,o in judged if o.verdict==v) for v in _WORST_FIRST}
     found = [f'{v}: {names}' for v,names in parts.items() if names]
     return f". By part: {'; '.join(found)}" if len(found)>1 else ''
 
@@ -301,7 +302,8 @@ def _letters(modalities) -> str:
 @claim('HCMS matches or beats early fusion of all modalities, at a fraction of its cost',
     'Sec. 4.2.1, Table 1', 'skipping would be paid for in accuracy')
 def matches_fusion(e):
-    gain = judge(e.mAP()-e.mAP(**early()), -MARGIN, comparisons=2, margin=None)
+    more = e.mAP()-e.mAP(**early())
+    gain = judge(more, -MARGIN, comparisons=2, margin=None)
     share = e.cost()/e.cost(**early())
     cheap = judge(share, .25, above=False, comparisons=2, margin=None, unit='%', signed=False)
     def paper(d):
@@ -311,7 +313,7 @@ def matches_fusion(e):
         return f'{h.mAP_pct-lstm.mAP_pct:+.1f} points at {h.gflops/lstm.gflops:.1%} of the cost'
     test = 'mAP of HCMS less that of A + I + M at all steps above -1 point; cost below a quarter'
     numbers = f'{gain.text} at {share.mean:.1%} of the cost{_as_run(e)}'
-    if gain.verdict==UNDECIDED and (e.mAP()-e.mAP(**early())).interval().high<0:
+    if gain.verdict==UNDECIDED and more.interval().high<0:
         numbers += '. mAP is below that of early fusion; whether by more than a point is undecided'
     return Row(test, numbers, together([gain, cheap]), _each_paper(paper))
 
@@ -393,14 +395,15 @@ def _uniform_at(e, cost:float) -> Estimate:
     'evenly spaced looks would do, and the gates would have learned nothing of use')
 def beats_uniform(e):
     points = [dict(), *(dict(skip_targets=g) for g in GRID)]
-    judged = {}
-    for point in sorted(points, key=lambda o: e.cost(**o).mean):
+    rows = []
+    for point in points:
         cost = e.cost(**point).mean
-        more = e.mAP(**point)-_uniform_at(e, cost)
-        judged[f'{cost:.0f} GFLOPs'] = judge(more, comparisons=len(points))
-    numbers = '; '.join(f'{cost}: {i.text}' for cost,i in judged.items())
+        rows.append((cost, judge(e.mAP(**point)-_uniform_at(e, cost), comparisons=len(points))))
+    rows.sort(key=lambda o: o[0])
+    judged = [(f'{cost:.0f} GFLOPs', i) for cost,i in rows]
+    numbers = '; '.join(f'{name}: {i.text}' for name,i in judged)
     test = 'mAP of HCMS at each pair of skip targets less that of UNIFORM at the same cost above 0'
-    return Row(test, numbers+by_part(judged), together(judged.values()), SHOWN_ONLY)
+    return Row(test, numbers+by_part(judged), together(i for _,i in judged), SHOWN_ONLY)
 
 # %% ../../nbs/reports/05_claims.ipynb #e2eb2ff3
 SHARES = {.2: .5, .5: .75}   # Share of the mean cost -> share of mAP that must be left
@@ -587,7 +590,7 @@ def informative(e):
         'mAP above that of random gates of the same usage; '
         f'evidence is hit more than {HITS:g} times as often as by chance')
     judged = dict(mAP=more) | judged
-    return Row(test, text+by_part(judged), together(judged.values()), SHOWN_ONLY)
+    return Row(test, text+by_part(judged.items()), together(judged.values()), SHOWN_ONLY)
 
 # %% ../../nbs/reports/05_claims.ipynb #23ad8089
 def _known_by_audio(runs) -> tuple:   # (N,) 0. or 1., and how many classes
@@ -671,7 +674,7 @@ def gates_early(e):
     numbers = (
         f'after the first quarter skip ratios are {near.text} from their targets, and come nearer by '
         f'{early_gates.text}; mAP then at {late_map.text} of its best. Intervals over seeds alone'
-        f'{by_part(judged)}')
+        f'{by_part(judged.items())}')
     test = (
         'after a quarter of the epochs, on the selection split: skip ratios are less than 0.05 from their '
         'targets and come nearer by less than 0.05 from there on, and mAP is below 95% of its best')
@@ -745,7 +748,7 @@ def state_of_the_art(e):
         'at its cost, mean over the logarithm of the cost, above 0. SCSampler, '
         'which the paper calls orthogonal, and LiteEval, which is not in the table, are in table3_measured')
     verdict = together(judged.values()) if judged else UNTESTABLE
-    return Row(test, numbers+by_part(judged), verdict, _each_paper(_best_quoted))
+    return Row(test, numbers+by_part(judged.items()), verdict, _each_paper(_best_quoted))
 
 # %% ../../nbs/reports/05_claims.ipynb #4bf9b5f8
 def _best_quoted(d) -> str:

@@ -20,11 +20,12 @@ import torch
 from tqdm.auto import tqdm
 from ..core import InputError, check_choice, full_path, home, read_json, write_whole
 from ..data.descriptions import describe_folder, described
-from ..data.manifests import BAR, csv_manifest, folder_manifest, read_manifest, write_manifest
+from ..data.manifests import (
+    BAR, csv_manifest, folder_manifest, folder_rows, read_manifest, write_manifest)
 from ..evaluation.costs import Predictions, headline
 from ..experiments.conditioned import budget_runs, shares_of
 from ..experiments.datasets import Dataset, choose, finetune_backbones, freeze_backbones, stamped
-from ..experiments.runs import config_for, finished, get_runs, run_folder, variants
+from ..experiments.runs import check_rising, config_for, finished, get_runs, run_folder, variants
 from ..inference.recognizer import Recognizer
 from ..media.files import read_steps
 from ..method.hlstm import HCMS
@@ -39,7 +40,7 @@ from ..training.train import Split, predict_split, threads, train, train_config
 # %% ../../nbs/reports/08_learn.ipynb #848bbf75
 def _check_groups(was, now, path):
     "An `InputError` where a manifest has other groups than are asked for now."
-    groups = was.df.merge(now.df, on='path', suffixes=('', '_now'))
+    groups = was.df.merge(pd.DataFrame(now), on='path', suffixes=('', '_now'))
     other = groups[groups.group!=groups.group_now]
     if len(other):
         first = other.iloc[0]
@@ -66,7 +67,7 @@ def listed(
     if path.is_file():
         m = read_manifest(path)
         if group:
-            _check_groups(m, folder_manifest(root, group), path)
+            _check_groups(m, folder_rows(root, group), path)
     else:
         shares = dict(testing=testing, selection=selection, seed=seed)
         if source.is_dir():
@@ -366,9 +367,7 @@ def learn(
     "A recognizer of somebody's own classes, and a page that says how good it is."
     if bool(skip_targets) + (budget is not None) + (seconds is not None) > 1:
         raise InputError('budget', 'takes the place of skip targets; give these, or GFLOPs, or seconds')
-    if list(skip_targets)!=sorted(skip_targets):
-        rule = f'must not fall: a gate opens only where the one below is open, not {tuple(skip_targets)}'
-        raise InputError('skip targets', rule)
+    check_rising(skip_targets, 'skip targets')
     data = prepared(
         source, group, preset, networks, steps, weights, finetune, skip_targets, workers, say)
     limit = budget_of(data, budget, seconds)
@@ -391,12 +390,11 @@ def learn(
     return kept,out
 
 # %% ../../nbs/reports/08_learn.ipynb #1501e22d
-def _model_of(data, part:Split, checkpoint:Path) -> HCMS:
+def _model_of(data, checkpoint:Path) -> HCMS:
     "The model of a recognizer, or one without networks; an `InputError` where it is for other data."
     if data.brought and not (checkpoint/'recognizer.json').is_file():
         model = HCMS.from_pretrained(checkpoint)
-        sizes = {m: x.shape[-1] for m,x in part.x.items()}
-        if dict(zip(model.modalities, model.in_sizes))!=sizes or model.num_classes!=len(data.classes):
+        if set(model.modalities)!=set(data.modalities) or model.num_classes!=len(data.classes):
             raise InputError(checkpoint, f'is for other features or classes than those of {data.label}')
         return model
     r = Recognizer.from_pretrained(checkpoint)
@@ -416,8 +414,8 @@ def evaluate(
 ) -> dict:        # accuracy, mAP and skip ratios from 0 to 1, GFLOPs a video, videos
     "What a recognizer scores on the videos of a split, from their stored features."
     data = Dataset(str(name))
+    model = _model_of(data, Path(checkpoint))
     part = data.split(split or data.evaluated)
-    model = _model_of(data, part, Path(checkpoint))
     config = train_config(modalities=model.modalities)
     logits,gates = predict_split(model, config, part)
     numpy = lambda o: o.numpy()

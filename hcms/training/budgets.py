@@ -20,8 +20,8 @@ from ..method.gating import noise_at, tau_at
 from ..method.hlstm import HCMSOutput
 from ..method.losses import class_loss
 from .train import (
-    ROWS, Split, TrainConfig, build_model, check_loss, generator_for, parts_of, predict_split, resume,
-    save_state, score_of, shifted, threads)
+    ROWS, Split, TrainConfig, build_model, check_loss, check_videos, generator_for, parts_of, predict_split,
+    resume, save_state, score_of, shifted, threads)
 
 # %% ../../nbs/training/03_budgets.ipynb #3a0441da
 def cost_share(
@@ -143,12 +143,6 @@ def _check_prices(prices, modalities):
     if gated and not sum(prices[m] for m in gated):
         raise InputError('prices', f"of {', '.join(gated)} are 0: there is nothing to save")
 
-def _check_videos(training, selection):
-    "An `InputError` where a split is empty."
-    for name,split in dict(training=training, selection=selection).items():
-        if not len(split):
-            raise InputError(f'{name} split', 'has no videos')
-
 def build_conditioned(config:TrainConfig, training:Split) -> Conditioned:
     "The model before training, with its seed's random weights."
     hcms = build_model(config, {m: x.shape[-1] for m,x in training.x.items()}, training.labels.shape[1])
@@ -168,7 +162,7 @@ def train_conditioned(
 ) -> tuple:                # A `Conditioned`, and the history: a dict an epoch, the score in the last one
     "One training for all budgets."
     _check_prices(prices, config.modalities)
-    _check_videos(training, selection)
+    check_videos(training, selection)
     if config.precision!='float32':
         raise InputError('precision', f'of a training for every budget is float32, not {config.precision}')
     if (config.model, config.policy)!=('hcms', 'learned'):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROWS', 'SMOOTHED', 'save_state', 'load_state', 'generator_for', 'threads', 'TrainConfig', 'checked', 'train_config',
            'Split', 'build_model', 'control_gates', 'predict_split', 'score_of', 'check_loss', 'shifted', 'smoothed',
-           'out_of_patience', 'parts_of', 'resume', 'train']
+           'out_of_patience', 'parts_of', 'resume', 'check_videos', 'train']
 
 # %% ../../nbs/training/01_train.ipynb #f999ec32
 import hashlib
@@ -485,12 +485,17 @@ class _Saver:
             self.took = self.ended-begun
 
 # %% ../../nbs/training/01_train.ipynb #04dcc553
+def check_videos(training, selection):
+    "An `InputError` where a split is empty."
+    for name,split in dict(training=training, selection=selection).items():
+        if not len(split):
+            raise InputError(f'{name} split', 'has no videos')
+
 def _untrained(config, training, selection, accelerator) -> nn.Module:
     "The model with its seed's random weights, on its device."
     if len(training)<2:
         raise InputError('training split', 'has fewer than two videos')
-    if not len(selection):
-        raise InputError('selection split', 'has no videos')
+    check_videos(training, selection)
     for m in config.modalities:
         check_choice(m, training.x, 'modality of the features')
     if accelerator is not None and config.model in RIVALS:
